@@ -1,0 +1,39 @@
+"""ggufy: a recipe goes in, a GGUF that behaves like the model that was trained comes out.
+
+>>> import ggufy
+>>> run = ggufy.train("tiny")            # doctest: +SKIP
+>>> ggufy.export(run, quants=["q8_0"])   # doctest: +SKIP
+
+The names below are loaded when first used, so that `import ggufy` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ggufy.errors import GgufyError
+    from ggufy.pipeline import chat, export, train
+    from ggufy.recipe import Recipe
+    from ggufy.run import Run
+
+_NAMES = {
+    "GgufyError": "ggufy.errors",
+    "Recipe": "ggufy.recipe",
+    "Run": "ggufy.run",
+    "chat": "ggufy.pipeline",
+    "export": "ggufy.pipeline",
+    "train": "ggufy.pipeline",
+}
+
+__all__ = ["GgufyError", "Recipe", "Run", "__version__", "chat", "export", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        from importlib import import_module
+
+        return getattr(import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'ggufy' has no attribute {name!r}")

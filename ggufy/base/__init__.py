@@ -1,0 +1,1 @@
+"""Base models: find one, check it, or make the built-in one."""

@@ -1,0 +1,1 @@
+"""From rows in a known format to token ids and labels."""

@@ -1,0 +1,261 @@
+"""The directory of one run: who may write, what is finished, what it was made from.
+
+A stage gets paths below `partial/`; when it returns, its files are synced, moved to their final names, and a stamp is
+written last. So a final name is a complete file, and a valid stamp says from which inputs. Work that was killed leaves
+only `partial/`, which the next attempt with the same inputs finds again and any other attempt removes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufy import __version__, digest
+from ggufy.errors import RunError
+
+log = logging.getLogger("ggufy")
+
+Inputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished output of a stage: one file, or a folder of files."""
+
+    path: Path
+    sha256: str
+    size: int
+    reused: bool
+
+
+def runs_folder() -> Path:
+    """Where runs are: $GGUFY_RUNS, else `runs` in the current folder."""
+    return Path(os.environ.get("GGUFY_RUNS") or "runs")
+
+
+def find(name: str | os.PathLike[str] | None = None) -> Run:
+    """The run of that name or folder; without one, the newest."""
+    runs = [path.parent for path in runs_folder().glob("*/run.json")]
+    if name is None:
+        if not runs:
+            raise RunError(f"no runs yet in {runs_folder().as_posix()}/", "`ggufy train --recipe tiny` makes one")
+        return Run(max(runs, key=_last_change))
+    for path in (runs_folder() / name, Path(name)):
+        if (path / "run.json").is_file():
+            return Run(path)
+    known = ", ".join(sorted(path.name for path in runs))
+    hint = f"the runs are {known}" if known else "there are no runs yet: `ggufy train` first"
+    raise RunError(f"no run {os.fspath(name)!r} in {runs_folder().as_posix()}/", hint)
+
+
+def _last_change(path: Path) -> int:
+    return max(p.stat().st_mtime_ns for p in [path / "run.json", *path.glob("stamps/*.json")])
+
+
+class Run:
+    """One run's directory. Making the object touches nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "run.json").is_file()
+
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """What `run.json` holds."""
+        path = self.path / "run.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path.as_posix()} cannot be read: {error}", "start the run again with --fresh") from None
+        if not isinstance(values, dict) or "recipe" not in values:
+            raise RunError(f"{path.as_posix()} is not the record of a ggufy run", "choose another --run")
+        return values
+
+    def freeze(self, values: Mapping[str, Any]) -> None:
+        """Write `run.json`, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "run.json", values)
+
+    def clear(self) -> None:
+        """Remove everything the run holds but its lock, the record first: a run half cleared is no run."""
+        (self.path / "run.json").unlink(missing_ok=True)
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if path.name != "lock":
+                _remove(path)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run as its only writer. The kernel drops the lock of a process that died."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise RunError(
+                    f"the run {self.path.as_posix()} is in use by another ggufy (process {holder})",
+                    "wait for it, stop it, or choose another --run",
+                ) from None
+            file.seek(0)
+            if left := file.read().strip():
+                log.info("taking over the lock of process %s, which ended without releasing it", left)
+            file.seek(0)
+            file.truncate()
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.seek(0)
+                file.truncate()
+                file.flush()
+
+    def make(self, wanted: Mapping[str, Inputs], build: Callable[[dict[str, Path]], None]) -> dict[str, Artifact]:
+        """Return the outputs named in `wanted` (path in the run -> inputs), building those that are not there.
+
+        `build` gets, for each output that has to be made, the path below `partial/` to write it to. What it finds
+        there is the unfinished work of an earlier attempt with the same inputs.
+        """
+        done = {output: self.valid(output, inputs) for output, inputs in wanted.items()}
+        missing = [output for output in wanted if done[output] is None]
+        if missing:
+            places = {output: self._partial(output, wanted[output]) for output in missing}
+            build(places)
+            for output, place in places.items():
+                done[output] = self._finish(output, wanted[output], place)
+        return {output: artifact for output, artifact in done.items() if artifact is not None}
+
+    def valid(self, output: str, inputs: Inputs | None = None) -> Artifact | None:
+        """The output, if its stamp holds: made from these inputs, and its files are as they were stamped."""
+        stamp = self.stamp(output)
+        if stamp is None or (inputs is not None and stamp["inputs"] != _plain(inputs)):
+            return None
+        for name, facts in stamp["files"].items():
+            path = self.path / name
+            try:
+                state = path.stat()
+            except OSError:
+                return None
+            if state.st_size != facts["size"]:
+                return None
+            if state.st_mtime_ns != facts["mtime_ns"] and digest.of_file(path) != facts["sha256"]:
+                log.info("%s was changed since it was made; making it again", path.as_posix())
+                return None
+        size = sum(facts["size"] for facts in stamp["files"].values())
+        return Artifact(self.path / output, stamp["sha256"], size, reused=True)
+
+    def stamp(self, output: str) -> dict[str, Any] | None:
+        """The stamp of an output, whatever became of its files since."""
+        try:
+            stamp = json.loads(self._stamp_path(output).read_text(encoding="utf-8"))
+            return stamp if isinstance(stamp, dict) and {"inputs", "files", "sha256"} <= stamp.keys() else None
+        except (OSError, ValueError):
+            return None
+
+    def stamped(self, prefix: str = "") -> list[str]:
+        """The outputs that have a stamp, oldest first."""
+        paths = sorted(self.path.glob("stamps/*.json"), key=lambda p: p.stat().st_mtime_ns)
+        outputs = [json.loads(path.read_text(encoding="utf-8"))["output"] for path in paths]
+        return [output for output in outputs if output.startswith(prefix)]
+
+    def _stamp_path(self, output: str) -> Path:
+        return self.path / "stamps" / f"{output.replace('/', '--')}.json"
+
+    def _partial(self, output: str, inputs: Inputs) -> Path:
+        prefix = output.replace("/", "--")
+        folder = self.path / "partial" / f"{prefix}.{digest.of_values(_plain(inputs))[:16]}"
+        for other in folder.parent.glob(f"{prefix}.*") if folder.parent.is_dir() else ():
+            if other != folder:
+                _remove(other)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / Path(output).name
+
+    def _finish(self, output: str, inputs: Inputs, place: Path) -> Artifact:
+        final = self.path / output
+        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        for file in files:
+            sync(file)
+        self._stamp_path(output).unlink(missing_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.is_dir():
+            shutil.rmtree(final)
+        place.replace(final)
+        sync(final.parent)
+        stamped = {}
+        for file in files:
+            moved = final / file.relative_to(place) if final.is_dir() else final
+            state = moved.stat()
+            stamped[moved.relative_to(self.path).as_posix()] = {
+                "size": state.st_size,
+                "mtime_ns": state.st_mtime_ns,
+                "sha256": digest.of_file(moved),
+            }
+        sha256 = digest.of_values({name: facts["sha256"] for name, facts in stamped.items()})
+        if final.is_file():
+            sha256 = stamped[output]["sha256"]
+        self._stamp_path(output).parent.mkdir(exist_ok=True)
+        write_json(
+            self._stamp_path(output),
+            {
+                "output": output,
+                "inputs": _plain(inputs),
+                "files": stamped,
+                "sha256": sha256,
+                "ggufy": __version__,
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        )
+        _remove(place.parent)
+        partial = self.path / "partial"
+        if not any(partial.iterdir()):
+            partial.rmdir()
+        return Artifact(final, sha256, sum(facts["size"] for facts in stamped.values()), reused=False)
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON so that after a crash there is the old file or the new one, never a part of either."""
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync(path.parent)
+
+
+def _plain(inputs: Inputs) -> Any:
+    return json.loads(json.dumps(inputs))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""Chat templates: Jinja programs from model repositories, rendered in a sandbox with a pinned date.
+
+Training and chat render through the same class, so what the model saw is what it is asked with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from ggufy.errors import ModelError
+
+Message = dict[str, str]
+
+_MAX_TEMPLATE = 200_000
+_MAX_RANGE = 10_000
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class ChatTemplate:
+    """A chat template with the special tokens it names. Rendering follows what transformers gives to templates."""
+
+    def __init__(self, text: str, special: dict[str, str], where: str) -> None:
+        if len(text) > _MAX_TEMPLATE:
+            raise ModelError(f"{where}: the chat template is {len(text):,} characters long; at most {_MAX_TEMPLATE:,} are read")
+        self.text, self.special, self.where = text, special, where
+        self._compiled = _environment().from_string(text) if text else None
+        if self._compiled is None:
+            raise ModelError(f"{where}: there is no chat template", "use an Instruct model, which has one")
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ChatTemplate:
+        """The template of a model folder: chat_template.jinja, else the one in tokenizer_config.json."""
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        beside = folder / "chat_template.jinja"
+        text = beside.read_text(encoding="utf-8") if beside.is_file() else config.get("chat_template") or ""
+        if isinstance(text, list):
+            named = {entry["name"]: entry["template"] for entry in text}
+            text = named.get("default", "")
+        special = {}
+        for key, value in config.items():
+            if key.endswith("_token") and value:
+                special[key] = value["content"] if isinstance(value, dict) else str(value)
+        return cls(text, special, folder.as_posix())
+
+    def render(self, messages: Sequence[Message], day: date, *, generate: bool = False) -> str:
+        """The text of a conversation on a day; with `generate`, up to where the assistant begins to speak."""
+        import jinja2
+
+        try:
+            return self._compiled.render(  # type: ignore[union-attr]
+                messages=list(messages),
+                add_generation_prompt=generate,
+                tools=None,
+                documents=None,
+                date_string=f"{day.day:02d} {_MONTHS[day.month - 1]} {day.year}",
+                strftime_now=lambda form: datetime(day.year, day.month, day.day).strftime(form),
+                **self.special,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
+            raise ModelError(f"{self.where}: the chat template refuses this conversation: {error}") from None
+
+
+def _environment() -> Any:
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """transformers marks the assistant's part with {% generation %}; it renders as what it encloses."""
+
+        tags = {"generation"}  # noqa: RUF012 - Jinja's own interface
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        def call(__self, __context, __obj, *args, **kwargs):  # type: ignore[no-untyped-def] # noqa: N805
+            if __obj is range and len(range(*args)) > _MAX_RANGE:
+                raise TemplateError(f"a range of more than {_MAX_RANGE}")
+            return super().call(__context, __obj, *args, **kwargs)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    return environment

@@ -1,0 +1,1 @@
+"""From a base model and prepared data to an adapter, restartable at any step."""
