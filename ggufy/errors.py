@@ -97,7 +97,10 @@ def from_lower(error: BaseException) -> GgufyError:
 def _from_os_error(error: OSError) -> GgufyError:
     place = Path(error.filename).as_posix() if isinstance(error.filename, str) else "a file"
     known = {
-        errno.ENOSPC: ("no space left on the disk", "free some space and run the same command again; finished files stay"),
+        errno.ENOSPC: (
+            "no space left on the disk",
+            "free some space and run the same command again; finished files stay",
+        ),
         errno.EDQUOT: ("disk quota exceeded", "free some space and run the same command again; finished files stay"),
         errno.EACCES: ("permission denied", "choose a folder you may write to"),
         errno.EPERM: ("operation not permitted", "choose a folder you may write to"),
@@ -106,5 +109,7 @@ def _from_os_error(error: OSError) -> GgufyError:
         errno.EISDIR: ("is a folder, not a file", "check the path"),
         errno.ENOTDIR: ("is not a folder", "check the path"),
     }
-    what, hint = known.get(error.errno or 0, (error.strerror or str(error) or type(error).__name__, "`--debug` shows where"))
+    what, hint = known.get(
+        error.errno or 0, (error.strerror or str(error) or type(error).__name__, "`--debug` shows where")
+    )
     return GgufyError(f"{place}: {what}", hint)

@@ -41,7 +41,11 @@ def explain(error: Exception, name: str, revision: str | None, kind: str) -> Hub
     known: tuple[tuple[Any, str, str], ...] = (
         (errors.GatedRepoError, "access is gated", f"accept the licence at {page} and run `hf auth login`"),
         (errors.RevisionNotFoundError, "no such revision", f"see the branches and tags at {page}/tree/main"),
-        (errors.RepositoryNotFoundError, "no such repository, or it is private", "check the name; `hf auth login` for private ones"),
+        (
+            errors.RepositoryNotFoundError,
+            "no such repository, or it is private",
+            "check the name; `hf auth login` for private ones",
+        ),
     )
     for kinds, text, hint in known:
         if isinstance(error, kinds):

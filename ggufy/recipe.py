@@ -229,6 +229,18 @@ def source(name: str | os.PathLike[str]) -> str:
     return find(name).read_text(encoding="utf-8")
 
 
+def copy(name: str | os.PathLike[str], target: Path) -> None:
+    """Copy a recipe's file, never over another one. A recipe that extends a built-in one still does."""
+    if target.suffix not in (".yaml", ".yml"):
+        raise RecipeError(f"{target.as_posix()}: a recipe file ends in .yaml", f"for example {target.as_posix()}.yaml")
+    text = source(name)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RecipeError(f"{target.as_posix()} exists already", "choose another name, or remove it first") from None
+
+
 def show(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included, each key with its meaning."""
     import yaml
@@ -289,7 +301,8 @@ def _validate(document: Document) -> Recipe:
             raise RecipeError(mistakes[0], "`ggufy recipes show tiny` lists every key with its meaning") from None
         listed = "\n".join(f"  {mistake}" for mistake in mistakes)
         raise RecipeError(
-            f"{len(mistakes)} mistakes in the recipe:\n{listed}", "`ggufy recipes show tiny` lists every key with its meaning"
+            f"{len(mistakes)} mistakes in the recipe:\n{listed}",
+            "`ggufy recipes show tiny` lists every key with its meaning",
         ) from None
 
 

@@ -25,7 +25,9 @@ class ChatTemplate:
 
     def __init__(self, text: str, special: dict[str, str], where: str) -> None:
         if len(text) > _MAX_TEMPLATE:
-            raise ModelError(f"{where}: the chat template is {len(text):,} characters long; at most {_MAX_TEMPLATE:,} are read")
+            raise ModelError(
+                f"{where}: the chat template is {len(text):,} characters long; at most {_MAX_TEMPLATE:,} are read"
+            )
         self.text, self.special, self.where = text, special, where
         self._compiled = _environment().from_string(text) if text else None
         if self._compiled is None:

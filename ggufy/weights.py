@@ -60,10 +60,14 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         for file in files:
             if not file.is_file():
-                raise ModelError(f"{file.as_posix()} is missing, but {index.name} names it", "copy the model folder again")
+                raise ModelError(
+                    f"{file.as_posix()} is missing, but {index.name} names it", "copy the model folder again"
+                )
             tensors |= read_header(file)
         if lost := sorted(names.keys() - tensors.keys()):
-            raise ModelError(f"{place.as_posix()}: {index.name} names {lost[0]}, but no file holds it", "copy the model folder again")
+            raise ModelError(
+                f"{place.as_posix()}: {index.name} names {lost[0]}, but no file holds it", "copy the model folder again"
+            )
         return cls(tensors, place.as_posix())
 
     def __contains__(self, name: str) -> bool:
@@ -97,7 +101,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
             header: dict[str, Any] = json.loads(file.read(length))
             entries = [(name, facts) for name, facts in header.items() if name != "__metadata__"]
             tensors = {
-                name: Tensor(name, facts["dtype"], tuple(facts["shape"]), path, *(8 + length + o for o in facts["data_offsets"]))
+                name: Tensor(
+                    name, facts["dtype"], tuple(facts["shape"]), path, *(8 + length + o for o in facts["data_offsets"])
+                )
                 for name, facts in entries
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:

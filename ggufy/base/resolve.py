@@ -13,7 +13,14 @@ from ggufy.base import tiny
 from ggufy.errors import ModelError
 
 BUILTIN = "builtin:tiny"
-_FILES = ("config.json", "generation_config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer*", "*.jinja")
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "*.jinja",
+)
 _CONTENT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
 
 

@@ -59,7 +59,8 @@ def detect(columns: Iterable[str], named: str, where: str) -> Format:
     known = "; ".join(f"{name}: {form.looks_like}" for name, form in FORMATS.items())
     asked = "" if named == "auto" else f" for the format {named}"
     raise DataError(
-        f"{where}: no known format{asked}: the columns are {', '.join(sorted(columns)) or 'none'}", f"known formats are {known}"
+        f"{where}: no known format{asked}: the columns are {', '.join(sorted(columns)) or 'none'}",
+        f"known formats are {known}",
     )
 
 

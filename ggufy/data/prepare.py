@@ -37,7 +37,11 @@ class Counts:
 
     def text(self) -> str:
         """One line for people."""
-        parts = [f"{self.kept:,} of {self.rows:,} conversations", f"{self.tokens:,} tokens", f"{self.trained_tokens:,} trained on"]
+        parts = [
+            f"{self.kept:,} of {self.rows:,} conversations",
+            f"{self.tokens:,} tokens",
+            f"{self.trained_tokens:,} trained on",
+        ]
         if self.truncated:
             parts.append(f"{self.truncated:,} truncated")
         if self.dropped_long:
@@ -66,7 +70,9 @@ def prepare(source: Source, data: Data, base: Path, max_length: int, day: date, 
             if name == "train":
                 raise DataError(f"{source.name}: the data set is empty", "check data.source and data.split")
             taken = f"all {report['train'].rows:,} rows are used for training"
-            raise DataError(f"{source.name}: no rows left to hold out: {taken}", "lower data.train_size, or set data.eval_size=0")
+            raise DataError(
+                f"{source.name}: no rows left to hold out: {taken}", "lower data.train_size, or set data.eval_size=0"
+            )
         form = form or formats.detect(first[1] if isinstance(first[1], dict) else (), data.format, first[0])
         _write(out / f"{name}.arrow", _examples(first, part, form, tokenizer, data, max_length, counts))
         _check(counts, source, name)
@@ -91,7 +97,9 @@ def _examples(
             example = tokenizer.encode(form.convert(row))
         except BadRow as problem:
             if data.on_bad_row == "error":
-                raise DataError(f"{where}: {problem}", "mend the row, or set data.on_bad_row=skip to leave such rows out") from None
+                raise DataError(
+                    f"{where}: {problem}", "mend the row, or set data.on_bad_row=skip to leave such rows out"
+                ) from None
             counts.skipped_bad += 1
             counts.first_bad = counts.first_bad or [f"{where}: {problem}"]
             continue
@@ -129,7 +137,10 @@ def _check(counts: Counts, source: Source, split: str) -> None:
             f"{source.name}: every label of the {split} split is masked: the prompts alone fill model.max_length",
             "raise model.max_length, or check that the assistant's turns are where they should be",
         )
-    raise DataError(f"{source.name}: none of the {counts.rows:,} {split} rows can be used: {counts.text()}", "see data.overflow and data.on_bad_row")
+    raise DataError(
+        f"{source.name}: none of the {counts.rows:,} {split} rows can be used: {counts.text()}",
+        "see data.overflow and data.on_bad_row",
+    )
 
 
 def _write(path: Path, examples: Iterator[Example]) -> None:
@@ -141,4 +152,6 @@ def _write(path: Path, examples: Iterator[Example]) -> None:
     with pa.OSFile(path.as_posix(), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(examples, _BATCH)):
             columns = [[e.input_ids for e in batch], [e.labels for e in batch]]
-            writer.write_batch(pa.record_batch([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema))
+            writer.write_batch(
+                pa.record_batch([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema)
+            )

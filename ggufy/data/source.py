@@ -88,7 +88,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         hint = "a .json file holds one list of rows; for one row a line name it .jsonl"
         raise DataError(f"{path.as_posix()}: not JSON: {error}", hint) from None
     if not isinstance(rows, list):
-        raise DataError(f"{path.as_posix()}: holds {type(rows).__name__}, not a list of rows", "make it a list of objects")
+        raise DataError(
+            f"{path.as_posix()}: holds {type(rows).__name__}, not a list of rows", "make it a list of objects"
+        )
     for number, row in enumerate(rows, 1):
         yield f"{path.as_posix()}: row {number}", row
 
@@ -104,4 +106,6 @@ def _hub_rows(name: str, folder: Path, split: str) -> Iterator[tuple[str, Any]]:
             yield f"{name} ({split}): row {number}", row
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{name}: split {split!r} cannot be read: {reason}", "check data.source and data.split") from None
+        raise DataError(
+            f"{name}: split {split!r} cannot be read: {reason}", "check data.source and data.split"
+        ) from None

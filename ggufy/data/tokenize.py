@@ -40,7 +40,9 @@ class Tokenizer:
         try:
             self.rust = Rust.from_file((base / "tokenizer.json").as_posix())
         except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
-            raise ModelError(f"{(base / 'tokenizer.json').as_posix()} cannot be read: {error}", "copy it again") from None
+            raise ModelError(
+                f"{(base / 'tokenizer.json').as_posix()} cannot be read: {error}", "copy it again"
+            ) from None
         self.rust.no_truncation()
         self.rust.no_padding()
         self.bos = self._leading_bos()
@@ -76,7 +78,9 @@ class Tokenizer:
             if found == 0:
                 ids, labels = [self.bos, *ids], [IGNORED, *labels]
             elif found > 1 or ids[0] != self.bos:
-                raise ModelError(f"{self.template.where}: the chat template writes {found} BOS tokens; it must be one, first")
+                raise ModelError(
+                    f"{self.template.where}: the chat template writes {found} BOS tokens; it must be one, first"
+                )
             labels[0] = IGNORED
         return Example(ids, labels)
 

@@ -32,7 +32,8 @@ def seal(folder: Path, identity: str, keep: int) -> None:
     for path in files:
         sync(path)
     listed = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest.of_file(path)} for path in files
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest.of_file(path)}
+        for path in files
     }
     write_json(folder / MANIFEST, {"identity": identity, "step": step_of(folder), "files": listed})
     sync(folder.parent)

@@ -68,7 +68,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             return
         if self._clock is not None and now > self._clock[0]:
             current = (tokens - self._clock[1]) / (now - self._clock[0])
-            self.tokens_per_second = current if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * current
+            self.tokens_per_second = (
+                current if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * current
+            )
         self._clock = (now, tokens)
 
     def _facts(self, state: Any) -> str:

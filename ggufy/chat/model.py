@@ -1,0 +1,175 @@
+"""A GGUF that answers: its own template, its own tokenizer, text as it is made.
+
+What a person types is never read as a template's mark: where a message spells a special token, that message is
+tokenized without special tokens, and only the template's own text with them.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ggufy import ggml
+from ggufy.errors import ChatError
+from ggufy.template import ChatTemplate, Message
+
+DATE_KEY = "general.ggufy.date"
+_KEYS = ("tokenizer.chat_template", DATE_KEY)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = 0.6
+    """0 takes the most likely token every time."""
+    top_p: float = 0.9
+    max_tokens: int = 1024
+    seed: int | None = None
+
+
+@dataclass
+class Figures:
+    """What an answer cost."""
+
+    prompt_tokens: int = 0
+    tokens: int = 0
+    first_token_seconds: float = 0.0
+    seconds: float = 0.0
+    ended: bool = False
+    """The model ended its turn itself."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first, whose time is the prompt's."""
+        rest = self.seconds - self.first_token_seconds
+        return (self.tokens - 1) / rest if self.tokens > 1 and rest > 0 else 0.0
+
+
+class ChatModel:
+    """One loaded GGUF. Raises ModelError or ChatError where the file cannot be used."""
+
+    def __init__(self, path: Path, context: int = 4096, threads: int | None = None, day: date | None = None) -> None:
+        from llama_cpp import Llama
+
+        if not path.is_file():
+            raise ChatError(f"no file {path.as_posix()}", "name a .gguf file, or a run that was exported")
+        texts = ggml.read_gguf(path, _KEYS).texts
+        self.path = path
+        self.day = day or _day(texts.get(DATE_KEY)) or date.today()
+        with ggml.quiet() as said:
+            try:
+                self.llama = Llama(
+                    path.as_posix(), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False
+                )
+            except (ValueError, RuntimeError) as error:
+                reason = said[-1].partition(": ")[2] if said else str(error)
+                raise ChatError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again") from None
+        self.context = min(context, int(self.llama._model.n_ctx_train()))
+        special = {
+            "bos_token": self._piece(self.llama.token_bos()),
+            "eos_token": self._piece(self.llama.token_eos()),
+        }
+        self.template = ChatTemplate(texts.get("tokenizer.chat_template", ""), special, path.as_posix())
+        self.figures = Figures()
+
+    def close(self) -> None:
+        self.llama.close()
+
+    def tokens(self, conversation: list[Message]) -> list[int]:
+        """The prompt for the next answer."""
+        text = self.template.render(conversation, self.day, generate=True)
+        tokens: list[int] = []
+        for message in conversation:
+            spoken = message["content"].strip()
+            if not spoken or self._tokenize(spoken, special=True) == self._tokenize(spoken, special=False):
+                continue
+            before, found, text = text.partition(spoken)
+            if not found:
+                raise ChatError("the chat template changes what was typed", "leave out text that looks like <|...|>")
+            tokens += self._tokenize(before, special=True) + self._tokenize(spoken, special=False)
+        tokens += self._tokenize(text, special=True)
+        bos = self.llama.token_bos()
+        if bos >= 0 and self.llama._model.add_bos_token() and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def answer(self, conversation: list[Message], sampling: Sampling) -> Iterator[str]:
+        """The next answer, piece by piece. `figures` holds its cost afterwards."""
+        import llama_cpp
+
+        prompt = self.tokens(conversation)
+        if len(prompt) >= self.context:
+            raise ChatError(
+                f"the conversation is {len(prompt):,} tokens long, and the context holds {self.context:,}",
+                "start a new one, or give a larger --context",
+            )
+        self.figures = figures = Figures(prompt_tokens=len(prompt))
+        if sampling.seed is not None:
+            self.llama.set_seed(sampling.seed)
+        vocab = llama_cpp.llama_model_get_vocab(self.llama._model.model)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        room = min(sampling.max_tokens, self.context - len(prompt))
+        start = time.perf_counter()
+        stream = self.llama.generate(prompt, temp=sampling.temperature, top_p=sampling.top_p, top_k=0, min_p=0.05)
+        with suppress(StopIteration):
+            while figures.tokens < room:
+                token = next(stream)
+                figures.tokens += 1
+                figures.seconds = time.perf_counter() - start
+                if figures.tokens == 1:
+                    figures.first_token_seconds = figures.seconds
+                if llama_cpp.llama_vocab_is_eog(vocab, token):
+                    figures.ended = True
+                    break
+                if text := decoder.decode(self.llama.detokenize([token])):
+                    yield text
+        if text := decoder.decode(b"", final=True):
+            yield text
+
+    def _tokenize(self, text: str, *, special: bool) -> list[int]:
+        return list(self.llama.tokenize(text.encode(), add_bos=False, special=special))
+
+    def _piece(self, token: int) -> str:
+        return str(self.llama._model.token_get_text(token)) if token >= 0 else ""
+
+
+def _day(text: str | None) -> date | None:
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+
+
+def trim(conversation: list[Message], model: ChatModel, reserve: int) -> int:
+    """Drop the oldest exchanges until `reserve` tokens are free for the answer; returns how many were dropped."""
+    dropped = 0
+    first = 1 if conversation and conversation[0]["role"] == "system" else 0
+    while len(conversation) > first + 1 and len(model.tokens(conversation)) + reserve > model.context:
+        del conversation[first : first + 2]
+        dropped += 1
+    return dropped
+
+
+def describe(figures: Figures) -> str:
+    """The cost of an answer in a line."""
+    text = f"{figures.tokens} tokens, {figures.tokens_per_second:.1f} tokens/s, first after {figures.first_token_seconds:.2f} s"
+    return text if figures.ended else f"{text}, stopped early"
+
+
+def greedy(model: ChatModel, question: str, max_tokens: int = 200) -> str:
+    """The most likely answer to one question."""
+    conversation: list[Message] = [{"role": "user", "content": question}]
+    return "".join(model.answer(conversation, Sampling(temperature=0.0, max_tokens=max_tokens)))
+
+
+def library_version() -> str:
+    """The llama.cpp that runs, by the package that brings it."""
+    from importlib.metadata import version
+
+    found: Any = version("llama-cpp-python")
+    return f"llama-cpp-python {found}"

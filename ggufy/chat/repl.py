@@ -1,0 +1,77 @@
+"""An interactive conversation in a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TextIO
+
+from ggufy.chat.model import ChatModel, Sampling, describe, trim
+from ggufy.template import Message
+
+
+def one_shot(model: ChatModel, prompt: str, system: str | None, sampling: Sampling) -> str:
+    """Print one answer as it comes, and what it cost to standard error. Returns the answer."""
+    conversation = _opening(system)
+    conversation.append({"role": "user", "content": prompt})
+    answer = stream(model.answer(conversation, sampling), sys.stdout)
+    print(file=sys.stdout, flush=True)
+    print(f"[{describe(model.figures)}]", file=sys.stderr)
+    return answer
+
+
+def converse(model: ChatModel, system: str | None, sampling: Sampling) -> None:
+    """Read, answer, repeat. Ctrl-C stops an answer, Ctrl-D leaves."""
+    _enable_line_editing()
+    print(f"{model.path.name}: Ctrl-C stops an answer, Ctrl-D leaves, /reset forgets the conversation", file=sys.stderr)
+    conversation = _opening(system)
+    while True:
+        try:
+            typed = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            if sys.stdin.isatty():
+                print(file=sys.stderr)
+            return
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D leaves)", file=sys.stderr)
+            continue
+        if typed == "/reset":
+            conversation = _opening(system)
+        elif typed:
+            _exchange(model, conversation, typed, sampling)
+
+
+def _exchange(model: ChatModel, conversation: list[Message], typed: str, sampling: Sampling) -> None:
+    conversation.append({"role": "user", "content": typed})
+    if dropped := trim(conversation, model, reserve=min(sampling.max_tokens, model.context // 4)):
+        print(f"(the context is full: the {dropped} oldest exchanges are no longer seen)", file=sys.stderr)
+    said: list[str] = []
+    try:
+        for piece in model.answer(conversation, sampling):
+            said.append(piece)
+            stream([piece], sys.stdout)
+    except KeyboardInterrupt:
+        pass
+    print(f"\n[{describe(model.figures)}]", file=sys.stderr)
+    conversation.append({"role": "assistant", "content": "".join(said)})
+
+
+def stream(pieces: Iterable[str], out: TextIO) -> str:
+    """Write pieces as they come; returns the whole."""
+    whole = []
+    for piece in pieces:
+        out.write(piece)
+        out.flush()
+        whole.append(piece)
+    return "".join(whole)
+
+
+def _opening(system: str | None) -> list[Message]:
+    return [{"role": "system", "content": system}] if system else []
+
+
+def _enable_line_editing() -> None:
+    try:
+        import readline  # noqa: F401 - importing it gives input() line editing and a history
+    except ModuleNotFoundError:
+        return

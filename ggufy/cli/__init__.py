@@ -1,0 +1,107 @@
+"""The command line. This module only knows the commands' names; each is loaded when it is called."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from ggufy import __version__
+
+# name -> what it does; the command is the function `command` in ggufy.cli.<name>
+COMMANDS = {
+    "demo": "The whole line on this CPU: train, export and ask a tiny model.",
+    "recipes": "List, show, copy and check recipes.",
+    "train": "Train a recipe's adapter, or continue where it stopped.",
+    "export": "Make GGUF files of a trained run.",
+    "chat": "Talk to a GGUF file or a run.",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        del ctx
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"ggufy.cli.{name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            if close := difflib.get_close_matches(args[0], COMMANDS, 1):
+                error.message += f" Did you mean {close[0]!r}?"
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show where an error happened.")
+@click.version_option(__version__, prog_name="ggufy")
+def main(debug: bool) -> None:
+    """Fine-tune Llama 3.2 and get a GGUF that behaves like the model that was trained.
+
+    Start with `ggufy demo`.
+    """
+    del debug
+
+
+def entry() -> None:
+    """Run the command line and exit: 0; 1 with one line and a hint; 2 for wrong usage; 130 when interrupted."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    _log_to_stderr()
+    try:
+        main.main(args=arguments, prog_name="ggufy", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `| head`; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt, click.Abort) as error:  # noqa: BLE001 - the one place that shows errors to people
+        if "--debug" in arguments:
+            raise
+        return _show(KeyboardInterrupt() if isinstance(error, click.Abort) else error)
+    return 0
+
+
+def _show(error: BaseException) -> int:
+    from ggufy.errors import Interrupted, from_lower
+
+    shown = from_lower(error)
+    click.echo(f"{'' if isinstance(shown, Interrupted) else 'error: '}{shown.message}", err=True)
+    if shown.hint:
+        click.echo(f"hint: {shown.hint}", err=True)
+    return shown.code if isinstance(shown, Interrupted) else 1
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("ggufy")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False

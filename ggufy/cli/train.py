@@ -1,0 +1,26 @@
+"""ggufy train"""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(name="train")
+@click.option("--recipe", required=True, help="A recipe's name (`ggufy recipes`) or a YAML file.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated."
+)
+@click.option("--run", "run_name", metavar="NAME", help="The run's name; the recipe's if not given.")
+@click.option("--fresh", is_flag=True, help="Start over: what the run holds is removed.")
+@click.option("--backend", type=click.Choice(["auto", "hf"]), help="hf also insists on a slow machine.")
+def command(recipe: str, overrides: tuple[str, ...], run_name: str | None, fresh: bool, backend: str | None) -> None:
+    """Train a recipe's adapter, or continue where it stopped.
+
+    The same command again continues or, when everything is done, does nothing.
+    """
+    from ggufy import pipeline
+
+    if backend:
+        overrides = (*overrides, f"train.backend={backend}")
+    done = pipeline.train(recipe, run_name=run_name, overrides=overrides, fresh=fresh)
+    click.echo(f"next: ggufy export {done.name}")

@@ -1,0 +1,163 @@
+"""A PEFT adapter, and what it adds to rows of the base.
+
+LoRA: W + (B @ A) * scaling, with scaling alpha/r, or alpha/sqrt(r) with rsLoRA, where r and alpha may differ by module
+(rank_pattern, alpha_pattern). DoRA: rows of that, brought to the learnt length. As in peft 0.21, `lora/layer.py` and
+`lora/dora.py`; everything in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufy.errors import ExportError
+from ggufy.weights import Checkpoint
+
+_PREFIX = "base_model.model."
+_PARTS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
+
+
+@dataclass
+class Pair:
+    """The low-rank change of one matrix: float32 arrays a (r, columns) and b (rows, r)."""
+
+    a: Any
+    b: Any
+    scaling: float
+    magnitude: Any = None
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.b.shape[0], self.a.shape[1]
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def apply(self, rows: Any, start: int) -> None:
+        """Change rows [start, start + len(rows)) of the base, float32 (n, columns), in place."""
+        import numpy as np
+
+        stop = start + len(rows)
+        delta = (self.b @ self.a[:, start:stop]).T if self.transposed else self.b[start:stop] @ self.a
+        delta *= np.float32(self.scaling)
+        rows += delta
+        if self.magnitude is not None:
+            lengths = np.linalg.norm(rows, axis=1).astype(np.float32)
+            rows *= (self.magnitude[start:stop] / lengths)[:, None]
+
+
+class Adapter:
+    """The adapter in a folder. `pairs` by the name of the base tensor; `whole` replaces tensors of the base."""
+
+    def __init__(self, pairs: dict[str, Pair], whole: dict[str, str], weights: Checkpoint | None, where: str) -> None:
+        self.pairs, self.whole, self.weights, self.where = pairs, whole, weights, where
+
+    @classmethod
+    def none(cls) -> Adapter:
+        return cls({}, {}, None, "no adapter")
+
+    @classmethod
+    def open(cls, folder: Path) -> Adapter:
+        """Read a PEFT adapter folder. Raises ExportError for what cannot be merged exactly."""
+        where = folder.as_posix()
+        try:
+            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            file = folder / "adapter_model.safetensors"
+            if not file.is_file():
+                raise ExportError(f"{where}: no adapter_model.safetensors there", "only safetensors adapters are read")
+        except (OSError, ValueError) as error:
+            raise ExportError(
+                f"{where}: adapter_config.json cannot be read: {error}", "name a PEFT adapter folder"
+            ) from None
+        if config.get("peft_type") != "LORA":
+            raise ExportError(f"{where}: a {config.get('peft_type')} adapter; ggufy merges LoRA, rsLoRA and DoRA")
+        if config.get("bias", "none") != "none":
+            raise ExportError(
+                f"{where}: the adapter also trained biases (bias: {config['bias']}), which is not supported yet"
+            )
+        weights = Checkpoint.open(file)
+        found: dict[str, dict[str, Any]] = {}
+        whole: dict[str, str] = {}
+        for name in weights.tensors:
+            short = name.removeprefix(_PREFIX)
+            suffix = next((s for s in _PARTS if short.endswith(s)), None)
+            if suffix:
+                found.setdefault(short.removesuffix(suffix), {})[_PARTS[suffix]] = float32(weights, name)
+            elif "lora_" in short:
+                raise ExportError(
+                    f"{where}: {name} is a kind of adapter weight that ggufy does not merge", "merge it with peft"
+                )
+            else:
+                whole[short.replace(".modules_to_save", "")] = name
+        if not found and not whole:
+            raise ExportError(f"{where}: the adapter is empty", "train it first")
+        pairs = {f"{module}.weight": _pair(module, parts, config, where) for module, parts in found.items()}
+        return cls(pairs, whole, weights, where)
+
+    def check(self, base: Checkpoint, used: Iterable[str]) -> None:
+        """Refuse an adapter of which anything does not fit the base, or would be left out."""
+        names = set(used)
+        for name, pair in self.pairs.items():
+            if name not in names:
+                raise ExportError(
+                    f"{self.where}: the adapter changes {name}, which is not in the base {base.where}",
+                    "name the base this adapter was trained on",
+                )
+            if pair.shape != base[name].shape:
+                raise ExportError(
+                    f"adapter and base do not fit: {name} is {list(base[name].shape)} in the base, "
+                    f"and the adapter changes {list(pair.shape)}",
+                    "name the base this adapter was trained on",
+                )
+        for name in self.whole:
+            if name not in names:
+                raise ExportError(f"{self.where}: the adapter replaces {name}, which is not in the base {base.where}")
+
+
+def float32(weights: Checkpoint, name: str) -> Any:
+    """A whole tensor of a checkpoint as float32."""
+    import numpy as np
+
+    tensor = weights[name]
+    return decode(weights.data(name), tensor.dtype, math.prod(tensor.shape), np).reshape(tensor.shape)
+
+
+def decode(data: Any, dtype: str, count: int, np: Any) -> Any:
+    """`count` numbers of a safetensors dtype as a new float32 array."""
+    if dtype == "BF16":
+        bits = np.frombuffer(data, np.dtype("<u2"), count).astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    if dtype not in ("F16", "F32"):
+        raise ExportError(f"weights of type {dtype} cannot be read", "use a base in bf16, f16 or f32")
+    return np.frombuffer(data, np.dtype("<f2" if dtype == "F16" else "<f4"), count).astype(np.float32)
+
+
+def _pair(module: str, parts: dict[str, Any], config: dict[str, Any], where: str) -> Pair:
+    if missing := {"a", "b"} - parts.keys():
+        raise ExportError(f"{where}: {module} has no lora_{missing.pop().upper()}", "the adapter is damaged")
+    rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
+    alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
+    if parts["a"].shape[0] != rank:
+        raise ExportError(f"{where}: {module} has rank {parts['a'].shape[0]}, but adapter_config.json says {rank}")
+    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    transposed = bool(config.get("fan_in_fan_out"))
+    if transposed and "magnitude" in parts:
+        raise ExportError(f"{where}: DoRA with fan_in_fan_out is not supported")
+    return Pair(parts["a"], parts["b"], scaling, parts.get("magnitude"), transposed)
+
+
+def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

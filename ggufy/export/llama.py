@@ -1,0 +1,171 @@
+"""The Llama family: Hugging Face names, shapes and settings as llama.cpp has them.
+
+Follows llama.cpp's `conversion/llama.py` and `conversion/base.py`: same keys, same order, same tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufy.errors import ExportError
+from ggufy.export.vocab import add_vocab
+from ggufy.weights import Checkpoint
+
+ARCHITECTURES = ("LlamaForCausalLM",)
+_IGNORED = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of the GGUF: from `source` in the checkpoint, or `made` by us. Shape as in PyTorch."""
+
+    name: str
+    source: str | None
+    shape: tuple[int, ...]
+    heads: int = 0
+    """Rows are permuted within this many heads (q and k): HF keeps the two rotary halves apart, llama.cpp pairs them."""
+    made: tuple[float, ...] = ()
+
+    @property
+    def full_precision(self) -> bool:
+        return len(self.shape) == 1 or self.name.endswith("_norm.weight")
+
+
+def read_config(base: Path) -> dict[str, Any]:
+    """config.json of a Llama model with the defaults of its type filled in. Raises ExportError for others."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    architecture = (config.get("architectures") or ["none"])[0]
+    if architecture not in ARCHITECTURES:
+        raise ExportError(
+            f"{base.as_posix()}: the architecture {architecture} is not exported yet; known is {', '.join(ARCHITECTURES)}",
+            "llama.cpp's convert_hf_to_gguf.py may know it",
+        )
+    defaults = {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 2048,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 32000,
+    }
+    config = defaults | {key: value for key, value in config.items() if value is not None}
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope.setdefault("rope_theta", config["rope_theta"])
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    config["rope"] = rope
+    return config
+
+
+def plan(config: dict[str, Any], checkpoint: Checkpoint) -> list[Planned]:
+    """Every tensor of the GGUF, in the converter's order. Raises ExportError for a tensor that has no place in it."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    planned = []
+    if factors := rope_factors(config):
+        planned.append(Planned("rope_freqs.weight", None, (len(factors),), made=tuple(factors)))
+    permuted = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for source in sorted(checkpoint.tensors):
+        if source.endswith(_IGNORED) or (source == "lm_head.weight" and config["tie_word_embeddings"]):
+            continue
+        name = names.get_name(source, (".weight", ".bias"))
+        if name is None:
+            raise ExportError(f"{checkpoint.where}: the tensor {source} has no place in a llama GGUF")
+        module = source.split(".")[-2]
+        planned.append(Planned(name, source, checkpoint[source].shape, permuted.get(module, 0)))
+    _check_shapes(config, planned, checkpoint)
+    return planned
+
+
+def _check_shapes(config: dict[str, Any], planned: list[Planned], checkpoint: Checkpoint) -> None:
+    have = {tensor.source for tensor in planned}
+    for number in range(config["num_hidden_layers"]):
+        checkpoint[f"model.layers.{number}.self_attn.q_proj.weight"]
+    embedding = checkpoint["model.embed_tokens.weight"].shape
+    if embedding != (config["vocab_size"], config["hidden_size"]):
+        expected = [config["vocab_size"], config["hidden_size"]]
+        raise ExportError(f"{checkpoint.where}: the embedding is {list(embedding)}, but config.json says {expected}")
+    if not config["tie_word_embeddings"] and "lm_head.weight" not in have:
+        raise ExportError(f"{checkpoint.where}: lm_head.weight is missing, and tie_word_embeddings is false")
+
+
+def rope_factors(config: dict[str, Any]) -> list[float]:
+    """llama3 rope scaling as llama.cpp's rope_freqs: 1, the factor, or the blend between, by wavelength; float32."""
+    import numpy as np
+
+    rope = config["rope"]
+    if str(rope["rope_type"]).lower() != "llama3":
+        return []
+    f32 = np.float32
+    dim = config["head_dim"]
+    low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
+    context, factor = rope.get("original_max_position_embeddings", 8192), rope.get("factor", 8.0)
+    exponents = np.arange(0, dim, 2, dtype=f32) / f32(dim)
+    frequencies = f32(1.0) / np.power(f32(rope["rope_theta"]), exponents)
+    factors = []
+    for frequency in frequencies:
+        wavelength = f32(2 * math.pi) / frequency
+        if wavelength < context / high:
+            factors.append(1.0)
+        elif wavelength > context / low:
+            factors.append(float(factor))
+        else:
+            smooth = (f32(context) / wavelength - f32(low)) / f32(high - low)
+            factors.append(float(f32(1) / ((f32(1) - smooth) / f32(factor) + smooth)))
+    return factors
+
+
+def add_keys(writer: Any, config: dict[str, Any], base: Path, ftype: int, general: dict[str, str]) -> None:
+    """Every key-value of the GGUF, in the converter's order. `general` are names and notes under `general.`."""
+    import gguf
+
+    writer.add_type(gguf.GGUFType.MODEL)
+    _add_sampling(writer, base)
+    for key, value in general.items():
+        writer.add_string(f"general.{key}", value)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    _add_rope(writer, config["rope"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_file_type(ftype)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_vocab(writer, base, config["vocab_size"])
+
+
+def _add_rope(writer: Any, rope: dict[str, Any]) -> None:
+    import gguf
+
+    kind = str(rope["rope_type"]).lower()
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    elif kind not in ("default", "llama3"):
+        raise ExportError(f"rope scaling of type {kind} is not exported yet", "known are default, linear and llama3")
+    writer.add_rope_freq_base(rope["rope_theta"])
+
+
+def _add_sampling(writer: Any, base: Path) -> None:
+    path = base / "generation_config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if values.get("do_sample") is False:
+        return
+    for key, add in (("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p"), ("temperature", "temp")):
+        if values.get(key) is not None:
+            getattr(writer, f"add_sampling_{add}")(values[key])

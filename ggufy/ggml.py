@@ -1,0 +1,207 @@
+"""llama.cpp, as built into llama-cpp-python: its types, its quantization kernels, its GGUF reader.
+
+What a quantization is called and which types exist is asked of llama.cpp; nothing here is a copy of its tables.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufy.errors import ExportError, ModelError
+
+F32, F16, BF16 = 0, 1, 30
+
+
+@functools.cache
+def base() -> Any:
+    """libggml-base, with the signatures that are used here."""
+    import llama_cpp
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    lib = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+    c, i32, i64, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "ggml_type_name": (ctypes.c_char_p, [i32]),
+        "ggml_blck_size": (i64, [i32]),
+        "ggml_row_size": (size, [i32, i64]),
+        "ggml_quantize_chunk": (size, [i32, c, c, i64, i64, i64, c]),
+        "gguf_init_from_file": (c, [ctypes.c_char_p, _InitParams]),
+        "gguf_free": (None, [c]),
+        "gguf_get_n_tensors": (i64, [c]),
+        "gguf_get_tensor_name": (ctypes.c_char_p, [c, i64]),
+        "gguf_get_tensor_type": (i32, [c, i64]),
+        "gguf_get_tensor_offset": (size, [c, i64]),
+        "gguf_get_tensor_size": (size, [c, i64]),
+        "gguf_get_data_offset": (size, [c]),
+        "gguf_find_key": (i64, [c, ctypes.c_char_p]),
+        "gguf_get_kv_type": (i32, [c, i64]),
+        "gguf_get_val_str": (ctypes.c_char_p, [c, i64]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+@functools.cache
+def _cpu() -> Any:
+    import llama_cpp
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    base()
+    lib = load_shared_library("ggml-cpu", Path(llama_cpp.__file__).parent / "lib")
+    for name in ("ggml_cpu_fp32_to_fp16", "ggml_cpu_fp16_to_fp32"):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    return lib
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]  # noqa: RUF012 - ctypes' own interface
+
+
+@functools.cache
+def ftypes() -> dict[str, int]:
+    """The file types llama.cpp names, in its order: {"f32": 0, "f16": 1, "q4_0": 2, ..., "q4_k_m": 15, ...}."""
+    import llama_cpp
+
+    prefixes = ("LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_")
+    found = {
+        name.removeprefix(prefix).lower(): int(getattr(llama_cpp, name))
+        for name in dir(llama_cpp)
+        for prefix in prefixes
+        if name.startswith(prefix)
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def type_name(number: int) -> str:
+    return str(base().ggml_type_name(number).decode()).lower()
+
+
+def row_size(number: int, columns: int) -> int:
+    """Bytes of one row of that many columns in a type."""
+    return int(base().ggml_row_size(number, columns))
+
+
+def quantize(number: int, rows: Any, out: Any, importance: Any = None) -> None:
+    """Quantize float32 rows (n, columns) into `out` (uint8, n * row_size). Releases the GIL."""
+    n, columns = rows.shape
+    pointer = None if importance is None else importance.ctypes.data
+    base().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, n, columns, pointer)
+
+
+def to_f16(values: Any, out: Any) -> None:
+    """Round float32 to float16, nearest even, as llama.cpp does. Releases the GIL."""
+    _cpu().ggml_cpu_fp32_to_fp16(values.ctypes.data, out.ctypes.data, values.size)
+
+
+def from_f16(values: Any, out: Any) -> None:
+    """float16 to float32, exact. Releases the GIL."""
+    _cpu().ggml_cpu_fp16_to_fp32(values.ctypes.data, out.ctypes.data, values.size)
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    name: str
+    type: int
+    offset: int
+    """From the start of the file."""
+    size: int
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """The header of a GGUF file: tensors in file order, and the text values that were asked for."""
+
+    path: Path
+    data_offset: int
+    tensors: tuple[GgufTensor, ...]
+    texts: Mapping[str, str]
+
+
+_STRING = 8
+
+
+def read_gguf(path: Path, texts: tuple[str, ...] = ()) -> GgufFile:
+    """Read and check a GGUF's header with llama.cpp's reader. Raises ModelError where it is none, or is truncated."""
+    where, hint = path.as_posix(), "download or export it again"
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ModelError(f"{where} is not a GGUF file (it starts with {magic!r})", "name a .gguf file or a run")
+    lib = base()
+    with quiet() as said:
+        context = lib.gguf_init_from_file(str(path).encode(), _InitParams(True, None))
+    if not context:
+        reason = said[-1].partition(": ")[2] if said else "the header cannot be read"
+        raise ModelError(f"{where} is truncated or damaged: {reason}", hint)
+    try:
+        start = int(lib.gguf_get_data_offset(context))
+        tensors = tuple(
+            GgufTensor(
+                lib.gguf_get_tensor_name(context, i).decode(),
+                lib.gguf_get_tensor_type(context, i),
+                start + lib.gguf_get_tensor_offset(context, i),
+                lib.gguf_get_tensor_size(context, i),
+            )
+            for i in range(lib.gguf_get_n_tensors(context))
+        )
+        values = {}
+        for key in texts:
+            number = lib.gguf_find_key(context, key.encode())
+            if number >= 0 and lib.gguf_get_kv_type(context, number) == _STRING:
+                values[key] = lib.gguf_get_val_str(context, number).decode("utf-8", "replace")
+    finally:
+        lib.gguf_free(context)
+    size = path.stat().st_size
+    end = max((tensor.offset + tensor.size for tensor in tensors), default=start)
+    if end > size:
+        raise ModelError(f"{where} is truncated: {size:,} bytes of {end:,}", hint)
+    return GgufFile(path, start, tensors, values)
+
+
+@contextmanager
+def quiet() -> Any:
+    """Collect what llama.cpp logs, as a list of lines, instead of letting it reach the terminal."""
+    import llama_cpp
+    from llama_cpp import _logger
+
+    lines: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(level: int, text: bytes, data: Any) -> None:
+        del data
+        if level >= 3 and text.strip():  # warnings and errors
+            lines.append(text.decode("utf-8", "replace").strip())
+
+    llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        yield lines
+    finally:
+        llama_cpp.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+def quantize_file(source: Path, target: Path, ftype: int, importance: Mapping[str, Any] | None = None) -> None:
+    """llama.cpp's own quantization of a whole file, on one thread."""
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = ftype, 1
+    if importance:
+        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+        for entry, (name, values) in zip(entries, importance.items(), strict=False):
+            entry.name, entry.size = name.encode(), values.size
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = ctypes.cast(entries, type(params.imatrix))
+    with quiet() as said:
+        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+    if failed:
+        reasons = [line for line in said if "ERROR" in line or "failed" in line] or said or ["no reason given"]
+        raise ExportError(f"llama.cpp cannot quantize this: {reasons[-1].rpartition('quantize: ')[2]}")

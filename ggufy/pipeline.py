@@ -1,0 +1,244 @@
+"""The stages in order, and what each depends on: recipe -> data -> train -> adapter -> export -> chat.
+
+Each stage is made once and reused while its inputs are the same. These functions are also ggufy's Python interface.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggufy import __version__, digest, recipe, run
+from ggufy.base import resolve as bases
+from ggufy.base.resolve import Base
+from ggufy.data import prepare, source
+from ggufy.data.source import Source
+from ggufy.errors import ChatError, ModelError, RunError
+from ggufy.recipe import LATE_SECTIONS, Recipe
+from ggufy.run import Artifact, Run
+
+if TYPE_CHECKING:
+    from ggufy.chat.model import ChatModel
+
+log = logging.getLogger("ggufy")
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "tokenizers",
+    "llama-cpp-python",
+)
+
+
+def train(
+    what: str | os.PathLike[str] | Recipe,
+    *,
+    run_name: str | None = None,
+    overrides: Iterable[str] = (),
+    fresh: bool = False,
+) -> Run:
+    """Train a recipe to its adapter, or continue, or find it done. Returns the run."""
+    from ggufy.train import job
+
+    wanted = what if isinstance(what, Recipe) else check(what, overrides)
+    fit = job.backend(wanted.train.backend)
+    _refuse_hopeless(wanted)
+    this = Run(run.runs_folder() / (run_name or wanted.name))
+    base = _base(wanted)
+    rows = source.locate(wanted.data, offline=wanted.hub.offline)
+    with this.lock():
+        if fresh:
+            this.clear()
+        frozen = _frozen(this, wanted, base, rows)
+        data = _data(this, wanted, base, rows, frozen)
+        if not this.exists or this.frozen != frozen:
+            this.freeze(frozen)
+        identity = {"recipe": _identity(wanted), "base": base.fingerprint, "data": data.sha256}
+
+        def build(places: dict[str, Path]) -> None:
+            work = job.Job(
+                recipe=wanted,
+                base=base.path,
+                data=data.path,
+                checkpoints=this.path / "checkpoints",
+                metrics=this.path / "metrics.jsonl",
+                identity=digest.of_values(identity),
+            )
+            fit(work, places["adapter"])
+
+        adapter = this.make({"adapter": identity}, build)["adapter"]
+    log.info("%s %s", adapter.path.as_posix(), "is up to date" if adapter.reused else "is trained")
+    return this
+
+
+def check(what: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+    """Everything about a recipe that can be known without its model and data. Raises RecipeError or ExportError."""
+    from ggufy.export import layout
+
+    wanted = recipe.load(what, overrides)
+    layout.check_quants(wanted.export.quants)
+    return wanted
+
+
+def export(
+    what: str | os.PathLike[str] | Run | None = None, *, quants: Sequence[str] | None = None, threads: int | None = None
+) -> dict[str, Artifact]:
+    """Make the GGUF files of a run: those named, else those of its recipe. Returns them by quant."""
+    from ggufy.export import layout, stage
+
+    this = what if isinstance(what, Run) else run.find(what)
+    frozen = this.frozen
+    wanted = recipe.from_values(frozen["recipe"])
+    names = layout.check_quants(quants or wanted.export.quants)
+    with this.lock():
+        adapter = this.valid("adapter")
+        if adapter is None:
+            raise RunError(f"{this.path.as_posix()} has no finished adapter", "`ggufy train` finishes it")
+        base = _base(wanted, frozen)
+        inputs = {
+            "adapter": adapter.sha256,
+            "base": base.fingerprint,
+            "llama_cpp": metadata.version("llama-cpp-python"),
+            "general": {"name": this.name, "ggufy.version": __version__, "ggufy.date": frozen["date"]},
+        }
+        files = {f"export/{this.name}-{quant}.gguf": {**inputs, "quant": quant} for quant in names}
+
+        def build(places: dict[str, Path]) -> None:
+            by_quant = {str(files[output]["quant"]): place for output, place in places.items()}
+            stage.export(base.path, adapter.path, by_quant, inputs["general"], threads)
+
+        made = this.make(files, build)
+    return {str(files[output]["quant"]): artifact for output, artifact in made.items()}
+
+
+def chat(
+    what: str | os.PathLike[str] | Run | None = None,
+    *,
+    quant: str | None = None,
+    context: int = 4096,
+    threads: int | None = None,
+    day: date | None = None,
+) -> ChatModel:
+    """Load a GGUF to talk to: a file, or the newest export of a run."""
+    from ggufy.chat.model import ChatModel
+
+    return ChatModel(gguf_of(what, quant), context, threads, day)
+
+
+def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None) -> Path:
+    """The GGUF file that a user means: a file, or the newest export of a run."""
+    if isinstance(what, str | os.PathLike) and (Path(what).suffix == ".gguf" or Path(what).is_file()):
+        if not Path(what).is_file():
+            raise ChatError(f"no file {Path(what).as_posix()}", "check the path")
+        return Path(what)
+    this = what if isinstance(what, Run) else run.find(what)
+    ending = f"-{quant.lower()}.gguf" if quant else ".gguf"
+    outputs = [output for output in this.stamped("export/") if output.endswith(ending)]
+    for output in reversed(outputs):
+        if artifact := this.valid(output):
+            return artifact.path
+    named = f" in {quant}" if quant else ""
+    ask = f" --quant {quant}" if quant else ""
+    raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"`ggufy export {this.name}{ask}` makes one")
+
+
+def _base(wanted: Recipe, frozen: dict[str, Any] | None = None) -> Base:
+    """The base of a recipe; for a run that exists, the very one it was trained on."""
+    revision = wanted.model.revision
+    if frozen and frozen["base"]["commit"]:
+        revision = frozen["base"]["commit"]
+    name, offline = wanted.model.base, wanted.hub.offline
+    base = bases.resolve(name, revision, offline=offline, builtin_texts=source.sample_texts())
+    if frozen and base.fingerprint != frozen["base"]["fingerprint"]:
+        raise ModelError(
+            f"the base {name} is not the one this run was trained on: its files have changed",
+            "put the original back, or train again with --fresh",
+        )
+    return base
+
+
+def _identity(wanted: Recipe) -> dict[str, Any]:
+    values = wanted.model_dump(mode="json", exclude={"name", *LATE_SECTIONS})
+    # The backends train on the same ids and labels; which one it was does not make it another recipe.
+    values["train"].pop("backend")
+    return values
+
+
+def _frozen(this: Run, wanted: Recipe, base: Base, rows: Source) -> dict[str, Any]:
+    """What run.json has to hold. Raises RunError where the run that is there is of something else."""
+    new: dict[str, Any] = {
+        "ggufy": __version__,
+        "recipe": wanted.model_dump(mode="json"),
+        "base": {"name": base.name, "commit": base.commit, "fingerprint": base.fingerprint},
+        "data": {"name": rows.name, "fingerprint": rows.fingerprint},
+        "seed": wanted.train.seed,
+        "date": date.today().isoformat(),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    if not this.exists:
+        return new
+    old = this.frozen
+    changes = []
+    for key, (before, after) in recipe.from_values(old["recipe"]).differences(wanted).items():
+        if key.partition(".")[0] not in LATE_SECTIONS and key != "train.backend":
+            changes.append(f"{key} was {before!r} and is {after!r}")
+    if old["base"]["fingerprint"] != base.fingerprint:
+        changes.append(f"the files of the base {base.name} have changed")
+    if old["data"]["fingerprint"] != rows.fingerprint:
+        changes.append(f"the data {rows.name} has changed")
+    if changes:
+        raise RunError(
+            f"{this.path.as_posix()} is a run of something else: {'; '.join(changes)}",
+            "--fresh starts it over, --run NAME makes another run",
+        )
+    return {**old, "recipe": new["recipe"]}
+
+
+def _data(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str, Any]) -> Artifact:
+    inputs = {
+        "source": rows.fingerprint,
+        "settings": wanted.data.model_dump(mode="json", exclude={"source"}),
+        "max_length": wanted.model.max_length,
+        "base": base.fingerprint,
+        "date": frozen["date"],
+    }
+
+    def build(places: dict[str, Path]) -> None:
+        day = date.fromisoformat(frozen["date"])
+        report = prepare.prepare(rows, wanted.data, base.path, wanted.model.max_length, day, places["data"])
+        for name, counts in report.items():
+            log.info("%s: %s", name, counts.text())
+
+    return this.make({"data": inputs}, build)["data"]
+
+
+def _refuse_hopeless(wanted: Recipe) -> None:
+    if wanted.train.backend != "auto":
+        return
+    import torch
+
+    from ggufy.train import estimate
+
+    if not torch.cuda.is_available():
+        estimate.refuse_hopeless(wanted)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
