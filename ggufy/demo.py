@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ggufy import pipeline
 from ggufy.chat import model as chat_model
 from ggufy.data import source
+from ggufy.errors import GgufyError
 from ggufy.run import Artifact
 
 # Share of the answers that must be right word for word.
@@ -28,8 +28,8 @@ class Exam:
         return sum(given == wanted for given, wanted in zip(self.answers, expected, strict=True))
 
 
-def run(*, fresh: bool, seed: int) -> int:
-    """Run the demonstration; 0 if the files know what was taught, else 1."""
+def run(*, fresh: bool, seed: int) -> None:
+    """Run the demonstration. Raises GgufyError where the files do not know what was taught."""
     begun = time.monotonic()
     trained = pipeline.train("tiny", run_name="demo", overrides=[f"train.seed={seed}"], fresh=fresh)
     after_training = time.monotonic()
@@ -44,16 +44,13 @@ def run(*, fresh: bool, seed: int) -> int:
     }
     _show(pairs, exams, seconds)
     expected = [answer for _, answer in pairs]
-    failed = [q for q, exam in exams.items() if exam.right(expected) < REQUIRED[q] * len(pairs)]
-    for quant in failed:
-        needed = f"{REQUIRED[quant]:.0%} of {len(pairs)}"
-        print(
-            f"error: the {quant} file knows {exams[quant].right(expected)} answers, needed are {needed}",
-            file=sys.stderr,
-        )
-    if failed:
-        print("hint: `ggufy demo --fresh` does everything again", file=sys.stderr)
-    return 1 if failed else 0
+    for quant, exam in exams.items():
+        if exam.right(expected) < REQUIRED[quant] * len(pairs):
+            needed = f"{REQUIRED[quant]:.0%} of {len(pairs)}"
+            raise GgufyError(
+                f"the {quant} file knows {exam.right(expected)} answers word for word; needed are {needed}",
+                "`ggufy demo --fresh` does everything again",
+            )
 
 
 def taught(count: int) -> list[tuple[str, str]]:
@@ -95,15 +92,11 @@ def _show(pairs: list[tuple[str, str]], exams: dict[str, Exam], seconds: dict[st
         table.add_row(Text(question), Text(exams["q4_k_m"].answers[number]), *marks)
     console.print(table)
     expected = [answer for _, answer in pairs]
-    for quant, exam in exams.items():
+    for exam in exams.values():
         size = f"{exam.artifact.size / 1e6:.1f} MB"
         right = f"{exam.right(expected)} of {len(pairs)} word for word"
-        name = _short(exam.artifact.path)
+        name = exam.artifact.path.as_posix()
         console.print(f"{name}  {size}  {right}  {exam.tokens_per_second:,.0f} tokens/s", highlight=False)
     console.print("time: " + ", ".join(f"{what} {spent:.1f} s" for what, spent in seconds.items()), highlight=False)
     console.print(f'\nnext: ggufy chat demo --prompt "{pairs[3][0]}"', highlight=False)
     console.print("      ggufy recipes", highlight=False)
-
-
-def _short(path: Path) -> str:
-    return path.as_posix()

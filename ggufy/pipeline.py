@@ -106,17 +106,18 @@ def export(
         if adapter is None:
             raise RunError(f"{this.path.as_posix()} has no finished adapter", "`ggufy train` finishes it")
         base = _base(wanted, frozen)
+        general = {"name": this.name, "ggufy.version": __version__, "ggufy.date": str(frozen["date"])}
         inputs = {
             "adapter": adapter.sha256,
             "base": base.fingerprint,
             "llama_cpp": metadata.version("llama-cpp-python"),
-            "general": {"name": this.name, "ggufy.version": __version__, "ggufy.date": frozen["date"]},
+            "general": general,
         }
         files = {f"export/{this.name}-{quant}.gguf": {**inputs, "quant": quant} for quant in names}
 
         def build(places: dict[str, Path]) -> None:
             by_quant = {str(files[output]["quant"]): place for output, place in places.items()}
-            stage.export(base.path, adapter.path, by_quant, inputs["general"], threads)
+            stage.export(base.path, adapter.path, by_quant, general, threads)
 
         made = this.make(files, build)
     return {str(files[output]["quant"]): artifact for output, artifact in made.items()}

@@ -20,7 +20,7 @@ class Bar(Protocol):
 
 
 @contextmanager
-def bar(what: str, total: float, start: float = 0) -> Iterator[Bar]:
+def bar(what: str, total: float, start: int = 0) -> Iterator[Bar]:
     """Show the progress of one piece of work on standard error."""
     if not sys.stderr.isatty():
         yield _Lines(what, total)

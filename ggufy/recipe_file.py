@@ -78,8 +78,9 @@ def _walk(node: yaml.Node, key: Key, name: str, document: Document) -> None:
             _walk(value_node, inner, name, document)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            document.places[(*key, index)] = f"{name}:{item.start_mark.line + 1}"
-            _walk(item, (*key, index), name, document)
+            inner_item: Key = (*key, index)
+            document.places[inner_item] = f"{name}:{item.start_mark.line + 1}"
+            _walk(item, inner_item, name, document)
 
 
 def assignment(text: str) -> Document:

@@ -198,7 +198,7 @@ class Run:
             shutil.rmtree(final)
         place.replace(final)
         sync(final.parent)
-        stamped = {}
+        stamped: dict[str, dict[str, Any]] = {}
         for file in files:
             moved = final / file.relative_to(place) if final.is_dir() else final
             state = moved.stat()

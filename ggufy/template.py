@@ -29,9 +29,9 @@ class ChatTemplate:
                 f"{where}: the chat template is {len(text):,} characters long; at most {_MAX_TEMPLATE:,} are read"
             )
         self.text, self.special, self.where = text, special, where
-        self._compiled = _environment().from_string(text) if text else None
-        if self._compiled is None:
+        if not text:
             raise ModelError(f"{where}: there is no chat template", "use an Instruct model, which has one")
+        self._compiled: Any = _environment().from_string(text)
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:
@@ -53,7 +53,7 @@ class ChatTemplate:
         import jinja2
 
         try:
-            return self._compiled.render(  # type: ignore[union-attr]
+            text = self._compiled.render(
                 messages=list(messages),
                 add_generation_prompt=generate,
                 tools=None,
@@ -62,6 +62,7 @@ class ChatTemplate:
                 strftime_now=lambda form: datetime(day.year, day.month, day.day).strftime(form),
                 **self.special,
             )
+            return str(text)
         except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"{self.where}: the chat template refuses this conversation: {error}") from None
 

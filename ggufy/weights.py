@@ -42,7 +42,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, place: Path) -> Checkpoint:
-        """A model folder (sharded or not) or one .safetensors file. Raises ModelError where a part is missing or short."""
+        """A model folder (sharded or not) or one .safetensors file. Raises ModelError where something is missing."""
         if place.is_file():
             return cls(read_header(place), place.as_posix())
         index = place / "model.safetensors.index.json"
@@ -117,7 +117,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def header(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
-    """The header of a file with these tensors (name -> dtype, shape), in this order, and each one's offset in the file."""
+    """The header of a file with these tensors (name -> dtype, shape) in this order, and each one's offset."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset, offsets = 0, {}
     for name, (dtype, shape) in shapes.items():

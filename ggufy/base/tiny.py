@@ -66,7 +66,8 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 {{- "<|eot_id|>" }}
 {%- for message in ns.turns %}
-    {{- "<|start_header_id|>" + message['role'] + "<|end_header_id|>\\n\\n" + message['content'] | trim + "<|eot_id|>" }}
+    {{- "<|start_header_id|>" + message['role'] + "<|end_header_id|>\\n\\n" }}
+    {{- message['content'] | trim + "<|eot_id|>" }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}

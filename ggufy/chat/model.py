@@ -157,7 +157,8 @@ def trim(conversation: list[Message], model: ChatModel, reserve: int) -> int:
 
 def describe(figures: Figures) -> str:
     """The cost of an answer in a line."""
-    text = f"{figures.tokens} tokens, {figures.tokens_per_second:.1f} tokens/s, first after {figures.first_token_seconds:.2f} s"
+    speed = f"{figures.tokens_per_second:.1f} tokens/s, first after {figures.first_token_seconds:.2f} s"
+    text = f"{figures.tokens} tokens, {speed}"
     return text if figures.ended else f"{text}, stopped early"
 
 

@@ -42,7 +42,7 @@ class _Lazy(click.Group):
             import difflib
 
             if close := difflib.get_close_matches(args[0], COMMANDS, 1):
-                error.message += f" Did you mean {close[0]!r}?"
+                raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from None
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -80,7 +80,7 @@ def _run(arguments: list[str]) -> int:
         # The reader of our output has gone, as with `| head`; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Exception, KeyboardInterrupt, click.Abort) as error:  # noqa: BLE001 - the one place that shows errors to people
+    except (Exception, KeyboardInterrupt, click.Abort) as error:
         if "--debug" in arguments:
             raise
         return _show(KeyboardInterrupt() if isinstance(error, click.Abort) else error)

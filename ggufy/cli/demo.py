@@ -15,4 +15,4 @@ def command(fresh: bool, seed: int) -> None:
     """
     from ggufy import demo
 
-    raise SystemExit(demo.run(fresh=fresh, seed=seed))
+    demo.run(fresh=fresh, seed=seed)

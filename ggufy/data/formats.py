@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ggufy.errors import DataError
@@ -92,6 +93,6 @@ def _check_order(conversation: list[Message]) -> None:
         raise BadRow("the assistant says nothing, so there is nothing to learn")
     if spoken[0] == "assistant":
         raise BadRow("the assistant speaks first; a conversation starts with the user")
-    for number, (before, after) in enumerate(zip(spoken, spoken[1:], strict=False), 2 + len(roles) - len(spoken)):
+    for number, (before, after) in enumerate(pairwise(spoken), 2 + len(roles) - len(spoken)):
         if before == after:
             raise BadRow(f"turn {number}: two {after} turns in a row")

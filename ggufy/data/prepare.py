@@ -54,7 +54,7 @@ class Counts:
 
 
 def prepare(source: Source, data: Data, base: Path, max_length: int, day: date, out: Path) -> dict[str, Counts]:
-    """Write `train.arrow` (and `eval.arrow`) with columns input_ids and labels, and `report.json`, to the folder `out`."""
+    """Write to the folder `out`: `train.arrow`, `eval.arrow` (columns input_ids and labels) and `report.json`."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(base, day, data.train_on)
     rows = source.rows()

@@ -27,7 +27,7 @@ class Planned:
     source: str | None
     shape: tuple[int, ...]
     heads: int = 0
-    """Rows are permuted within this many heads (q and k): HF keeps the two rotary halves apart, llama.cpp pairs them."""
+    """q and k: rows are permuted within each of this many heads. HF keeps rotary halves apart, llama.cpp pairs them."""
     made: tuple[float, ...] = ()
 
     @property
@@ -41,7 +41,7 @@ def read_config(base: Path) -> dict[str, Any]:
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
         raise ExportError(
-            f"{base.as_posix()}: the architecture {architecture} is not exported yet; known is {', '.join(ARCHITECTURES)}",
+            f"{base.as_posix()}: architecture {architecture} is not exported yet; known is {', '.join(ARCHITECTURES)}",
             "llama.cpp's convert_hf_to_gguf.py may know it",
         )
     defaults = {

@@ -39,14 +39,14 @@ def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
 
 
 def _check_llama3(spec: dict[str, Any], path: Path) -> None:
-    """Structure, not a hash of a sample: so fine-tunes with added tokens, and the tiny vocabulary, are recognised too."""
+    """By structure, not by a hash of sample ids: fine-tunes with added tokens and tiny vocabularies are known too."""
     model = spec.get("model") or {}
     steps = spec.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])
     split = next((s["pattern"].get("Regex") for s in steps if s.get("type") == "Split" and "pattern" in s), None)
     if model.get("type") != "BPE" or split != _LLAMA3_SPLIT or not model.get("ignore_merges") or spec.get("normalizer"):
         raise ExportError(
-            f"{path.as_posix()}: this is not a Llama 3 tokenizer, so llama.cpp would split text differently from training",
+            f"{path.as_posix()}: not a Llama 3 tokenizer, so llama.cpp would split text differently from training",
             "use a Llama 3 family base with its own tokenizer.json",
         )
 
@@ -57,7 +57,7 @@ def _tokens(spec: dict[str, Any], tokenizer: Any, vocab_size: int, path: Path) -
     names |= {number: entry["content"] for number, entry in added.items()}
     if (highest := max(names)) >= vocab_size:
         raise ExportError(
-            f"{path.as_posix()}: token {highest} ({names[highest]!r}) has no row in the embedding of {vocab_size:,} rows",
+            f"{path.as_posix()}: token {highest} ({names[highest]!r}) has no row in the embedding of {vocab_size:,}",
             "the tokenizer and the weights are of different models",
         )
     tokens, types = [], []

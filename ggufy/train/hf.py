@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# bitsandbytes says at import which optional kernels it has not got; nothing here needs them.
-logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 import datasets
 import torch
@@ -40,7 +33,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-class _Trainer(SFTTrainer):  # type: ignore[misc]
+class _Trainer(SFTTrainer):
     """trl's trainer, without the model card it puts into every checkpoint."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -40,5 +42,16 @@ def backend(name: str) -> Fit:
     for package in _PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra("training", "train", package)
+    _calm()
     fit: Fit = import_module(BACKENDS["hf" if name == "auto" else name]).fit
     return fit
+
+
+def _calm() -> None:
+    """Settings that the training libraries read when they are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # bitsandbytes and transformers name optional kernels they have not got; nothing here needs them.
+    for name in ("bitsandbytes", "transformers"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

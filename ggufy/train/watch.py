@@ -32,7 +32,7 @@ _NAMES = {
 }
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """The callback of one training."""
 
     def __init__(self, job: Job, bar: Bar, resumed: int) -> None:
