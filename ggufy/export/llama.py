@@ -99,28 +99,32 @@ def _check_shapes(config: dict[str, Any], planned: list[Planned], checkpoint: Ch
 
 
 def rope_factors(config: dict[str, Any]) -> list[float]:
-    """llama3 rope scaling as llama.cpp's rope_freqs: 1, the factor, or the blend between, by wavelength; float32."""
+    """llama3 rope scaling as llama.cpp's rope_freqs: 1, the factor, or the blend between, by wavelength.
+
+    In float32, and in the converter's order of operations: PyTorch divides a number by a tensor as the tensor's
+    reciprocal times the number.
+    """
     import numpy as np
 
     rope = config["rope"]
     if str(rope["rope_type"]).lower() != "llama3":
         return []
-    f32 = np.float32
+    one, f32 = np.float32(1), np.float32
     dim = config["head_dim"]
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
     context, factor = rope.get("original_max_position_embeddings", 8192), rope.get("factor", 8.0)
-    exponents = np.arange(0, dim, 2, dtype=f32) / f32(dim)
-    frequencies = f32(1.0) / np.power(f32(rope["rope_theta"]), exponents)
+    exponents = (np.arange(0, dim, 2, dtype=f32) / f32(dim)).astype(np.float64)
+    frequencies = one / np.power(np.float64(rope["rope_theta"]), exponents).astype(f32)
     factors = []
     for frequency in frequencies:
-        wavelength = f32(2 * math.pi) / frequency
+        wavelength = (one / frequency) * f32(2 * math.pi)
         if wavelength < context / high:
             factors.append(1.0)
         elif wavelength > context / low:
             factors.append(float(factor))
         else:
-            smooth = (f32(context) / wavelength - f32(low)) / f32(high - low)
-            factors.append(float(f32(1) / ((f32(1) - smooth) / f32(factor) + smooth)))
+            smooth = ((one / wavelength) * f32(context) - f32(low)) / f32(high - low)
+            factors.append(float(one / ((one - smooth) / f32(factor) + smooth)))
     return factors
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError
+from ggufy.template import ChatTemplate
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 # What llama.cpp's `llama-bpe` does: this split, then bytes, and whole pre-tokens looked up before any merge.
@@ -19,7 +19,6 @@ _LLAMA3_SPLIT = (
 
 def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
     """Add every tokenizer key of the folder `base` to a GGUFWriter. Raises ExportError for other tokenizers."""
-    import gguf
     from tokenizers import Tokenizer
 
     path = base / "tokenizer.json"
@@ -33,9 +32,14 @@ def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    # It also warns of a quirk that every Llama 3 tokenizer has.
-    logging.getLogger("gguf").setLevel(logging.ERROR)
-    gguf.SpecialVocab(base, load_merges=True).add_to_gguf(writer, quiet=True)
+    writer.add_token_merges(_merges(spec))
+    model_config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    for kind, number in _special_ids(spec, config, model_config).items():
+        getattr(writer, f"add_{kind}_token_id")(number)
+    for kind, flag in _added_by_tokenizer(spec, config, path).items():
+        getattr(writer, f"add_add_{kind}_token")(flag)
+    # The one that training rendered with, wherever the folder keeps it.
+    writer.add_chat_template(ChatTemplate.from_folder(base).text)
 
 
 def _check_llama3(spec: dict[str, Any], path: Path) -> None:
@@ -79,3 +83,69 @@ def _tokens(spec: dict[str, Any], tokenizer: Any, vocab_size: int, path: Path) -
         tokens.append(token)
         types.append(kind)
     return tokens, types
+
+
+def _merges(spec: dict[str, Any]) -> list[str]:
+    merges = spec["model"]["merges"]
+    # A pair is written as "a b", so a space inside a part is written as the byte-level alphabet's own space.
+    space = chr(ord(" ") + 256)
+    return [m if isinstance(m, str) else " ".join(part.replace(" ", space) for part in m) for m in merges]
+
+
+_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def _special_ids(spec: dict[str, Any], config: dict[str, Any], model: dict[str, Any]) -> dict[str, int]:
+    """By the names in tokenizer_config.json, else by the numbers in config.json."""
+    added: dict[str, int] = {}
+    for entry in spec.get("added_tokens", []):
+        added.setdefault(entry["content"], entry["id"])
+    named = {kind: _content(config.get(f"{kind}_token")) for kind in _KINDS}
+    ids = {kind: added[name] for kind, name in named.items() if name in added}
+    for kind in _KINDS:
+        number = model.get(f"{kind}_token_id")
+        if kind not in ids and isinstance(number, int):
+            ids[kind] = number
+    return ids
+
+
+def _added_by_tokenizer(spec: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, bool]:
+    """Which special tokens the tokenizer puts around a text by itself, read from its post-processor."""
+    flags: dict[str, bool] = {}
+    post = spec.get("post_processor") or {}
+    bos, eos = _content(config.get("bos_token")), _content(config.get("eos_token"))
+    for step in post.get("processors", [post] if post else []):
+        if step.get("type") == "ByteLevel":
+            flags = {"bos": False, "eos": False, **flags}
+        elif step.get("type") == "TemplateProcessing":
+            single = [_special(piece) for piece in step.get("single", [])]
+            first, last = (single[0], single[-1]) if len(single) > 1 else (None, None)
+            if first not in (None, bos) or last not in (None, eos):
+                raise ExportError(
+                    f"{path.as_posix()}: puts {first or last} around texts, which is neither BOS nor EOS",
+                    "use a Llama 3 family base with its own tokenizer.json",
+                )
+            if first:
+                flags["bos"] = True
+            if last:
+                flags["eos"] = True
+            pair = [_special(piece) for piece in step.get("pair", [])]
+            between = pair[pair.index(None) + 1 : len(pair) - 1 - pair[::-1].index(None)] if None in pair else []
+            if between:
+                flags["sep"] = between[0] in (_content(config.get("sep_token")), eos) and not last
+    for kind in _KINDS:
+        flag = config.get(f"add_{kind}_token")
+        if isinstance(flag, bool):
+            flags.setdefault(kind, flag)
+    return flags
+
+
+def _special(piece: dict[str, Any]) -> str | None:
+    """The special token of a template's piece; None where the text goes."""
+    token = piece.get("SpecialToken")
+    return str(token["id"]) if token else None
+
+
+def _content(token: Any) -> str | None:
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None

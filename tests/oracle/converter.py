@@ -1,0 +1,53 @@
+"""llama.cpp's own converter from `make vendor`, run as its users run it, and readers for what it makes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+VENDOR = Path(__file__).parents[2] / "vendor" / "llama.cpp"
+
+# The converter knows tokenizers by a hash of sample ids; a vocabulary of 800 has another. Nothing else is changed.
+_RUN = """
+import runpy, sys
+sys.path.insert(0, {vendor!r})
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
+sys.argv = ["convert_hf_to_gguf.py", {model!r}, "--outfile", {out!r}, "--outtype", {kind!r}]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def convert(model: Path, out: Path, kind: str = "f16") -> None:
+    """convert_hf_to_gguf.py MODEL --outfile OUT --outtype KIND"""
+    script = VENDOR / "convert_hf_to_gguf.py"
+    assert script.is_file(), "run `make vendor` first"
+    code = _RUN.format(vendor=str(VENDOR), model=str(model), out=str(out), kind=kind, script=str(script))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@dataclass
+class Contents:
+    keys: dict[str, Any]
+    tensors: dict[str, tuple[int, tuple[int, ...], bytes]]
+
+
+def contents(path: Path) -> Contents:
+    """Keys in order (without general.* names and notes) and tensors in order, as gguf-py reads them."""
+    reader = gguf.GGUFReader(path)
+    keys = {
+        name: (field.types, [bytes(field.parts[i]) for i in field.data] if field.data else None)
+        for name, field in reader.fields.items()
+        if not name.startswith(("general.", "GGUF."))
+    }
+    tensors = {t.name: (int(t.tensor_type), tuple(int(n) for n in t.shape), t.data.tobytes()) for t in reader.tensors}
+    return Contents(keys, tensors)

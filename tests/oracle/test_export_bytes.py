@@ -1,0 +1,123 @@
+"""ggufy's one pass against llama.cpp's converter and quantizer, on what peft merges: the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from ggufy import ggml
+from ggufy.base import tiny
+from ggufy.data import source
+from ggufy.export import stage
+from tests.oracle.converter import contents, convert
+
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ADAPTERS = {
+    "lora": LoraConfig(r=8, lora_alpha=16, target_modules=MODULES),
+    "rslora": LoraConfig(r=8, lora_alpha=16, target_modules=MODULES, use_rslora=True),
+    "dora": LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "down_proj"], use_dora=True),
+    "patterns": LoraConfig(
+        r=8, lora_alpha=16, target_modules=MODULES, rank_pattern={"q_proj": 4}, alpha_pattern={"layers.1.mlp.up_proj": 64}
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return tiny.ensure(source.sample_texts())
+
+
+def make_adapter(base: Path, config: LoraConfig, out: Path) -> None:
+    torch.manual_seed(7)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(out)
+
+
+def merge(base: Path, adapter: Path, out: Path) -> None:
+    """What the usual pipeline does: peft merges, here in float32, and one rounding to float16."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.to(torch.float16).save_pretrained(out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, out / name)
+
+
+def assert_same_file(found: Path, expected: Path) -> None:
+    ours, theirs = contents(found), contents(expected)
+    assert list(ours.keys) == list(theirs.keys)
+    assert ours.keys == theirs.keys
+    assert list(ours.tensors) == list(theirs.tensors)
+    assert [name for name in theirs.tensors if ours.tensors[name] != theirs.tensors[name]] == []
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_becomes_what_the_converter_and_the_quantizer_make(base: Path, tmp_path: Path, tied: bool) -> None:
+    folder, theirs = tmp_path / "checkpoint", tmp_path / "theirs.gguf"
+    shutil.copytree(base, folder)
+    config = json.loads((base / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+    weights = load_file(base / "model.safetensors")
+    weights = {name: tensor.to(torch.float16) for name, tensor in weights.items()}
+    if not tied:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 0.5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    quants = [name for name in ggml.ftypes() if not needs_imatrix(name)]
+    stage.export(folder, None, {quant: tmp_path / f"{quant}.gguf" for quant in quants}, {"name": "tiny"})
+    for quant in ("f16", "bf16", "f32"):
+        convert(folder, theirs, quant)
+        assert_same_file(tmp_path / f"{quant}.gguf", theirs)
+    # The F16 file is the converter's; from there the quantizer makes the others, whole files with every key.
+    for quant in set(quants) - {"f16", "bf16", "f32"}:
+        ggml.quantize_file(tmp_path / "f16.gguf", theirs, ggml.ftypes()[quant])
+        assert (tmp_path / f"{quant}.gguf").read_bytes() == theirs.read_bytes(), quant
+
+
+def needs_imatrix(quant: str) -> bool:
+    """llama.cpp refuses these without an importance matrix; see test_bad_input for what ggufy says then."""
+    return quant.startswith(("iq1", "iq2")) or quant in ("iq3_xxs", "iq3_xs", "q2_k_s", "mxfp4_moe", "nvfp4")
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_is_merged_as_peft_merges_it(kind: str, base: Path, tmp_path: Path) -> None:
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    make_adapter(base, ADAPTERS[kind], adapter)
+    merge(base, adapter, merged)
+    convert(merged, tmp_path / "theirs.gguf")
+    stage.export(base, adapter, {"f16": tmp_path / "f16.gguf", "q4_k_m": tmp_path / "q4.gguf"}, {"name": "tiny"})
+    plain = tmp_path / "plain.gguf"
+    stage.export(base, None, {"f16": plain}, {"name": "tiny"})
+    ours, theirs, without = (contents(tmp_path / f"{name}.gguf") for name in ("f16", "theirs", "plain"))
+    changed = set()
+    for name, (kind_number, shape, data) in theirs.tensors.items():
+        assert ours.tensors[name][:2] == (kind_number, shape)
+        if kind_number != ggml.F16:
+            assert ours.tensors[name][2] == data
+            continue
+        # Both sums are float32 products in another order; one in thousands then rounds to the other neighbour in F16.
+        steps = np.abs(np.frombuffer(ours.tensors[name][2], "<i2").astype(int) - np.frombuffer(data, "<i2"))
+        assert steps.max() <= 1
+        assert (steps > 0).mean() < 1e-3, name
+        if ours.tensors[name] != without.tensors[name]:
+            changed.add(name.split(".")[-2])
+    assert len(changed) == len(ADAPTERS[kind].target_modules or ())
+    ggml.quantize_file(tmp_path / "f16.gguf", tmp_path / "expected.gguf", ggml.ftypes()["q4_k_m"])
+    assert (tmp_path / "q4.gguf").read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+
+
+def test_the_bytes_do_not_depend_on_threads(base: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    make_adapter(base, ADAPTERS["lora"], adapter)
+    for threads in (1, 3):
+        stage.export(base, adapter, {"q4_k_m": tmp_path / f"{threads}.gguf"}, {"name": "tiny"}, threads)
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "3.gguf").read_bytes()
