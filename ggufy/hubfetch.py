@@ -50,8 +50,16 @@ def explain(error: Exception, name: str, revision: str | None, kind: str) -> Hub
     for kinds, text, hint in known:
         if isinstance(error, kinds):
             return HubError(f"{what}: {text}", hint)
-    reason = " ".join(str(error).split())[:160]
     return HubError(
-        f"{what} is not in the local cache and the Hub cannot be reached ({type(error).__name__}: {reason})",
+        f"{what} is not in the local cache and the Hub cannot be reached: {_deepest(error)}",
         "check the network, or name a local folder or file instead",
     )
+
+
+def _deepest(error: BaseException) -> str:
+    """The first cause of an error, in a line: the client wraps what the network said several times."""
+    seen = {id(error)}
+    while (cause := error.__cause__ or error.__context__) is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        error = cause
+    return " ".join(str(error).split())[:160] or type(error).__name__

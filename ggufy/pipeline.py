@@ -52,9 +52,10 @@ def train(
     from ggufy.train import job
 
     wanted = what if isinstance(what, Recipe) else check(what, overrides)
-    fit = job.backend(wanted.train.backend)
-    _refuse_hopeless(wanted)
+    job.check_installed()
     this = Run(run.runs_folder() / (run_name or wanted.name))
+    if fresh or this.stamp("adapter") is None:
+        _refuse_hopeless(wanted)
     base = _base(wanted)
     rows = source.locate(wanted.data, offline=wanted.hub.offline)
     with this.lock():
@@ -75,7 +76,7 @@ def train(
                 metrics=this.path / "metrics.jsonl",
                 identity=digest.of_values(identity),
             )
-            fit(work, places["adapter"])
+            job.backend(wanted.train.backend)(work, places["adapter"])
 
         adapter = this.make({"adapter": identity}, build)["adapter"]
     log.info("%s %s", adapter.path.as_posix(), "is up to date" if adapter.reused else "is trained")
@@ -225,14 +226,15 @@ def _data(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str,
 
 
 def _refuse_hopeless(wanted: Recipe) -> None:
-    if wanted.train.backend != "auto":
+    """Say so where a training that nobody insisted on would take days on this machine."""
+    from ggufy.train import estimate
+
+    if wanted.train.backend != "auto" or not estimate.is_hopeless(wanted):
         return
     import torch
 
-    from ggufy.train import estimate
-
     if not torch.cuda.is_available():
-        estimate.refuse_hopeless(wanted)
+        raise estimate.hopeless(wanted)
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufy import digest, hubfetch
+from ggufy import digest, hubfetch, weights
 from ggufy.base import tiny
 from ggufy.errors import ModelError
 
@@ -74,6 +74,8 @@ def check(folder: Path, name: str) -> None:
                 "use the repository's safetensors version, or convert it where you trust it",
             )
         raise ModelError(f"{name}: no .safetensors weights there", "copy the model folder again")
+    # Also reads every header, so that a truncated or missing part is known before hours of training.
+    weights.Checkpoint.open(folder)
     if "quantization_config" in values:
         raise ModelError(
             f"{name}: this base is already quantized; ggufy starts from the 16-bit one",

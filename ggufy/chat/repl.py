@@ -15,7 +15,7 @@ def one_shot(model: ChatModel, prompt: str, system: str | None, sampling: Sampli
     conversation = _opening(system)
     conversation.append({"role": "user", "content": prompt})
     answer = stream(model.answer(conversation, sampling), sys.stdout)
-    print(file=sys.stdout, flush=True)
+    print(flush=True)
     print(f"[{describe(model.figures)}]", file=sys.stderr)
     return answer
 
@@ -52,7 +52,8 @@ def _exchange(model: ChatModel, conversation: list[Message], typed: str, samplin
             stream([piece], sys.stdout)
     except KeyboardInterrupt:
         pass
-    print(f"\n[{describe(model.figures)}]", file=sys.stderr)
+    print(flush=True)
+    print(f"[{describe(model.figures)}]", file=sys.stderr)
     conversation.append({"role": "assistant", "content": "".join(said)})
 
 

@@ -37,11 +37,15 @@ BACKENDS = {"hf": "ggufy.train.hf"}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
-def backend(name: str) -> Fit:
-    """The function of a backend; `auto` is the best one that is installed."""
+def check_installed() -> None:
+    """Raise MissingExtra where training cannot work, without importing anything."""
     for package in _PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra("training", "train", package)
+
+
+def backend(name: str) -> Fit:
+    """The function of a backend; `auto` is the best one that is installed. Importing it takes seconds."""
     _calm()
     fit: Fit = import_module(BACKENDS["hf" if name == "auto" else name]).fit
     return fit

@@ -25,7 +25,11 @@ ADAPTERS = {
     "rslora": LoraConfig(r=8, lora_alpha=16, target_modules=MODULES, use_rslora=True),
     "dora": LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "down_proj"], use_dora=True),
     "patterns": LoraConfig(
-        r=8, lora_alpha=16, target_modules=MODULES, rank_pattern={"q_proj": 4}, alpha_pattern={"layers.1.mlp.up_proj": 64}
+        r=8,
+        lora_alpha=16,
+        target_modules=MODULES,
+        rank_pattern={"q_proj": 4},
+        alpha_pattern={"layers.1.mlp.up_proj": 64},
     ),
 }
 

@@ -1,0 +1,175 @@
+"""The real command in a subprocess, the contract every failure keeps, and a few trained runs to copy."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+QUICK = ("--recipe", "tiny", "--set", "train.max_steps=4", "--set", "train.save_steps=2", "--run", "quick")
+LOCAL = (
+    *("--recipe", "tiny", "--run", "local", "--set", "train.max_steps=2", "--set", "model.base=./base"),
+    *("--set", "data.source=data.jsonl", "--set", "data.train_size=null", "--set", "data.on_bad_row=skip"),
+)
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """What every file in the folder holds, and which folders there are."""
+    held = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        held[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return held
+
+
+@pytest.fixture(scope="session")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The tests' own caches, no network and no GPU."""
+    home = tmp_path_factory.mktemp("home")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("GGUFY_", "HF_"))}
+    own = {"GGUFY_CACHE": str(home / "ggufy"), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"}
+    return kept | own | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="session")
+def run(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
+    """run("recipes", "show", "tiny", cwd=tmp_path) is what a user types in that folder."""
+
+    def run(*args: str, cwd: Path, python: Sequence[str] = (), timeout: float = 180) -> CompletedProcess[str]:
+        command = [sys.executable, *python, "-m", "ggufy", *args]
+        return subprocess.run(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fails(run: Callable[..., CompletedProcess[str]]) -> Callable[..., str]:
+    """Runs a command that must fail as every failure should, and gives its whole stderr.
+
+    `naming` is what the error says, `hinting` what the hint does. A command that `works` before it fails may have shown
+    progress and may leave new files, but not change or remove one that was there; any other changes nothing at all.
+    """
+
+    def fails(*args: str, cwd: Path, naming: Sequence[str], hinting: Sequence[str] = (), works: bool = False) -> str:
+        before = snapshot(cwd)
+        done = run(*args, cwd=cwd)
+        after = snapshot(cwd)
+        text = done.stderr
+        assert done.returncode == 1, f"exit code {done.returncode}\n{text}"
+        assert "Traceback" not in done.stdout + text, text
+        assert "bug in ggufy" not in text, text
+        assert done.stdout == ""
+        lines = text.splitlines()
+        errors = [at for at, line in enumerate(lines) if line.lower().startswith("error:")]
+        assert len(errors) == 1, text
+        assert lines[errors[0]].startswith("error: "), text
+        assert works or errors == [0], f"something else before the error:\n{text}"
+        *message, hint = lines[errors[0] :]
+        assert hint.startswith("hint: "), f"no hint:\n{text}"
+        assert len(hint) > len("hint: "), text
+        assert all(line.startswith("  ") for line in message[1:]), text
+        for part in naming:
+            assert part in "\n".join(message), f"{part!r} is not in the error:\n{text}"
+        for part in hinting:
+            assert part in hint, f"{part!r} is not in the hint:\n{text}"
+        lost = {name for name in before if after.get(name) != before[name]}
+        assert not lost, f"changed or gone: {sorted(lost)}"
+        assert works or after == before, f"left behind: {sorted(after.keys() - before.keys())}"
+        return text
+
+    return fails
+
+
+@pytest.fixture(scope="session")
+def row() -> Callable[..., str]:
+    """One line of a data file."""
+
+    def row(question: str, answer: str = "fine") -> str:
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        return json.dumps({"conversations": turns}) + "\n"
+
+    return row
+
+
+@pytest.fixture(scope="session")
+def quick_made(run: Callable[..., CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/quick in it, trained and exported; to be read, not to be written."""
+    cwd = tmp_path_factory.mktemp("quick")
+    for command in (("train", *QUICK), ("export", "quick", "--quant", "q8_0")):
+        done = run(*command, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+    return cwd
+
+
+@pytest.fixture
+def quick(quick_made: Path, tmp_path: Path) -> Path:
+    """A copy of it for one test."""
+    return Path(shutil.copytree(quick_made, tmp_path / "quick"))
+
+
+@pytest.fixture(scope="session")
+def quick_again() -> tuple[str, ...]:
+    """The arguments of `ggufy train` that made runs/quick."""
+    return QUICK
+
+
+@pytest.fixture(scope="session")
+def base(quick_made: Path, env: dict[str, str]) -> Path:
+    """The folder of the built-in model; to be read, not to be written."""
+    assert (quick_made / "runs").is_dir()
+    [config] = Path(env["GGUFY_CACHE"]).glob("*/config.json")
+    return config.parent
+
+
+@pytest.fixture(scope="session")
+def local_made(
+    run: Callable[..., CompletedProcess[str]],
+    row: Callable[..., str],
+    base: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str]:
+    """A folder with base/, data.jsonl (its second row is unusable) and runs/local, and what training it said."""
+    cwd = tmp_path_factory.mktemp("local")
+    shutil.copytree(base, cwd / "base")
+    (cwd / "data.jsonl").write_text(row("one") + row("two <|eot_id|>") + row("three") + row("four"), "utf-8")
+    done = run("train", *LOCAL, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd, done.stderr
+
+
+@pytest.fixture
+def local(local_made: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of it for one test."""
+    return Path(shutil.copytree(local_made[0], tmp_path / "local"))
+
+
+@pytest.fixture(scope="session")
+def local_again() -> tuple[str, ...]:
+    """The arguments of `ggufy train` that made runs/local."""
+    return LOCAL
+
+
+@pytest.fixture(scope="module")
+def start(env: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command in the background; what still runs at the module's end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*args: str, cwd: Path, log: Path) -> subprocess.Popen[str]:
+        with log.open("w", encoding="utf-8") as sink:
+            command = ["env", "--default-signal=INT", sys.executable, "-m", "ggufy", *args]
+            process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()

@@ -1,0 +1,85 @@
+"""Which checkpoint is resumed from, with every kind of damage in the newest one."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ggufy.errors import TrainError
+from ggufy.train import checkpoints
+
+FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")
+
+
+def save(folder: Path, step: int, *, keep: int = 2, identity: str = "one") -> Path:
+    """A checkpoint folder as the trainer leaves it, sealed."""
+    made = folder / f"checkpoint-{step}"
+    made.mkdir(parents=True)
+    for name in FILES:
+        (made / name).write_bytes(f"{name} at {step}".encode() * 50)
+    checkpoints.seal(made, identity, keep)
+    return made
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "a flipped bit in the weights": lambda folder: flip(folder / "adapter_model.safetensors"),
+    "a flipped bit in the optimizer": lambda folder: flip(folder / "optimizer.pt"),
+    "no optimizer": lambda folder: (folder / "optimizer.pt").unlink(),
+    "no random state": lambda folder: (folder / "rng_state.pth").unlink(),
+    "a file cut short": lambda folder: (folder / "scheduler.pt").write_bytes(b"short"),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "a manifest cut short": lambda folder: (folder / "manifest.json").write_text('{"identity": "one", "fil'),
+    "an empty folder": lambda folder: (shutil.rmtree(folder), folder.mkdir())[0],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = save(tmp_path, 90), save(tmp_path, 100)
+    DAMAGE[damage](newer)
+    with caplog.at_level(logging.INFO, "ggufy"):
+        assert checkpoints.newest(tmp_path, "one") == older
+    assert "passing over" in caplog.text
+    assert "checkpoint-100" in caplog.text
+
+
+def test_the_newest_by_number_not_by_name_or_time(tmp_path: Path) -> None:
+    newest = save(tmp_path, 1000, keep=9)
+    save(tmp_path, 999, keep=9)
+    assert checkpoints.newest(tmp_path, "one") == newest
+
+
+def test_a_checkpoint_of_something_else_is_not_resumed(tmp_path: Path) -> None:
+    save(tmp_path, 10, identity="another recipe")
+    assert checkpoints.newest(tmp_path, "one") is None
+
+
+def test_old_ones_go_only_once_newer_ones_are_sealed(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    # The trainer has begun to write the next one; both sealed ones stay.
+    (tmp_path / "checkpoint-4").mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-3", "checkpoint-4"}
+    assert checkpoints.newest(tmp_path, "one") == tmp_path / "checkpoint-3"
+
+
+def test_a_save_without_its_optimizer_is_never_sealed(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    for name in set(FILES) - {"optimizer.pt"}:
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(TrainError, match=r"optimizer\.pt"):
+        checkpoints.seal(folder, "one", 2)
+    assert checkpoints.newest(tmp_path, "one") is None

@@ -1,0 +1,124 @@
+"""kill -9 while training, while saving and while exporting: run again, and the outputs are the same bytes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TRAIN = ("train", "--recipe", "tiny", "--set", "train.max_steps=12", "--set", "train.save_steps=3")
+# Random order, dropout and two gradient steps a step: what a careless resume gets wrong.
+HARD = ("--set", "lora.dropout=0.1", "--set", "train.batch_size=3", "--set", "train.gradient_accumulation=2")
+EXPORT = ("export", "--quant", "q8_0", "--quant", "q4_k_m")
+
+
+def start(folder: Path, env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ggufy", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(folder: Path, env: dict[str, str], *arguments: str) -> str:
+    process = start(folder, env, *arguments)
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    return err
+
+
+def kill_when(process: subprocess.Popen[str], happened: Callable[[], bool], number: int = signal.SIGKILL) -> str:
+    while not happened() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, err = process.communicate()
+    return err
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Everything a run delivers."""
+    run = folder / "runs" / "tiny"
+    kept = [*run.glob("adapter/*"), *run.glob("export/*"), *run.glob("data/*")]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in kept}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finish(folder, env, *TRAIN, *HARD)
+    finish(folder, env, *EXPORT)
+    return folder
+
+
+def moments(run: Path) -> dict[str, Callable[[], bool]]:
+    checkpoints = run / "checkpoints"
+    return {
+        "before the first step": lambda: (run / "run.json").exists(),
+        "a checkpoint is half there": lambda: (checkpoints / "checkpoint-6" / "optimizer.pt").exists(),
+        "between checkpoints": lambda: _lines(run / "metrics.jsonl") >= 5,
+        "the last checkpoint is there": lambda: (checkpoints / "checkpoint-12" / "manifest.json").exists(),
+    }
+
+
+def _lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("moment", moments(Path()))
+def test_training_killed(moment: str, uninterrupted: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    run = tmp_path / "runs" / "tiny"
+    process = start(tmp_path, env, *TRAIN, *HARD)
+    kill_when(process, moments(run)[moment])
+    assert not (run / "stamps" / "adapter.json").exists(), "killed too late to test anything"
+    # As if it had been begun on the same day, should midnight fall between the two.
+    record = run / "run.json"
+    today = record.read_text() if record.exists() else ""
+    said = finish(tmp_path, env, *TRAIN, *HARD)
+    assert "taking over the lock" in said
+    if record.exists() and '"date"' in today:
+        assert record.read_text() == today
+    finish(tmp_path, env, *EXPORT)
+    assert outputs(tmp_path) == outputs(uninterrupted)
+    assert not (run / "partial").exists()
+    steps = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [f'{{"step": {n}' for n in range(1, 13)]
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_export_killed(attempt: int, uninterrupted: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    shutil.copytree(uninterrupted / "runs", tmp_path / "runs")
+    run = tmp_path / "runs" / "tiny"
+    shutil.rmtree(run / "export")
+    for stamp in run.glob("stamps/export--*"):
+        stamp.unlink()
+    process = start(tmp_path, env, *EXPORT)
+    begun = time.monotonic()
+    while not (run / "partial").exists():
+        assert process.poll() is None
+        assert time.monotonic() - begun < 60
+        time.sleep(0.001)
+    time.sleep(0.03 * attempt)
+    process.kill()
+    process.communicate()
+    for path in run.glob("export/*"):
+        # A final name means a complete file, at any moment.
+        assert path.read_bytes() == (uninterrupted / "runs" / "tiny" / "export" / path.name).read_bytes()
+    finish(tmp_path, env, *EXPORT)
+    assert outputs(tmp_path) == outputs(uninterrupted)
+    assert not (run / "partial").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop(number: int, code: int, uninterrupted: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    run = tmp_path / "runs" / "tiny"
+    process = start(tmp_path, env, *TRAIN, *HARD)
+    said = kill_when(process, lambda: _lines(run / "metrics.jsonl") >= 4, number)
+    assert process.returncode == code, said
+    assert "with a checkpoint saved" in said
+    assert "Traceback" not in said
+    assert "resuming from step" in finish(tmp_path, env, *TRAIN, *HARD)
+    finish(tmp_path, env, *EXPORT)
+    assert outputs(tmp_path) == outputs(uninterrupted)
