@@ -128,7 +128,7 @@ def write_tokenizer(folder: Path, vocabulary: Path) -> None:
     fields = gguf.GGUFReader(vocabulary).fields
     tokens = [str(token) for token in fields["tokenizer.ggml.tokens"].contents()]
     kinds = list(fields["tokenizer.ggml.token_type"].contents())
-    merges = [tuple(str(merge).split(" ", 1)) for merge in fields["tokenizer.ggml.merges"].contents()]
+    merges: Any = [tuple(str(merge).split(" ", 1)) for merge in fields["tokenizer.ggml.merges"].contents()]
     vocab = {token: number for number, token in enumerate(tokens) if kinds[number] != _CONTROL}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
