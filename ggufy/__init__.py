@@ -9,6 +9,8 @@ The names below are loaded when first used, so that `import ggufy` costs nothing
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -37,3 +39,14 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'ggufy' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Importing ggufy/train/ would bind the name `train` to that folder; to users it is the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _NAMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
