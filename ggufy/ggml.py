@@ -19,18 +19,22 @@ F32, F16, BF16 = 0, 1, 30
 
 
 @functools.cache
-def base() -> Any:
-    """libggml-base, with the signatures that are used here."""
-    import llama_cpp
-    from llama_cpp._ctypes_extensions import load_shared_library
+def library() -> Any:
+    """llama.cpp's library, with the signatures that are used here.
 
-    lib = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+    Everything is looked up through libllama: the packages of ggml lie beside it under several names, and loading one by
+    another name than libllama did would give a second copy, with another log and other tables.
+    """
+    from llama_cpp import llama_cpp
+
+    lib = ctypes.CDLL(llama_cpp._lib._name)
     c, i32, i64, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "ggml_type_name": (ctypes.c_char_p, [i32]),
-        "ggml_blck_size": (i64, [i32]),
         "ggml_row_size": (size, [i32, i64]),
         "ggml_quantize_chunk": (size, [i32, c, c, i64, i64, i64, c]),
+        "ggml_cpu_fp32_to_fp16": (None, [c, c, i64]),
+        "ggml_cpu_fp16_to_fp32": (None, [c, c, i64]),
         "gguf_init_from_file": (c, [ctypes.c_char_p, _InitParams]),
         "gguf_free": (None, [c]),
         "gguf_get_n_tensors": (i64, [c]),
@@ -46,19 +50,6 @@ def base() -> Any:
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
-    return lib
-
-
-@functools.cache
-def _cpu() -> Any:
-    import llama_cpp
-    from llama_cpp._ctypes_extensions import load_shared_library
-
-    base()
-    lib = load_shared_library("ggml-cpu", Path(llama_cpp.__file__).parent / "lib")
-    for name in ("ggml_cpu_fp32_to_fp16", "ggml_cpu_fp16_to_fp32"):
-        function = getattr(lib, name)
-        function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return lib
 
 
@@ -82,29 +73,29 @@ def ftypes() -> dict[str, int]:
 
 
 def type_name(number: int) -> str:
-    return str(base().ggml_type_name(number).decode()).lower()
+    return str(library().ggml_type_name(number).decode()).lower()
 
 
 def row_size(number: int, columns: int) -> int:
     """Bytes of one row of that many columns in a type."""
-    return int(base().ggml_row_size(number, columns))
+    return int(library().ggml_row_size(number, columns))
 
 
 def quantize(number: int, rows: Any, out: Any, importance: Any = None) -> None:
     """Quantize float32 rows (n, columns) into `out` (uint8, n * row_size). Releases the GIL."""
     n, columns = rows.shape
     pointer = None if importance is None else importance.ctypes.data
-    base().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, n, columns, pointer)
+    library().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, n, columns, pointer)
 
 
 def to_f16(values: Any, out: Any) -> None:
     """Round float32 to float16, nearest even, as llama.cpp does. Releases the GIL."""
-    _cpu().ggml_cpu_fp32_to_fp16(values.ctypes.data, out.ctypes.data, values.size)
+    library().ggml_cpu_fp32_to_fp16(values.ctypes.data, out.ctypes.data, values.size)
 
 
 def from_f16(values: Any, out: Any) -> None:
     """float16 to float32, exact. Releases the GIL."""
-    _cpu().ggml_cpu_fp16_to_fp32(values.ctypes.data, out.ctypes.data, values.size)
+    library().ggml_cpu_fp16_to_fp32(values.ctypes.data, out.ctypes.data, values.size)
 
 
 @dataclass(frozen=True)
@@ -136,7 +127,7 @@ def read_gguf(path: Path, texts: tuple[str, ...] = ()) -> GgufFile:
         magic = file.read(4)
     if magic != b"GGUF":
         raise ModelError(f"{where} is not a GGUF file (it starts with {magic!r})", "name a .gguf file or a run")
-    lib = base()
+    lib = library()
     with quiet() as said:
         context = lib.gguf_init_from_file(str(path).encode(), _InitParams(True, None))
     if not context:

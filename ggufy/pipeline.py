@@ -19,7 +19,7 @@ from ggufy.base import resolve as bases
 from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
-from ggufy.errors import ChatError, ModelError, RunError
+from ggufy.errors import ChatError, ExportError, ModelError, RecipeError, RunError
 from ggufy.recipe import LATE_SECTIONS, Recipe
 from ggufy.run import Artifact, Run
 
@@ -53,7 +53,7 @@ def train(
 
     wanted = what if isinstance(what, Recipe) else check(what, overrides)
     job.check_installed()
-    this = Run(run.runs_folder() / (run_name or wanted.name))
+    this = run.named(wanted.name if run_name is None else run_name)
     if fresh or this.stamp("adapter") is None:
         _refuse_hopeless(wanted)
     base = _base(wanted)
@@ -84,11 +84,16 @@ def train(
 
 
 def check(what: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
-    """Everything about a recipe that can be known without its model and data. Raises RecipeError or ExportError."""
+    """Everything about a recipe that can be known without its model and data. Raises RecipeError."""
     from ggufy.export import layout
 
+    overrides = tuple(overrides)
     wanted = recipe.load(what, overrides)
-    layout.check_quants(wanted.export.quants)
+    try:
+        layout.check_quants(wanted.export.quants)
+    except ExportError as error:
+        where = recipe.place(what, overrides, ("export", "quants"))
+        raise RecipeError(f"{where}: export.quants: {error.message}", "choose from these names") from None
     return wanted
 
 
@@ -144,14 +149,21 @@ def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None)
         if not Path(what).is_file():
             raise ChatError(f"no file {Path(what).as_posix()}", "check the path")
         return Path(what)
+    from ggufy.export import layout
+
     this = what if isinstance(what, Run) else run.find(what)
-    ending = f"-{quant.lower()}.gguf" if quant else ".gguf"
+    ending = f"-{layout.check_quants([quant])[0]}.gguf" if quant else ".gguf"
     outputs = [output for output in this.stamped("export/") if output.endswith(ending)]
     for output in reversed(outputs):
         if artifact := this.valid(output):
             return artifact.path
-    named = f" in {quant}" if quant else ""
     ask = f" --quant {quant}" if quant else ""
+    if outputs:
+        damaged = (this.path / outputs[-1]).as_posix()
+        raise ChatError(
+            f"{damaged} was removed or damaged since it was made", f"`ggufy export {this.name}{ask}` mends it"
+        )
+    named = f" in {quant}" if quant else ""
     raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"`ggufy export {this.name}{ask}` makes one")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ggufy import recipe_file
 from ggufy.errors import RecipeError
@@ -31,6 +31,13 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"true and false are no value for this, but it is {str(value).lower()}")
+        return value
 
 
 class Model(Section):
@@ -212,11 +219,14 @@ def find(name: str | os.PathLike[str]) -> Path:
 def load(name: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of that name or file, with `section.key=value` overrides on top."""
     path = find(name)
-    document = _with_parents(path, ())
-    for text in overrides:
-        document = recipe_file.assignment(text).under(document)
+    document = _document(path, overrides)
     document.values.setdefault("name", path.stem)
     return _validate(document)
+
+
+def place(name: str | os.PathLike[str], overrides: Iterable[str], key: Key) -> str:
+    """Where a key of a recipe was written: `file.yaml:7`, or a --set."""
+    return _document(find(name), overrides).place(key)
 
 
 def from_values(values: Mapping[str, Any]) -> Recipe:
@@ -260,24 +270,33 @@ def show(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _document(path: Path, overrides: Iterable[str]) -> Document:
+    document = _with_parents(path, ())
+    for text in overrides:
+        document = recipe_file.assignment(text).under(document)
+    return document
+
+
 def _with_parents(path: Path, children: tuple[Path, ...]) -> Document:
     builtin = path.parent == folder()
     document = recipe_file.read(path, None if not builtin else f"{path.stem} (built in)")
     parent = document.values.pop("extends", None)
     if parent is None:
         return document
-    place = document.places[("extends",)]
+    where = document.places[("extends",)]
     if not isinstance(parent, str):
-        raise RecipeError(f"{place}: extends names one recipe or file")
+        raise RecipeError(f"{where}: extends names one recipe or file, not {parent!r}", "for example extends: 3b_qlora")
     beside = path.parent / parent
     parent_path = beside if Path(parent).suffix in (".yaml", ".yml") and beside.is_file() else None
     if parent_path is None:
         try:
             parent_path = find(parent)
         except RecipeError as error:
-            raise RecipeError(f"{place}: extends: {error.message}", error.hint) from None
+            raise RecipeError(f"{where}: extends: {error.message}", error.hint) from None
     if parent_path.resolve() in (p.resolve() for p in (*children, path)):
-        raise RecipeError(f"{place}: extends goes round in a circle back to {parent}")
+        raise RecipeError(
+            f"{where}: extends goes round in a circle back to {parent}", "remove one of the extends lines"
+        )
     inherited = _with_parents(parent_path, (*children, path))
     inherited.values.pop("name", None)
     return document.under(inherited)

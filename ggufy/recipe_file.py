@@ -12,6 +12,8 @@ from ggufy.errors import RecipeError
 
 Key = tuple[str | int, ...]
 
+_HINT = "`ggufy recipes copy tiny mine.yaml` writes one to start from"
+
 
 @dataclass
 class Document:
@@ -50,21 +52,26 @@ def read(path: Path, shown_as: str | None = None) -> Document:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{name}{_yaml_place(error)}: not valid YAML: {_yaml_problem(error)}") from None
+        raise RecipeError(f"{name}{_yaml_place(error)}: not valid YAML: {_yaml_problem(error)}", _HINT) from None
     document = Document(places={(): name})
     if root is None:
         return document
     if not isinstance(root, yaml.MappingNode):
-        raise RecipeError(f"{name}:{root.start_mark.line + 1}: a recipe is a mapping of sections, such as `train:`")
+        raise RecipeError(
+            f"{name}:{root.start_mark.line + 1}: a recipe is a mapping of sections, such as `train:`", _HINT
+        )
     try:
-        _walk(root, (), name, document)
+        _walk(root, (), name, document, ())
         document.values = yaml.constructor.SafeConstructor().construct_document(root)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{name}{_yaml_place(error)}: {_yaml_problem(error)}") from None
+        raise RecipeError(f"{name}{_yaml_place(error)}: {_yaml_problem(error)}", _HINT) from None
     return document
 
 
-def _walk(node: yaml.Node, key: Key, name: str, document: Document) -> None:
+def _walk(node: yaml.Node, key: Key, name: str, document: Document, around: tuple[yaml.Node, ...]) -> None:
+    if any(node is outer for outer in around):
+        raise RecipeError(f"{document.place(key)}: {'.'.join(map(str, key))} contains itself", "write the value out")
+    around = (*around, node)
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             inner = (*key, str(key_node.value))
@@ -75,12 +82,12 @@ def _walk(node: yaml.Node, key: Key, name: str, document: Document) -> None:
                     "keep one of the two",
                 )
             document.places[inner] = place
-            _walk(value_node, inner, name, document)
+            _walk(value_node, inner, name, document, around)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             inner_item: Key = (*key, index)
             document.places[inner_item] = f"{name}:{item.start_mark.line + 1}"
-            _walk(item, inner_item, name, document)
+            _walk(item, inner_item, name, document, around)
 
 
 def assignment(text: str) -> Document:
@@ -93,7 +100,9 @@ def assignment(text: str) -> Document:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{place}: the value is not valid YAML: {_yaml_problem(error)}") from None
+        raise RecipeError(
+            f"{place}: the value is not valid YAML: {_yaml_problem(error)}", "quote it, as in 'a: b'"
+        ) from None
     for part in reversed(keys):
         parsed = {part: parsed}
     return Document(parsed, {keys[:end]: place for end in range(1, len(keys) + 1)})

@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,22 @@ log = logging.getLogger("ggufy")
 
 Inputs = Mapping[str, Any]
 
+# Everything ggufy puts into a run's folder, but the lock.
+CONTENTS = (
+    "run.json",
+    "stamps",
+    "partial",
+    "checkpoints",
+    "data",
+    "adapter",
+    "export",
+    "eval",
+    "metrics.jsonl",
+    "summary.json",
+    "loss.png",
+    "hub.json",
+)
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -40,6 +57,15 @@ class Artifact:
 def runs_folder() -> Path:
     """Where runs are: $GGUFY_RUNS, else `runs` in the current folder."""
     return Path(os.environ.get("GGUFY_RUNS") or "runs")
+
+
+def named(name: str) -> Run:
+    """The run of that name, there or not. Raises RunError for what cannot be the name of a folder in runs/."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise RunError(
+            f"{name!r} cannot be the name of a run", "use letters, digits, '.', '_' and '-', as in --run first"
+        )
+    return Run(runs_folder() / name)
 
 
 def find(name: str | os.PathLike[str] | None = None) -> Run:
@@ -93,11 +119,12 @@ class Run:
         write_json(self.path / "run.json", values)
 
     def clear(self) -> None:
-        """Remove everything the run holds but its lock, the record first: a run half cleared is no run."""
-        (self.path / "run.json").unlink(missing_ok=True)
-        for path in self.path.iterdir() if self.path.is_dir() else ():
-            if path.name != "lock":
-                _remove(path)
+        """Remove what a run holds but its lock, the record first: a run half cleared is no run.
+
+        Only ggufy's own names go; whatever else somebody keeps in the folder stays.
+        """
+        for name in CONTENTS:
+            _remove(self.path / name)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
