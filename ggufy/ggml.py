@@ -30,7 +30,6 @@ def library() -> Any:
     lib = ctypes.CDLL(llama_cpp._lib._name)
     c, i32, i64, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
     signatures: dict[str, tuple[Any, list[Any]]] = {
-        "ggml_type_name": (ctypes.c_char_p, [i32]),
         "ggml_row_size": (size, [i32, i64]),
         "ggml_quantize_chunk": (size, [i32, c, c, i64, i64, i64, c]),
         "ggml_cpu_fp32_to_fp16": (None, [c, c, i64]),
@@ -72,20 +71,15 @@ def ftypes() -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def type_name(number: int) -> str:
-    return str(library().ggml_type_name(number).decode()).lower()
-
-
 def row_size(number: int, columns: int) -> int:
     """Bytes of one row of that many columns in a type."""
     return int(library().ggml_row_size(number, columns))
 
 
-def quantize(number: int, rows: Any, out: Any, importance: Any = None) -> None:
+def quantize(number: int, rows: Any, out: Any) -> None:
     """Quantize float32 rows (n, columns) into `out` (uint8, n * row_size). Releases the GIL."""
     n, columns = rows.shape
-    pointer = None if importance is None else importance.ctypes.data
-    library().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, n, columns, pointer)
+    library().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, n, columns, None)
 
 
 def to_f16(values: Any, out: Any) -> None:
@@ -179,18 +173,12 @@ def quiet() -> Any:
         llama_cpp.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
 
 
-def quantize_file(source: Path, target: Path, ftype: int, importance: Mapping[str, Any] | None = None) -> None:
+def quantize_file(source: Path, target: Path, ftype: int) -> None:
     """llama.cpp's own quantization of a whole file, on one thread."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = ftype, 1
-    if importance:
-        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
-        for entry, (name, values) in zip(entries, importance.items(), strict=False):
-            entry.name, entry.size = name.encode(), values.size
-            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = ctypes.cast(entries, type(params.imatrix))
     with quiet() as said:
         failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     if failed:

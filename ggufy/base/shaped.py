@@ -7,26 +7,12 @@ vocabulary file (`models/ggml-vocab-llama-bpe.gguf`, unpacked by `make vendor`).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufy import weights
-from ggufy.base.tiny import CHAT_TEMPLATE, LLAMA3_REGEX
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The numbers that make a Llama."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int = 128256
-
+from ggufy import llama3, weights
+from ggufy.base.tiny import CHAT_TEMPLATE
+from ggufy.llama3 import Shape
 
 SHAPES = {
     "1b": Shape(16, 2048, 32, 8, 64, 8192),
@@ -37,15 +23,15 @@ _RENAMED = {128004: "<|finetune_right_pad_id|>", 128008: "<|eom_id|>", 128010: "
 _CONTROL = 3
 
 
-def write(folder: Path, shape: Shape, vocabulary: Path, *, tied: bool = True, seed: int = 0) -> None:
+def write(folder: Path, shape: Shape, vocabulary: Path, seed: int = 0) -> None:
     """Write config, tokenizer and bf16 weights, normal with a deviation of 0.02, to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder, vocabulary)
-    _dump(folder / "config.json", config(shape, tied=tied))
-    _write_weights(folder / "model.safetensors", tensors(shape, tied=tied), seed)
+    _dump(folder / "config.json", config(shape))
+    _write_weights(folder / "model.safetensors", shape.tensors(), seed)
 
 
-def config(shape: Shape, *, tied: bool) -> dict[str, Any]:
+def config(shape: Shape) -> dict[str, Any]:
     """config.json of Llama 3.2 in that shape."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -73,32 +59,10 @@ def config(shape: Shape, *, tied: bool) -> dict[str, Any]:
             "rope_type": "llama3",
         },
         "rope_theta": 500000.0,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": shape.tied,
         "torch_dtype": "bfloat16",
         "vocab_size": shape.vocab,
     }
-
-
-def tensors(shape: Shape, *, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of the checkpoint."""
-    attention, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab, shape.hidden)}
-    if not tied:
-        found["lm_head.weight"] = (shape.vocab, shape.hidden)
-    for layer in range(shape.layers):
-        matrices = {
-            "self_attn.q_proj": (attention, shape.hidden),
-            "self_attn.k_proj": (kv, shape.hidden),
-            "self_attn.v_proj": (kv, shape.hidden),
-            "self_attn.o_proj": (shape.hidden, attention),
-            "mlp.gate_proj": (shape.ffn, shape.hidden),
-            "mlp.up_proj": (shape.ffn, shape.hidden),
-            "mlp.down_proj": (shape.hidden, shape.ffn),
-            "input_layernorm": (shape.hidden,),
-            "post_attention_layernorm": (shape.hidden,),
-        }
-        found |= {f"model.layers.{layer}.{name}.weight": size for name, size in matrices.items()}
-    return found | {"model.norm.weight": (shape.hidden,)}
 
 
 def _write_weights(path: Path, planned: dict[str, tuple[int, ...]], seed: int) -> None:
@@ -132,7 +96,7 @@ def write_tokenizer(folder: Path, vocabulary: Path) -> None:
     vocab = {token: number for number, token in enumerate(tokens) if kinds[number] != _CONTROL}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    split = pre_tokenizers.Split(Regex(LLAMA3_REGEX), "isolated")
+    split = pre_tokenizers.Split(Regex(llama3.SPLIT), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     special = [_RENAMED.get(n, token) for n, token in enumerate(tokens) if kinds[n] == _CONTROL]

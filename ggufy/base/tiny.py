@@ -13,10 +13,12 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ggufy import digest, weights
+from ggufy import digest, llama3, weights
+from ggufy.llama3 import Shape
 from ggufy.run import sync, write_json
 
 log = logging.getLogger("ggufy")
@@ -24,13 +26,9 @@ log = logging.getLogger("ggufy")
 # Change this when anything below changes what is made; an older one in the cache is then left alone.
 EDITION = 1
 SEED = 20261120
-HIDDEN, LAYERS, HEADS, KV_HEADS, FFN, MERGES = 256, 4, 8, 2, 768, 480
+MERGES = 480
+SHAPE = Shape(layers=4, hidden=256, heads=8, kv_heads=2, head_dim=32, ffn=768)
 
-# Llama 3's pre-tokenizer (facts of the published tokenizer.json).
-LLAMA3_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SPECIALS = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -88,7 +86,7 @@ def ensure(texts: Iterable[str]) -> Path:
     `texts` is what the tokenizer's merges are learnt from. The model is a function of it and of EDITION alone.
     """
     corpus = list(texts)
-    key = digest.of_values([EDITION, SEED, HIDDEN, LAYERS, HEADS, KV_HEADS, FFN, MERGES, CHAT_TEMPLATE, corpus])[:16]
+    key = digest.of_values([EDITION, SEED, asdict(SHAPE), MERGES, CHAT_TEMPLATE, corpus])[:16]
     folder = cache_folder() / f"tiny-{key}"
     stamp = folder / "stamp.json"
     if _holds(folder, stamp):
@@ -131,7 +129,7 @@ def _write_tokenizer(folder: Path, corpus: list[str]) -> int:
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(LLAMA3_REGEX), "isolated"), byte_level]
+        [pre_tokenizers.Split(Regex(llama3.SPLIT), "isolated"), byte_level]
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -179,17 +177,17 @@ def _write_config(folder: Path, vocab_size: int) -> None:
             "attention_dropout": 0.0,
             "bos_token_id": bos,
             "eos_token_id": eos,
-            "head_dim": HIDDEN // HEADS,
+            "head_dim": SHAPE.head_dim,
             "hidden_act": "silu",
-            "hidden_size": HIDDEN,
+            "hidden_size": SHAPE.hidden,
             "initializer_range": 0.02,
-            "intermediate_size": FFN,
+            "intermediate_size": SHAPE.ffn,
             "max_position_embeddings": 2048,
             "mlp_bias": False,
             "model_type": "llama",
-            "num_attention_heads": HEADS,
-            "num_hidden_layers": LAYERS,
-            "num_key_value_heads": KV_HEADS,
+            "num_attention_heads": SHAPE.heads,
+            "num_hidden_layers": SHAPE.layers,
+            "num_key_value_heads": SHAPE.kv_heads,
             "pad_token_id": pad,
             "rms_norm_eps": 1e-05,
             "rope_scaling": {
@@ -210,31 +208,11 @@ def _write_config(folder: Path, vocab_size: int) -> None:
     _write(folder / "generation_config.json", generation)
 
 
-def shapes(vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of the checkpoint, in the order of their layers."""
-    head_dim = HIDDEN // HEADS
-    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab_size, HIDDEN)}
-    for layer in range(LAYERS):
-        prefix = f"model.layers.{layer}."
-        tensors |= {
-            prefix + "input_layernorm.weight": (HIDDEN,),
-            prefix + "self_attn.q_proj.weight": (HEADS * head_dim, HIDDEN),
-            prefix + "self_attn.k_proj.weight": (KV_HEADS * head_dim, HIDDEN),
-            prefix + "self_attn.v_proj.weight": (KV_HEADS * head_dim, HIDDEN),
-            prefix + "self_attn.o_proj.weight": (HIDDEN, HEADS * head_dim),
-            prefix + "post_attention_layernorm.weight": (HIDDEN,),
-            prefix + "mlp.gate_proj.weight": (FFN, HIDDEN),
-            prefix + "mlp.up_proj.weight": (FFN, HIDDEN),
-            prefix + "mlp.down_proj.weight": (HIDDEN, FFN),
-        }
-    return tensors | {"model.norm.weight": (HIDDEN,)}
-
-
 def _write_weights(folder: Path, vocab_size: int) -> None:
     import numpy as np
 
     rng = np.random.Generator(np.random.PCG64(SEED))
-    planned = shapes(vocab_size)
+    planned = replace(SHAPE, vocab=vocab_size).tensors()
     head, _ = weights.header({name: ("BF16", shape) for name, shape in planned.items()})
     with (folder / "model.safetensors").open("wb") as file:
         file.write(head)

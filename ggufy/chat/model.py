@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from ggufy import ggml
 from ggufy.errors import ChatError
@@ -166,11 +165,3 @@ def greedy(model: ChatModel, question: str, max_tokens: int = 200) -> str:
     """The most likely answer to one question."""
     conversation: list[Message] = [{"role": "user", "content": question}]
     return "".join(model.answer(conversation, Sampling(temperature=0.0, max_tokens=max_tokens)))
-
-
-def library_version() -> str:
-    """The llama.cpp that runs, by the package that brings it."""
-    from importlib.metadata import version
-
-    found: Any = version("llama-cpp-python")
-    return f"llama-cpp-python {found}"

@@ -19,6 +19,8 @@ from ggufy.errors import ExportError
 from ggufy.weights import Checkpoint
 
 _PREFIX = "base_model.model."
+# Ways of starting an adapter that also change the base it is trained on.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 _PARTS = {
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
@@ -84,6 +86,12 @@ class Adapter:
             raise ExportError(
                 f"{where}: the adapter also trained biases (bias: {config['bias']}), which is not supported yet"
             )
+        initial = str(config.get("init_lora_weights", True)).lower()
+        if initial.startswith(_CHANGE_THE_BASE) or config.get("alora_invocation_tokens"):
+            raise ExportError(
+                f"{where}: an adapter of this kind ({initial}) does not fit the published base",
+                "convert it with peft's own tool for that method, or merge it with peft",
+            )
         weights = Checkpoint.open(file)
         found: dict[str, dict[str, Any]] = {}
         whole: dict[str, str] = {}
@@ -118,9 +126,16 @@ class Adapter:
                     f"and the adapter changes {list(pair.shape)}",
                     "name the base this adapter was trained on",
                 )
-        for name in self.whole:
+        for name, stored in self.whole.items():
             if name not in names:
                 raise ExportError(f"{self.where}: the adapter replaces {name}, which is not in the base {base.where}")
+            shape = self.weights[stored].shape if self.weights else ()
+            if shape != base[name].shape:
+                raise ExportError(
+                    f"adapter and base do not fit: {name} is {list(base[name].shape)} in the base, "
+                    f"and the adapter brings one of {list(shape)}",
+                    "name the base this adapter was trained on, with its added tokens",
+                )
 
 
 def float32(weights: Checkpoint, name: str) -> Any:

@@ -45,11 +45,6 @@ class Layout:
     slots: tuple[Slot, ...]
     size: int
 
-    @property
-    def bits_per_weight(self) -> float:
-        weights = sum(_count(slot.tensor.shape) for slot in self.slots)
-        return 8 * sum(slot.size for slot in self.slots) / weights
-
 
 def check_quants(quants: Sequence[str]) -> list[str]:
     """The quants in lower case, each once. Raises ExportError for a name llama.cpp does not know."""
@@ -154,10 +149,3 @@ def _small(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _pad(size: int) -> int:
     return size + -size % _ALIGNMENT
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count

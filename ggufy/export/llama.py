@@ -13,6 +13,7 @@ from typing import Any
 
 from ggufy.errors import ExportError
 from ggufy.export.vocab import add_vocab
+from ggufy.llama3 import Shape
 from ggufy.weights import Checkpoint
 
 ARCHITECTURES = ("LlamaForCausalLM",)
@@ -69,6 +70,7 @@ def plan(config: dict[str, Any], checkpoint: Checkpoint) -> list[Planned]:
     """Every tensor of the GGUF, in the converter's order. Raises ExportError for a tensor that has no place in it."""
     import gguf
 
+    _check_shapes(config, checkpoint)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     planned = []
     if factors := rope_factors(config):
@@ -82,20 +84,31 @@ def plan(config: dict[str, Any], checkpoint: Checkpoint) -> list[Planned]:
             raise ExportError(f"{checkpoint.where}: the tensor {source} has no place in a llama GGUF")
         module = source.split(".")[-2]
         planned.append(Planned(name, source, checkpoint[source].shape, permuted.get(module, 0)))
-    _check_shapes(config, planned, checkpoint)
     return planned
 
 
-def _check_shapes(config: dict[str, Any], planned: list[Planned], checkpoint: Checkpoint) -> None:
-    have = {tensor.source for tensor in planned}
-    for number in range(config["num_hidden_layers"]):
-        checkpoint[f"model.layers.{number}.self_attn.q_proj.weight"]
-    embedding = checkpoint["model.embed_tokens.weight"].shape
-    if embedding != (config["vocab_size"], config["hidden_size"]):
-        expected = [config["vocab_size"], config["hidden_size"]]
-        raise ExportError(f"{checkpoint.where}: the embedding is {list(embedding)}, but config.json says {expected}")
-    if not config["tie_word_embeddings"] and "lm_head.weight" not in have:
-        raise ExportError(f"{checkpoint.where}: lm_head.weight is missing, and tie_word_embeddings is false")
+def _check_shapes(config: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """Every tensor that config.json implies is there, with the shape it implies."""
+    for name, shape in shape_of(config).tensors().items():
+        if checkpoint[name].shape != shape:
+            raise ExportError(
+                f"{checkpoint.where}: {name} is {list(checkpoint[name].shape)}, but config.json implies {list(shape)}",
+                "weights and config.json are of different models",
+            )
+
+
+def shape_of(config: dict[str, Any]) -> Shape:
+    """The shape that a configuration of `read_config` describes."""
+    return Shape(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config["head_dim"],
+        ffn=config["intermediate_size"],
+        vocab=config["vocab_size"],
+        tied=config["tie_word_embeddings"],
+    )
 
 
 def rope_factors(config: dict[str, Any]) -> list[float]:

@@ -5,20 +5,32 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ggufy import progress
 from ggufy.errors import ExportError
-from ggufy.export import layout, llama, stream
+from ggufy.export import layout, llama, stream, vocab
 from ggufy.export.adapter import Adapter
 from ggufy.weights import Checkpoint
 
 
+def check_base(base: Path, modules: Sequence[str] = ()) -> None:
+    """Whether a base can be exported at all, and has these modules: known before hours of training, not after."""
+    config = llama.read_config(base)
+    planned = llama.plan(config, Checkpoint.open(base))
+    vocab.check(base, config["vocab_size"])
+    have = {tensor.source.split(".")[-2] for tensor in planned if tensor.source and len(tensor.shape) == 2}
+    if missing := [module for module in modules if module not in have]:
+        raise ExportError(
+            f"the base has no module named {missing[0]}; it has {', '.join(sorted(have))}", "check lora.target_modules"
+        )
+
+
 def export(
     base: Path, adapter: Path | None, outputs: Mapping[str, Path], general: dict[str, str], threads: int | None = None
-) -> dict[str, float]:
-    """Write one GGUF for each quant of `outputs` (quant -> path). Returns bits per weight by quant.
+) -> None:
+    """Write one GGUF for each quant of `outputs` (quant -> path).
 
     The outputs are written in place and complete only when this returns; callers move them to their final names.
     Raises ExportError or ModelError.
@@ -35,7 +47,6 @@ def export(
     with progress.bar(f"exporting {', '.join(outputs)}", total) as bar:
         files = {outputs[quant]: layouts[quant] for quant in outputs}
         stream.write(planned, files, weights, merged, threads or cores(), bar)
-    return {quant: one.bits_per_weight for quant, one in layouts.items()}
 
 
 def cores() -> int:

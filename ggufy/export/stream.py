@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,13 @@ def write(
         work.open()
         with ThreadPoolExecutor(threads) as pool:
             running = [pool.submit(work.do, slab) for slab in slabs]
-            finished, _ = wait(running, return_when=FIRST_EXCEPTION)
-            failed = [future for future in finished if future.exception()]
-            if failed:
-                pool.shutdown(cancel_futures=True)
-                failed[0].result()
+            try:
+                for future in running:
+                    future.result()
+            except BaseException:
+                # A bad weight, a full disk or Ctrl-C: only the slabs in hand are finished.
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
     finally:
         work.close()
 

@@ -6,15 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ggufy import llama3
 from ggufy.errors import ExportError
 from ggufy.template import ChatTemplate
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
-# What llama.cpp's `llama-bpe` does: this split, then bytes, and whole pre-tokens looked up before any merge.
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
@@ -42,13 +38,21 @@ def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
     writer.add_chat_template(ChatTemplate.from_folder(base).text)
 
 
+def check(base: Path, vocab_size: int) -> None:
+    """Raise ExportError where the tokenizer of a folder cannot be written, or has more tokens than the embedding."""
+    path = base / "tokenizer.json"
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    _check_llama3(spec, path)
+    _names(spec, vocab_size, path)
+
+
 def _check_llama3(spec: dict[str, Any], path: Path) -> None:
     """By structure, not by a hash of sample ids: fine-tunes with added tokens and tiny vocabularies are known too."""
     model = spec.get("model") or {}
     steps = spec.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])
     split = next((s["pattern"].get("Regex") for s in steps if s.get("type") == "Split" and "pattern" in s), None)
-    if model.get("type") != "BPE" or split != _LLAMA3_SPLIT or not model.get("ignore_merges") or spec.get("normalizer"):
+    if model.get("type") != "BPE" or split != llama3.SPLIT or not model.get("ignore_merges") or spec.get("normalizer"):
         raise ExportError(
             f"{path.as_posix()}: not a Llama 3 tokenizer, so llama.cpp would split text differently from training",
             "use a Llama 3 family base with its own tokenizer.json",
@@ -56,14 +60,8 @@ def _check_llama3(spec: dict[str, Any], path: Path) -> None:
 
 
 def _tokens(spec: dict[str, Any], tokenizer: Any, vocab_size: int, path: Path) -> tuple[list[str], list[int]]:
-    names = {number: token for token, number in spec["model"]["vocab"].items()}
+    names = _names(spec, vocab_size, path)
     added = {entry["id"]: entry for entry in spec.get("added_tokens", [])}
-    names |= {number: entry["content"] for number, entry in added.items()}
-    if (highest := max(names)) >= vocab_size:
-        raise ExportError(
-            f"{path.as_posix()}: token {highest} ({names[highest]!r}) has no row in the embedding of {vocab_size:,}",
-            "the tokenizer and the weights are of different models",
-        )
     tokens, types = [], []
     for number in range(vocab_size):
         entry = added.get(number)
@@ -83,6 +81,18 @@ def _tokens(spec: dict[str, Any], tokenizer: Any, vocab_size: int, path: Path) -
         tokens.append(token)
         types.append(kind)
     return tokens, types
+
+
+def _names(spec: dict[str, Any], vocab_size: int, path: Path) -> dict[int, str]:
+    """Every token by its number."""
+    names = {number: token for token, number in spec["model"]["vocab"].items()}
+    names |= {entry["id"]: entry["content"] for entry in spec.get("added_tokens", [])}
+    if (highest := max(names)) >= vocab_size:
+        raise ExportError(
+            f"{path.as_posix()}: token {highest} ({names[highest]!r}) has no row in the embedding of {vocab_size:,}",
+            "the tokenizer and the weights are of different models",
+        )
+    return names
 
 
 def _merges(spec: dict[str, Any]) -> list[str]:
