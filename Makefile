@@ -25,11 +25,13 @@ bench: $(VENV)/dev vendor
 
 vendor: vendor/llama.cpp/convert_hf_to_gguf.py
 
-vendor/llama.cpp/convert_hf_to_gguf.py: vendor/llama.cpp/PIN vendor/unpack.py
-	$(PYTHON) vendor/unpack.py
+vendor/llama.cpp/convert_hf_to_gguf.py: vendor/llama.cpp/PIN vendor/unpack.py | $(BIN)/pip
+	$(BIN)/python vendor/unpack.py
 
-$(VENV)/train: pyproject.toml
+$(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/train: pyproject.toml | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable '.[train]'
 	touch $@
 

@@ -14,6 +14,7 @@ from ggufy.run import Artifact
 
 # Share of the answers that must be right word for word.
 REQUIRED = {"q8_0": 0.95, "q4_k_m": 0.80}
+SEED = 3407
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Exam:
 def run(*, fresh: bool, seed: int) -> None:
     """Run the demonstration. Raises GgufyError where the files do not know what was taught."""
     begun = time.monotonic()
-    trained = pipeline.train("tiny", run_name="demo", overrides=[f"train.seed={seed}"], fresh=fresh)
+    name = "demo" if seed == SEED else f"demo-{seed}"
+    trained = pipeline.train("tiny", run_name=name, overrides=[f"train.seed={seed}"], fresh=fresh)
     after_training = time.monotonic()
     files = pipeline.export(trained, quants=list(REQUIRED))
     after_export = time.monotonic()
@@ -42,7 +44,7 @@ def run(*, fresh: bool, seed: int) -> None:
         "export": after_export - after_training,
         "asking": time.monotonic() - after_export,
     }
-    _show(pairs, exams, seconds)
+    _show(name, pairs, exams, seconds)
     expected = [answer for _, answer in pairs]
     for quant, exam in exams.items():
         if exam.right(expected) < REQUIRED[quant] * len(pairs):
@@ -72,7 +74,7 @@ def _ask(artifact: Artifact, questions: list[str]) -> Exam:
     return exam
 
 
-def _show(pairs: list[tuple[str, str]], exams: dict[str, Exam], seconds: dict[str, float]) -> None:
+def _show(name: str, pairs: list[tuple[str, str]], exams: dict[str, Exam], seconds: dict[str, float]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -95,8 +97,8 @@ def _show(pairs: list[tuple[str, str]], exams: dict[str, Exam], seconds: dict[st
     for exam in exams.values():
         size = f"{exam.artifact.size / 1e6:.1f} MB"
         right = f"{exam.right(expected)} of {len(pairs)} word for word"
-        name = exam.artifact.path.as_posix()
-        console.print(f"{name}  {size}  {right}  {exam.tokens_per_second:,.0f} tokens/s", highlight=False)
+        file = exam.artifact.path.as_posix()
+        console.print(f"{file}  {size}  {right}  {exam.tokens_per_second:,.0f} tokens/s", highlight=False)
     console.print("time: " + ", ".join(f"{what} {spent:.1f} s" for what, spent in seconds.items()), highlight=False)
-    console.print(f'\nnext: ggufy chat demo --prompt "{pairs[3][0]}"', highlight=False)
+    console.print(f'\nnext: ggufy chat {name} --prompt "{pairs[3][0]}"', highlight=False)
     console.print("      ggufy recipes", highlight=False)

@@ -89,7 +89,7 @@ def from_lower(error: BaseException) -> GgufyError:
     if isinstance(error, ModuleNotFoundError):
         return GgufyError(f"the package {error.name} is not installed", "pip install 'ggufy[train]'")
     return GgufyError(
-        f"unexpected {type(error).__name__}: {str(error).strip() or 'no message'}",
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}",
         "this is a bug in ggufy; `ggufy --debug ...` shows where it happened",
     )
 

@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from datetime import date
+from datetime import date, datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,23 +49,29 @@ def train(
     fresh: bool = False,
 ) -> Run:
     """Train a recipe to its adapter, or continue, or find it done. Returns the run."""
+    from ggufy.export import stage
     from ggufy.train import job
 
     wanted = what if isinstance(what, Recipe) else check(what, overrides)
-    job.check_installed()
+    job.check_installed(wanted)
     this = run.named(wanted.name if run_name is None else run_name)
+    this.refuse_foreign()
     if fresh or this.stamp("adapter") is None:
         _refuse_hopeless(wanted)
-    base = _base(wanted)
-    rows = source.locate(wanted.data, offline=wanted.hub.offline)
+    old = this.frozen if this.exists and not fresh else None
+    base = _base(wanted, old)
+    stage.check_base(base.path, wanted.lora.modules)
+    rows = _rows(wanted, old)
     with this.lock():
-        if fresh:
-            this.clear()
-        frozen = _frozen(this, wanted, base, rows)
+        frozen = _frozen(this, wanted, base, rows, fresh=fresh)
         data = _data(this, wanted, base, rows, frozen)
+        identity = {"recipe": _identity(wanted), "base": base.fingerprint, "data": data.sha256}
+        if fresh:
+            # Only now: whatever could refuse the new run has had its say.
+            this.clear(keep="data")
+        _refuse_other_adapter(this, identity)
         if not this.exists or this.frozen != frozen:
             this.freeze(frozen)
-        identity = {"recipe": _identity(wanted), "base": base.fingerprint, "data": data.sha256}
 
         def build(places: dict[str, Path]) -> None:
             work = job.Job(
@@ -104,14 +110,20 @@ def export(
     from ggufy.export import layout, stage
 
     this = what if isinstance(what, Run) else run.find(what)
-    frozen = this.frozen
-    wanted = recipe.from_values(frozen["recipe"])
-    names = layout.check_quants(quants or wanted.export.quants)
+    given = layout.check_quants(quants) if quants else None
     with this.lock():
+        frozen = this.frozen
+        wanted = recipe.from_values(frozen["recipe"])
+        names = given or layout.check_quants(wanted.export.quants)
         adapter = this.valid("adapter")
         if adapter is None:
             raise RunError(f"{this.path.as_posix()} has no finished adapter", "`ggufy train` finishes it")
         base = _base(wanted, frozen)
+        if base.fingerprint != frozen["base"]["fingerprint"]:
+            raise ModelError(
+                f"the base {base.name} is not the one this run was trained on: its files have changed",
+                "put the original back, or train again with --fresh",
+            )
         general = {"name": this.name, "ggufy.version": __version__, "ggufy.date": str(frozen["date"])}
         inputs = {
             "adapter": adapter.sha256,
@@ -167,45 +179,53 @@ def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None)
     raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"`ggufy export {this.name}{ask}` makes one")
 
 
+# What may change in a run without making its adapter another one, beside the late sections.
+_HARMLESS = frozenset({"train.backend", "train.save_steps", "train.keep_checkpoints"})
+
+
 def _base(wanted: Recipe, frozen: dict[str, Any] | None = None) -> Base:
-    """The base of a recipe; for a run that exists, the very one it was trained on."""
+    """The base of a recipe; of a run that exists, at the commit it began with."""
     revision = wanted.model.revision
-    if frozen and frozen["base"]["commit"]:
+    if frozen and revision is None and frozen["base"]["name"] == wanted.model.base:
         revision = frozen["base"]["commit"]
-    name, offline = wanted.model.base, wanted.hub.offline
-    base = bases.resolve(name, revision, offline=offline, builtin_texts=source.sample_texts())
-    if frozen and base.fingerprint != frozen["base"]["fingerprint"]:
-        raise ModelError(
-            f"the base {name} is not the one this run was trained on: its files have changed",
-            "put the original back, or train again with --fresh",
-        )
-    return base
+    texts = source.sample_texts()
+    return bases.resolve(wanted.model.base, revision, offline=wanted.hub.offline, builtin_texts=texts)
+
+
+def _rows(wanted: Recipe, frozen: dict[str, Any] | None) -> Source:
+    """The data of a recipe; of a run that exists, at the commit it began with."""
+    data = wanted.data
+    if frozen and data.revision is None and frozen["data"]["name"] == data.source:
+        data = data.model_copy(update={"revision": frozen["data"]["commit"]})
+    return source.locate(data, offline=wanted.hub.offline)
 
 
 def _identity(wanted: Recipe) -> dict[str, Any]:
-    values = wanted.model_dump(mode="json", exclude={"name", *LATE_SECTIONS})
-    # The backends train on the same ids and labels; which one it was does not make it another recipe.
-    values["train"].pop("backend")
-    return values
+    """What makes an adapter this one. Without defaults, so that a key a later version adds changes nothing."""
+    values = wanted.model_dump(mode="json", exclude={"name", *LATE_SECTIONS}, exclude_defaults=True)
+    for key in _HARMLESS:
+        section, _, name = key.partition(".")
+        values.get(section, {}).pop(name, None)
+    return {section: keys for section, keys in values.items() if keys}
 
 
-def _frozen(this: Run, wanted: Recipe, base: Base, rows: Source) -> dict[str, Any]:
+def _frozen(this: Run, wanted: Recipe, base: Base, rows: Source, *, fresh: bool) -> dict[str, Any]:
     """What run.json has to hold. Raises RunError where the run that is there is of something else."""
     new: dict[str, Any] = {
         "ggufy": __version__,
         "recipe": wanted.model_dump(mode="json"),
         "base": {"name": base.name, "commit": base.commit, "fingerprint": base.fingerprint},
-        "data": {"name": rows.name, "fingerprint": rows.fingerprint},
+        "data": {"name": rows.name, "commit": rows.commit, "fingerprint": rows.fingerprint},
         "seed": wanted.train.seed,
-        "date": date.today().isoformat(),
+        "date": _today().isoformat(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
-    if not this.exists:
+    if fresh or not this.exists:
         return new
     old = this.frozen
     changes = []
     for key, (before, after) in recipe.from_values(old["recipe"]).differences(wanted).items():
-        if key.partition(".")[0] not in LATE_SECTIONS and key != "train.backend":
+        if key.partition(".")[0] not in LATE_SECTIONS and key not in _HARMLESS:
             changes.append(f"{key} was {before!r} and is {after!r}")
     if old["base"]["fingerprint"] != base.fingerprint:
         changes.append(f"the files of the base {base.name} have changed")
@@ -216,7 +236,32 @@ def _frozen(this: Run, wanted: Recipe, base: Base, rows: Source) -> dict[str, An
             f"{this.path.as_posix()} is a run of something else: {'; '.join(changes)}",
             "--fresh starts it over, --run NAME makes another run",
         )
-    return {**old, "recipe": new["recipe"]}
+    return {**old, "recipe": new["recipe"], **_other_versions(this, old, new["versions"])}
+
+
+def _other_versions(this: Run, old: dict[str, Any], now: dict[str, str]) -> dict[str, Any]:
+    """Say so, and record it, where a training goes on with other libraries than it began with."""
+    before = old.get("continued_with") or old["versions"]
+    changed = [f"{name} {before.get(name, 'none')} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    if not changed or this.valid("adapter"):
+        return {}
+    log.info("going on with other versions than before: %s", ", ".join(changed))
+    return {"continued_with": now}
+
+
+def _refuse_other_adapter(this: Run, identity: dict[str, Any]) -> None:
+    stamp = this.stamp("adapter")
+    if stamp is not None and stamp["inputs"] != identity:
+        raise RunError(
+            f"{this.path.as_posix()} holds an adapter of something else than its record says",
+            "--fresh starts it over, --run NAME makes another run",
+        )
+
+
+def _today() -> date:
+    """Today, or the day of SOURCE_DATE_EPOCH, by which builds are made reproducible."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    return datetime.fromtimestamp(int(epoch), timezone.utc).date() if epoch and epoch.isdecimal() else date.today()
 
 
 def _data(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str, Any]) -> Artifact:

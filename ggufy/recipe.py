@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ggufy import recipe_file
 from ggufy.errors import RecipeError
@@ -30,7 +30,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -176,14 +176,6 @@ class Recipe(Section):
     hub: Hub = Hub()
     tracking: Tracking = Tracking()
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Recipe:
-        if self.eval.steps is not None and self.data.eval_size == 0:
-            raise ValueError("eval.steps needs held-out rows: set data.eval_size")
-        if self.data.eval_size and self.data.train_size is None:
-            raise ValueError("data.eval_size takes the rows after the training rows: set data.train_size")
-        return self
-
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """Keys in which `other` differs: {"train.seed": (mine, theirs)}."""
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
@@ -303,10 +295,11 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Document:
 
 
 def _validate(document: Document) -> Recipe:
+    seen: dict[Key, str] = _fits_together(document)
+    recipe: Recipe | None = None
     try:
-        return Recipe.model_validate(document.values)
+        recipe = Recipe.model_validate(document.values)
     except ValidationError as error:
-        seen: dict[Key, str] = {}
         for problem in error.errors():
             # A union reports once for each of its members, under a longer location; the key is what the user wrote.
             location = _written_key(problem["loc"])
@@ -315,14 +308,33 @@ def _validate(document: Document) -> Recipe:
                 before, _, rest = seen[location].rpartition(", not ")
                 seen[location] = f"{before} or {text.partition(': expected ')[2].rpartition(', not ')[0]}, not {rest}"
             seen.setdefault(location, text)
-        mistakes = [seen[key] for key in sorted(seen, key=lambda key: _line(document.place(key)))]
-        if len(mistakes) == 1:
-            raise RecipeError(mistakes[0], "`ggufy recipes show tiny` lists every key with its meaning") from None
-        listed = "\n".join(f"  {mistake}" for mistake in mistakes)
-        raise RecipeError(
-            f"{len(mistakes)} mistakes in the recipe:\n{listed}",
-            "`ggufy recipes show tiny` lists every key with its meaning",
-        ) from None
+    if recipe is not None and not seen:
+        return recipe
+    mistakes = [seen[key] for key in sorted(seen, key=lambda key: _line(document.place(key)))]
+    hint = "`ggufy recipes show tiny` lists every key with its meaning"
+    if len(mistakes) == 1:
+        raise RecipeError(mistakes[0], hint)
+    listed = "\n".join(f"  {mistake}" for mistake in mistakes)
+    raise RecipeError(f"{len(mistakes)} mistakes in the recipe:\n{listed}", hint)
+
+
+def _fits_together(document: Document) -> dict[Key, str]:
+    """Mistakes that lie between two keys, by the key to point at."""
+
+    def value(section: str, key: str) -> Any:
+        keys = document.values.get(section)
+        return keys.get(key) if isinstance(keys, dict) else None
+
+    found: dict[Key, str] = {}
+    if value("data", "eval_size") and value("data", "train_size") is None:
+        key: Key = ("data", "eval_size")
+        found[key] = (
+            f"{document.place(key)}: data.eval_size: takes the rows after the training rows: set data.train_size"
+        )
+    if value("eval", "steps") and not value("data", "eval_size"):
+        key = ("eval", "steps")
+        found[key] = f"{document.place(key)}: eval.steps: needs held-out rows: set data.eval_size"
+    return found
 
 
 def _line(place: str) -> int:
@@ -358,6 +370,10 @@ def _explain(problem: dict[str, Any], key: Key, document: Document) -> str:
     expected = expected.replace(", unable to parse string as a number", "")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         expected = "a section with keys"
+    if kind == "string_pattern_mismatch":
+        expected = "letters, digits, '.', '_' and '-'"
+    if kind == "finite_number":
+        expected = "a finite number"
     if kind == "tuple_type":
         expected = "a list such as [q_proj, v_proj]" if key[-1] == "target_modules" else "a list"
     text = f"{where}: {dotted}: expected {expected}, not {given!r}"

@@ -74,6 +74,9 @@ def _walk(node: yaml.Node, key: Key, name: str, document: Document, around: tupl
     around = (*around, node)
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                place = f"{name}:{key_node.start_mark.line + 1}"
+                raise RecipeError(f"{place}: a key is a word, not {key_node.value or 'a list or mapping'}", _HINT)
             inner = (*key, str(key_node.value))
             place = f"{name}:{key_node.start_mark.line + 1}"
             if inner in document.places:
@@ -97,6 +100,8 @@ def assignment(text: str) -> Document:
     keys = tuple(part.strip() for part in name.split("."))
     if not equals or not all(keys):
         raise RecipeError(f"{place}: expected section.key=value", "for example --set train.learning_rate=5e-5")
+    if keys[0] in ("extends", "name"):
+        raise RecipeError(f"{place}: {keys[0]} cannot be set", "--recipe FILE or --run NAME says it")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:

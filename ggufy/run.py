@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import __version__, digest
-from ggufy.errors import RunError
+from ggufy.errors import GgufyError, RunError
 
 log = logging.getLogger("ggufy")
 
@@ -118,13 +118,25 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "run.json", values)
 
-    def clear(self) -> None:
-        """Remove what a run holds but its lock, the record first: a run half cleared is no run.
+    def refuse_foreign(self) -> None:
+        """Raise RunError for a folder with files in it that is no run: nobody else's `data/` is written over."""
+        own = any((self.path / name).exists() for name in ("run.json", "lock"))
+        if not own and self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise RunError(f"{self.path.as_posix()} is there already, and is no run of ggufy", "choose another --run")
+
+    def clear(self, keep: str) -> None:
+        """Remove what a run holds but its lock and the output `keep`, the record first: half cleared, it is no run.
 
         Only ggufy's own names go; whatever else somebody keeps in the folder stays.
         """
+        stamp = self._stamp_path(keep)
         for name in CONTENTS:
-            _remove(self.path / name)
+            if name == "stamps":
+                for path in self.path.glob("stamps/*"):
+                    if path != stamp:
+                        _remove(path)
+            elif name != keep:
+                _remove(self.path / name)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -163,8 +175,15 @@ class Run:
         done = {output: self.valid(output, inputs) for output, inputs in wanted.items()}
         missing = [output for output in wanted if done[output] is None]
         if missing:
-            places = {output: self._partial(output, wanted[output]) for output in missing}
-            build(places)
+            places = self._partials({output: wanted[output] for output in missing})
+            try:
+                build(places)
+            except GgufyError:
+                # Refused, not cut short: there is nothing to go on with.
+                for place in places.values():
+                    _remove(place.parent)
+                self._forget_partial()
+                raise
             for output, place in places.items():
                 done[output] = self._finish(output, wanted[output], place)
         return {output: artifact for output, artifact in done.items() if artifact is not None}
@@ -192,27 +211,39 @@ class Run:
         """The stamp of an output, whatever became of its files since."""
         try:
             stamp = json.loads(self._stamp_path(output).read_text(encoding="utf-8"))
-            return stamp if isinstance(stamp, dict) and {"inputs", "files", "sha256"} <= stamp.keys() else None
+            return (
+                stamp if isinstance(stamp, dict) and {"output", "inputs", "files", "sha256"} <= stamp.keys() else None
+            )
         except (OSError, ValueError):
             return None
 
     def stamped(self, prefix: str = "") -> list[str]:
         """The outputs that have a stamp, oldest first."""
         paths = sorted(self.path.glob("stamps/*.json"), key=lambda p: p.stat().st_mtime_ns)
-        outputs = [json.loads(path.read_text(encoding="utf-8"))["output"] for path in paths]
-        return [output for output in outputs if output.startswith(prefix)]
+        stamps = [self.stamp(path.stem.replace("--", "/")) for path in paths]
+        return [stamp["output"] for stamp in stamps if stamp and stamp["output"].startswith(prefix)]
 
     def _stamp_path(self, output: str) -> Path:
         return self.path / "stamps" / f"{output.replace('/', '--')}.json"
 
-    def _partial(self, output: str, inputs: Inputs) -> Path:
-        prefix = output.replace("/", "--")
-        folder = self.path / "partial" / f"{prefix}.{digest.of_values(_plain(inputs))[:16]}"
-        for other in folder.parent.glob(f"{prefix}.*") if folder.parent.is_dir() else ():
-            if other != folder:
+    def _partials(self, wanted: Mapping[str, Inputs]) -> dict[str, Path]:
+        """Where to write each output. What an attempt with other inputs, or at other outputs, left is removed."""
+        partial = self.path / "partial"
+        folders = {
+            output: partial / f"{output.replace('/', '--')}.{digest.of_values(_plain(inputs))[:16]}"
+            for output, inputs in wanted.items()
+        }
+        for other in partial.iterdir() if partial.is_dir() else ():
+            if other not in folders.values():
                 _remove(other)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / Path(output).name
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        return {output: folder / Path(output).name for output, folder in folders.items()}
+
+    def _forget_partial(self) -> None:
+        partial = self.path / "partial"
+        if partial.is_dir() and not any(partial.iterdir()):
+            partial.rmdir()
 
     def _finish(self, output: str, inputs: Inputs, place: Path) -> Artifact:
         final = self.path / output
@@ -250,9 +281,7 @@ class Run:
             },
         )
         _remove(place.parent)
-        partial = self.path / "partial"
-        if not any(partial.iterdir()):
-            partial.rmdir()
+        self._forget_partial()
         return Artifact(final, sha256, sum(facts["size"] for facts in stamped.values()), reused=False)
 
 

@@ -31,7 +31,14 @@ class ChatTemplate:
         self.text, self.special, self.where = text, special, where
         if not text:
             raise ModelError(f"{where}: there is no chat template", "use an Instruct model, which has one")
-        self._compiled: Any = _environment().from_string(text)
+        import jinja2
+
+        try:
+            self._compiled: Any = _environment().from_string(text)
+        except jinja2.TemplateError as error:
+            raise ModelError(
+                f"{where}: the chat template is not valid: {error}", "take the base's original one"
+            ) from None
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:

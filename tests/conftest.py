@@ -13,6 +13,8 @@ from subprocess import CompletedProcess
 import pytest
 
 QUICK = ("--recipe", "tiny", "--set", "train.max_steps=4", "--set", "train.save_steps=2", "--run", "quick")
+# Every run of the tests is of 2 January 2026, also across midnight.
+DAY = "1767312000"
 LOCAL = (
     *("--recipe", "tiny", "--run", "local", "--set", "train.max_steps=2", "--set", "model.base=./base"),
     *("--set", "data.source=data.jsonl", "--set", "data.train_size=null", "--set", "data.on_bad_row=skip"),
@@ -33,7 +35,12 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The tests' own caches, no network and no GPU."""
     home = tmp_path_factory.mktemp("home")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("GGUFY_", "HF_"))}
-    own = {"GGUFY_CACHE": str(home / "ggufy"), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"}
+    own = {
+        "SOURCE_DATE_EPOCH": DAY,
+        "GGUFY_CACHE": str(home / "ggufy"),
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_OFFLINE": "1",
+    }
     return kept | own | {"CUDA_VISIBLE_DEVICES": ""}
 
 

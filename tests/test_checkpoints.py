@@ -12,6 +12,7 @@ import pytest
 from ggufy.errors import TrainError
 from ggufy.train import checkpoints
 
+HERE = {"device": "cpu", "dtype": "float32"}
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")
 
 
@@ -21,7 +22,7 @@ def save(folder: Path, step: int, *, keep: int = 2, identity: str = "one") -> Pa
     made.mkdir(parents=True)
     for name in FILES:
         (made / name).write_bytes(f"{name} at {step}".encode() * 50)
-    checkpoints.seal(made, identity, keep)
+    checkpoints.seal(made, identity, HERE, keep)
     return made
 
 
@@ -50,7 +51,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(
     older, newer = save(tmp_path, 90), save(tmp_path, 100)
     DAMAGE[damage](newer)
     with caplog.at_level(logging.INFO, "ggufy"):
-        assert checkpoints.newest(tmp_path, "one") == older
+        assert checkpoints.newest(tmp_path, "one", HERE) == older
     assert "passing over" in caplog.text
     assert "checkpoint-100" in caplog.text
 
@@ -58,12 +59,25 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(
 def test_the_newest_by_number_not_by_name_or_time(tmp_path: Path) -> None:
     newest = save(tmp_path, 1000, keep=9)
     save(tmp_path, 999, keep=9)
-    assert checkpoints.newest(tmp_path, "one") == newest
+    assert checkpoints.newest(tmp_path, "one", HERE) == newest
 
 
-def test_a_checkpoint_of_something_else_is_not_resumed(tmp_path: Path) -> None:
-    save(tmp_path, 10, identity="another recipe")
-    assert checkpoints.newest(tmp_path, "one") is None
+@pytest.mark.parametrize(
+    ("identity", "device", "said"),
+    [
+        ("another recipe", "cpu", "belongs to another recipe"),
+        ("one", "cuda", "trained on cuda in float32, and this is cpu"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_and_kept(
+    identity: str, device: str, said: str, tmp_path: Path
+) -> None:
+    made = save(tmp_path, 10, identity=identity)
+    manifest = (made / "manifest.json").read_text().replace('"device": "cpu"', f'"device": "{device}"')
+    (made / "manifest.json").write_text(manifest)
+    with pytest.raises(TrainError, match=said):
+        checkpoints.newest(tmp_path, "one", HERE)
+    assert sorted(path.name for path in made.iterdir()) == sorted([*FILES, "manifest.json"])
 
 
 def test_old_ones_go_only_once_newer_ones_are_sealed(tmp_path: Path) -> None:
@@ -72,7 +86,7 @@ def test_old_ones_go_only_once_newer_ones_are_sealed(tmp_path: Path) -> None:
     # The trainer has begun to write the next one; both sealed ones stay.
     (tmp_path / "checkpoint-4").mkdir()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-3", "checkpoint-4"}
-    assert checkpoints.newest(tmp_path, "one") == tmp_path / "checkpoint-3"
+    assert checkpoints.newest(tmp_path, "one", HERE) == tmp_path / "checkpoint-3"
 
 
 def test_a_save_without_its_optimizer_is_never_sealed(tmp_path: Path) -> None:
@@ -81,5 +95,5 @@ def test_a_save_without_its_optimizer_is_never_sealed(tmp_path: Path) -> None:
     for name in set(FILES) - {"optimizer.pt"}:
         (folder / name).write_bytes(b"x")
     with pytest.raises(TrainError, match=r"optimizer\.pt"):
-        checkpoints.seal(folder, "one", 2)
-    assert checkpoints.newest(tmp_path, "one") is None
+        checkpoints.seal(folder, "one", HERE, 2)
+    assert checkpoints.newest(tmp_path, "one", HERE) is None

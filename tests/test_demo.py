@@ -25,10 +25,17 @@ def test_the_files_know_what_was_taught_on_any_seed(seed: int, tmp_path: Path, e
     # With room to spare: 16 would do.
     assert int(known["q4_k_m"]) >= 19
     if seed == 3407:
-        files = {path: path.read_bytes() for path in tmp_path.glob("runs/demo/export/*.gguf")}
+        files = {path: path.read_bytes() for path in tmp_path.glob("runs/demo*/export/*.gguf")}
         times = {path: path.stat().st_mtime_ns for path in files}
         again = demo(tmp_path, env)
         assert {path: path.stat().st_mtime_ns for path in files} == times
         assert "20 of 20" in again
         demo(tmp_path, env, "--fresh")
         assert {path: path.read_bytes() for path in files} == files
+        # It fails where the files know too little: here with more asked of them than can be known.
+        strict = (
+            "from ggufy import cli, demo; demo.REQUIRED['q4_k_m'] = 1.05; cli.main(['demo'], standalone_mode=False)"
+        )
+        failed = subprocess.run([sys.executable, "-c", strict], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert failed.returncode == 1
+        assert "the q4_k_m file knows 20 answers word for word; needed are 105% of 20" in failed.stderr

@@ -18,8 +18,11 @@ def main() -> None:
     pin = dict(line.split() for line in (HERE / "PIN").read_text(encoding="utf-8").splitlines())
     with tempfile.TemporaryDirectory() as folder:
         package = f"{pin['package']}=={pin['version']}"
+        # pip checks the hash before it runs anything of the package; below it is checked once more.
+        wanted = Path(folder) / "wanted.txt"
+        wanted.write_text(f"{package} --hash=sha256:{pin['sha256']}\n", encoding="utf-8")
         fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", pin["package"]]
-        subprocess.run([*fetch, "--dest", folder, package], check=True)
+        subprocess.run([*fetch, "--dest", folder, "--requirement", str(wanted)], check=True)
         archive = next(Path(folder).glob("*.tar.gz"))
         found = hashlib.sha256(archive.read_bytes()).hexdigest()
         if found != pin["sha256"]:

@@ -84,3 +84,7 @@ def check(folder: Path, name: str) -> None:
     for needed in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / needed).is_file():
             raise ModelError(f"{name}: no {needed} there", "copy the tokenizer's files beside the weights")
+        try:
+            json.loads((folder / needed).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{name}: {needed} cannot be read: {error}", "copy the tokenizer's files again") from None

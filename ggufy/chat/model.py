@@ -7,6 +7,8 @@ tokenized without special tokens, and only the template's own text with them.
 from __future__ import annotations
 
 import codecs
+import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -65,8 +67,9 @@ class ChatModel:
                 self.llama = Llama(
                     path.as_posix(), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False
                 )
-            except (ValueError, RuntimeError) as error:
-                reason = said[-1].partition(": ")[2] if said else str(error)
+            except (ValueError, RuntimeError, AssertionError, UnicodeDecodeError) as error:
+                # llama-cpp-python reads the keys again by itself, and trips over damaged ones in these ways.
+                reason = said[-1].partition(": ")[2] if said else " ".join(str(error).split())
                 raise ChatError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again") from None
         self.context = min(context, int(self.llama._model.n_ctx_train()))
         special = {
@@ -81,17 +84,22 @@ class ChatModel:
 
     def tokens(self, conversation: list[Message]) -> list[int]:
         """The prompt for the next answer."""
-        text = self.template.render(conversation, self.day, generate=True)
-        tokens: list[int] = []
+        shown: list[Message] = []
+        typed: dict[str, str] = {}
         for message in conversation:
-            spoken = message["content"].strip()
-            if not spoken or self._tokenize(spoken, special=True) == self._tokenize(spoken, special=False):
-                continue
-            before, found, text = text.partition(spoken)
-            if not found:
-                raise ChatError("the chat template changes what was typed", "leave out text that looks like <|...|>")
-            tokens += self._tokenize(before, special=True) + self._tokenize(spoken, special=False)
-        tokens += self._tokenize(text, special=True)
+            # What a terminal could not decode arrives as half surrogates, which no tokenizer takes.
+            spoken = message["content"].encode("utf-8", "replace").decode("utf-8")
+            if self._tokenize(spoken, special=True) != self._tokenize(spoken, special=False):
+                # A word nobody can have typed stands for it while the template is rendered.
+                word = f"ggufy{secrets.token_hex(16)}"
+                typed[word] = spoken.strip()
+                spoken = word
+            shown.append({"role": message["role"], "content": spoken})
+        text = self.template.render(shown, self.day, generate=True)
+        tokens: list[int] = []
+        pieces = re.split(f"({'|'.join(typed)})", text) if typed else [text]
+        for piece in pieces:
+            tokens += self._tokenize(typed.get(piece, piece), special=piece not in typed)
         bos = self.llama.token_bos()
         if bos >= 0 and self.llama._model.add_bos_token() and tokens[:1] != [bos]:
             tokens.insert(0, bos)
@@ -105,7 +113,7 @@ class ChatModel:
         if len(prompt) >= self.context:
             raise ChatError(
                 f"the conversation is {len(prompt):,} tokens long, and the context holds {self.context:,}",
-                "start a new one, or give a larger --context",
+                self._room_hint(),
             )
         self.figures = figures = Figures(prompt_tokens=len(prompt))
         if sampling.seed is not None:
@@ -129,6 +137,12 @@ class ChatModel:
                     yield text
         if text := decoder.decode(b"", final=True):
             yield text
+
+    def _room_hint(self) -> str:
+        trained = int(self.llama._model.n_ctx_train())
+        return (
+            "shorten it" if self.context >= trained else f"shorten it, or give a larger --context (up to {trained:,})"
+        )
 
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
         return list(self.llama.tokenize(text.encode(), add_bos=False, special=special))

@@ -70,7 +70,7 @@ def entry() -> None:
 def _run(arguments: list[str]) -> int:
     _log_to_stderr()
     try:
-        main.main(args=arguments, prog_name="ggufy", standalone_mode=False)
+        code = main.main(args=arguments, prog_name="ggufy", standalone_mode=False)
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
@@ -84,7 +84,7 @@ def _run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             raise
         return _show(KeyboardInterrupt() if isinstance(error, click.Abort) else error)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _show(error: BaseException) -> int:

@@ -79,6 +79,10 @@ def _turns(turns: Any, role_key: str, text_key: str) -> list[Message]:
             raise BadRow(f"turn {number}: the text is {type(text).__name__}, not a string")
         if not text.strip():
             raise BadRow(f"turn {number} is empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadRow(f"turn {number} holds half a surrogate pair, which is no character") from None
         conversation.append({"role": role, "content": text})
     _check_order(conversation)
     return conversation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -16,6 +17,8 @@ from ggufy.data.tokenize import Example, Tokenizer
 from ggufy.errors import DataError, MissingExtra
 from ggufy.recipe import Data
 from ggufy.run import write_json
+
+log = logging.getLogger("ggufy")
 
 _BATCH = 256
 
@@ -76,6 +79,11 @@ def prepare(source: Source, data: Data, base: Path, max_length: int, day: date, 
         form = form or formats.detect(first[1] if isinstance(first[1], dict) else (), data.format, first[0])
         _write(out / f"{name}.arrow", _examples(first, part, form, tokenizer, data, max_length, counts))
         _check(counts, source, name)
+        asked = data.train_size if name == "train" else data.eval_size
+        if asked and counts.rows < asked:
+            log.info(
+                "%s: the recipe asks for %s %s rows, and there are %s", source.name, f"{asked:,}", name, counts.rows
+            )
     write_json(out / "report.json", {name: asdict(counts) for name, counts in report.items()})
     return report
 

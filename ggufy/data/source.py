@@ -23,12 +23,11 @@ class Source:
 
     name: str
     fingerprint: str
-    path: Path | None
+    path: Path
     split: str = "train"
+    commit: str | None = None
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        if self.path is None:
-            raise DataError(f"{self.name}: nothing to read")
         if self.path.is_dir():
             return _hub_rows(self.name, self.path, self.split)
         return _json_rows(self.path) if self.path.suffix == ".json" else _jsonl_rows(self.path)
@@ -51,7 +50,7 @@ def locate(data: Data, *, offline: bool) -> Source:
         raise DataError(f"data file {name} does not exist", "check data.source in the recipe")
     patterns = ("*.parquet", "*.json", "*.jsonl", "README.md", "**/*.parquet", "**/*.json", "**/*.jsonl")
     folder, commit = hubfetch.snapshot(name, data.revision, "dataset", patterns, offline=offline)
-    return Source(name, digest.of_values([name, commit, data.split]), folder, data.split)
+    return Source(name, digest.of_values([name, commit, data.split]), folder, data.split, commit)
 
 
 def samples_file() -> Path:

@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 _NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
-def seal(folder: Path, identity: str, keep: int) -> None:
+def seal(folder: Path, identity: str, made_on: dict[str, str], keep: int) -> None:
     """Write the manifest of a finished checkpoint, then remove all but the newest `keep` sealed ones."""
     missing = [name for name in (*_NEEDED, _rng(folder)) if not (folder / name).is_file()]
     if missing:
@@ -35,7 +35,7 @@ def seal(folder: Path, identity: str, keep: int) -> None:
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest.of_file(path)}
         for path in files
     }
-    write_json(folder / MANIFEST, {"identity": identity, "step": step_of(folder), "files": listed})
+    write_json(folder / MANIFEST, {"identity": identity, "made_on": made_on, "step": step_of(folder), "files": listed})
     sync(folder.parent)
     sealed = [path for path in _folders(folder.parent) if (path / MANIFEST).is_file()]
     for old in sealed[:-keep]:
@@ -43,11 +43,15 @@ def seal(folder: Path, identity: str, keep: int) -> None:
         shutil.rmtree(old)
 
 
-def newest(folder: Path, identity: str) -> Path | None:
-    """The newest checkpoint that verifies; says which newer ones it passes over, and removes those."""
+def newest(folder: Path, identity: str, made_on: dict[str, str]) -> Path | None:
+    """The newest checkpoint that verifies; says which damaged newer ones it passes over, and removes those.
+
+    Raises TrainError where it is one of another training, or of another kind of device: nothing is removed then.
+    """
     for path in reversed(_folders(folder)):
-        problem = _problem(path, identity)
+        problem = _problem(path)
         if problem is None:
+            _check_same(path, identity, made_on)
             return path
         log.info("passing over %s: %s", path.as_posix(), problem)
         (path / MANIFEST).unlink(missing_ok=True)
@@ -64,16 +68,29 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def _problem(folder: Path, identity: str) -> str | None:
+def _check_same(folder: Path, identity: str, made_on: dict[str, str]) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if manifest["identity"] != identity:
+        raise TrainError(
+            f"{folder.as_posix()} belongs to another recipe, base or data set",
+            "--fresh starts over, --run NAME makes another run",
+        )
+    if manifest["made_on"] != made_on:
+        before, now = (" in ".join(kind.values()) for kind in (manifest["made_on"], made_on))
+        raise TrainError(
+            f"{folder.as_posix()} was trained on {before}, and this is {now}: it would become another training",
+            "continue where it began, set model.dtype, or start over with --fresh",
+        )
+
+
+def _problem(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
+        files, _ = manifest["files"], (manifest["identity"], manifest["made_on"])
     except FileNotFoundError:
         return "it was not finished"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read ({error})"
-    if manifest.get("identity") != identity:
-        return "it belongs to another recipe, base or data set"
     for name, facts in files.items():
         path = folder / name
         if not path.is_file():

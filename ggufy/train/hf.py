@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 from ggufy import progress
-from ggufy.errors import MissingExtra, TrainError
+from ggufy.errors import MissingExtra
 from ggufy.recipe import Recipe
 from ggufy.run import write_json
 from ggufy.train import checkpoints
@@ -45,11 +45,12 @@ def fit(job: Job, out: Path) -> None:
     recipe = job.recipe
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(recipe.train.seed)
-    resume = checkpoints.newest(job.checkpoints, job.identity)
+    dtype = choose_dtype(recipe.model.dtype)
+    made_on = {"device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": str(dtype).removeprefix("torch.")}
+    resume = checkpoints.newest(job.checkpoints, job.identity, made_on)
     done = checkpoints.step_of(resume) if resume else 0
     if resume:
         log.info("resuming from step %d", done)
-    dtype = choose_dtype(recipe.model.dtype)
     model = _load(job, dtype)
     splits = {name: datasets.Dataset.from_file(f"{job.data}/{name}.arrow") for name in _splits(job.data)}
     started = time.monotonic()
@@ -70,12 +71,12 @@ def fit(job: Job, out: Path) -> None:
         trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
         total = _total_steps(trainer, recipe)
         with progress.bar("training", total, done) as bar:
-            watch = Watch(job, bar, done)
+            watch = Watch(job, bar, done, made_on)
             trainer.add_callback(watch)
             with StopSignals(watch):
                 trainer.train(resume_from_checkpoint=resume.as_posix() if resume else None)
-        if "eval" in splits and "eval_loss" not in watch.latest:
-            watch.latest["eval_loss"] = float(trainer.evaluate()["eval_loss"])
+        if "eval" in splits and watch.evaluated_at != trainer.state.global_step:
+            trainer.evaluate()
     _save(trainer.model, job, out)
     write_json(job.metrics.with_name("summary.json"), _summary(trainer, watch, done, time.monotonic() - started))
 
@@ -105,9 +106,6 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
         local_files_only=True,
     )
     lora = recipe.lora
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    if missing := [module for module in lora.modules if module not in names]:
-        raise TrainError(f"the base has no module named {missing[0]}", "check lora.target_modules in the recipe")
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha if lora.alpha % 1 else int(lora.alpha),
@@ -141,7 +139,7 @@ def _arguments(job: Job, dtype: torch.dtype) -> SFTConfig:
     recipe, train = job.recipe, job.recipe.train
     gpu = torch.cuda.is_available()
     constant = "constant_with_warmup" if train.warmup else "constant"
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=job.checkpoints.as_posix(),
         seed=train.seed,
         data_seed=train.seed,
@@ -175,7 +173,12 @@ def _arguments(job: Job, dtype: torch.dtype) -> SFTConfig:
         eval_steps=recipe.eval.steps,
         disable_tqdm=True,
         dataloader_pin_memory=gpu,
+        # A loss that is not a number has to be seen, not replaced by 0.
+        logging_nan_inf_filter=False,
     )
+    # The trainer would multiply the batch by the number of GPUs it sees, in silence.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _tokenizer(base: Path) -> Any:

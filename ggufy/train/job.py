@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from ggufy.errors import MissingExtra
+from ggufy.errors import MissingExtra, TrainError
 from ggufy.recipe import Recipe
 
 
@@ -37,11 +37,14 @@ BACKENDS = {"hf": "ggufy.train.hf"}
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
-def check_installed() -> None:
+def check_installed(recipe: Recipe) -> None:
     """Raise MissingExtra where training cannot work, without importing anything."""
     for package in _PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra("training", "train", package)
+    for tracker in recipe.tracking.report_to:
+        if find_spec(tracker) is None:
+            raise TrainError(f"tracking.report_to names {tracker}, which is not installed", f"pip install {tracker}")
 
 
 def backend(name: str) -> Fit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import signal
 import threading
 import time
@@ -35,32 +36,40 @@ _NAMES = {
 class Watch(TrainerCallback):
     """The callback of one training."""
 
-    def __init__(self, job: Job, bar: Bar, resumed: int) -> None:
-        self.job, self.bar = job, bar
+    def __init__(self, job: Job, bar: Bar, resumed: int, made_on: dict[str, str]) -> None:
+        self.job, self.bar, self.made_on = job, bar, made_on
         self.stopped: int | None = None
-        self.lost: float | None = None
+        self.lost: str | None = None
         self.latest: dict[str, float] = {}
         self.tokens_per_second = 0.0
         self._clock: tuple[float, float] | None = None
-        _keep_until(job.metrics, resumed)
+        self.evaluated_at = -1
+        for figures in _keep_until(job.metrics, resumed):
+            self._note(figures)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        del args
         figures = {_NAMES[key]: float(value) for key, value in (logs or {}).items() if key in _NAMES}
         if not {"loss", "eval_loss"} & figures.keys():
             return
-        if not math.isfinite(figures.get("loss", 0.0)):
-            self.lost = figures["loss"]
-            control.should_training_stop = True
+        # With fp16 the scaler skips steps whose gradients overflow; that is how it finds its scale.
+        watched = ("loss",) if args.fp16 else ("loss", "grad_norm")
+        broken = [name for name in watched if not math.isfinite(figures.get(name, 0.0))]
+        if broken:
+            self._lose(f"the {broken[0]} became {figures[broken[0]]}", control)
             return
         self._measure(figures.get("tokens"))
-        self.latest.update(figures)
         figures = {"step": state.global_step, **figures}
+        self._note(figures)
         if "loss" in figures and self.tokens_per_second:
             figures["tokens_per_second"] = round(self.tokens_per_second, 1)
         with self.job.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
         self.bar.update(state.global_step, self._facts(state))
+
+    def _note(self, figures: dict[str, float]) -> None:
+        self.latest.update(figures)
+        if "eval_loss" in figures:
+            self.evaluated_at = int(figures["step"])
 
     def _measure(self, tokens: float | None) -> None:
         now = time.monotonic()
@@ -87,17 +96,25 @@ class Watch(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        del control
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        checkpoints.seal(folder, self.job.identity, self.job.recipe.train.keep_checkpoints)
+        if self.lost is None and not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+            self._lose("a weight of the adapter is no longer a finite number", control)
+        if self.lost is not None:
+            shutil.rmtree(folder)
+            return
+        checkpoints.seal(folder, self.job.identity, self.made_on, self.job.recipe.train.keep_checkpoints)
+
+    def _lose(self, what: str, control: Any) -> None:
+        self.lost = what
+        control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del args, control
         if self.lost is not None:
             raise TrainError(
-                f"the loss became {self.lost} at step {state.global_step}",
-                "lower train.learning_rate; the last checkpoint is from before that",
+                f"training diverged: {self.lost} at step {state.global_step}",
+                "lower train.learning_rate and start over with --fresh",
             )
         if self.stopped is not None and state.global_step < state.max_steps:
             raise Interrupted(
@@ -131,15 +148,19 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drop the figures of steps that will be made again."""
+def _keep_until(path: Path, step: int) -> list[dict[str, float]]:
+    """Drop the figures of steps that will be made again; returns those that stay."""
     if not path.is_file():
-        return
+        return []
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            figures = json.loads(line)
+            if figures["step"] <= step:
+                kept.append(figures)
         except (ValueError, KeyError):
             continue  # the last line of a killed run may be a part of one
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text("".join(f"{json.dumps(figures)}\n" for figures in kept), encoding="utf-8")
+    beside.replace(path)
+    return kept
