@@ -36,7 +36,10 @@ def cpu_hours(recipe: Recipe) -> float | None:
 
 
 def is_hopeless(recipe: Recipe) -> bool:
-    """Whether this recipe would take longer on this CPU than anybody waits."""
+    """Whether this recipe would take longer on this CPU than anybody waits, or is QLoRA of a real model on one."""
+    size = parameters(recipe.model.base)
+    if size is not None and size >= 1e9 and recipe.model.load_in != "16bit":
+        return True
     hours = cpu_hours(recipe)
     return hours is not None and hours > _LIMIT_HOURS
 
