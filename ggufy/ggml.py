@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ def library() -> Any:
     lib = ctypes.CDLL(llama_cpp._lib._name)
     c, i32, i64, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
     signatures: dict[str, tuple[Any, list[Any]]] = {
+        "ggml_type_name": (ctypes.c_char_p, [i32]),
         "ggml_row_size": (size, [i32, i64]),
         "ggml_quantize_chunk": (size, [i32, c, c, i64, i64, i64, c]),
         "ggml_cpu_fp32_to_fp16": (None, [c, c, i64]),
@@ -69,6 +71,23 @@ def ftypes() -> dict[str, int]:
         if name.startswith(prefix)
     }
     return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def type_name(number: int) -> str:
+    return str(library().ggml_type_name(number).decode()).lower()
+
+
+@functools.cache
+def speed(number: int) -> float:
+    """Weights a second that this type's kernel takes on one core here, from a short run."""
+    import numpy as np
+
+    rows = np.random.default_rng(0).standard_normal((64, 2048), dtype=np.float32)
+    out = np.empty(64 * row_size(number, 2048), np.uint8)
+    quantize(number, rows, out)
+    begun = time.perf_counter()
+    quantize(number, rows, out)
+    return float(rows.size / max(time.perf_counter() - begun, 1e-9))
 
 
 def row_size(number: int, columns: int) -> int:

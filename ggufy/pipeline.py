@@ -8,20 +8,21 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import __version__, digest, recipe, run
+from ggufy import __version__, digest, recipe, run, subject
 from ggufy.base import resolve as bases
 from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
-from ggufy.errors import ChatError, ExportError, ModelError, RecipeError, RunError
+from ggufy.errors import ChatError, ExportError, RecipeError, RunError
 from ggufy.recipe import LATE_SECTIONS, Recipe
 from ggufy.run import Artifact, Run
+from ggufy.subject import Subject
 
 if TYPE_CHECKING:
     from ggufy.chat.model import ChatModel
@@ -104,41 +105,92 @@ def check(what: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe
 
 
 def export(
-    what: str | os.PathLike[str] | Run | None = None, *, quants: Sequence[str] | None = None, threads: int | None = None
+    what: str | os.PathLike[str] | Run | None = None,
+    *,
+    quants: Sequence[str] | None = None,
+    merged: str | None = None,
+    adapter_gguf: bool = False,
+    base: str | None = None,
+    out: Path | None = None,
+    threads: int | None = None,
+    force: bool = False,
 ) -> dict[str, Artifact]:
-    """Make the GGUF files of a run: those named, else those of its recipe. Returns them by quant."""
-    from ggufy.export import layout, stage
+    """Make the GGUF files of a run, an adapter or a checkpoint: those named, else those of the run's recipe.
 
-    this = what if isinstance(what, Run) else run.find(what)
-    given = layout.check_quants(quants) if quants else None
-    with this.lock():
-        frozen = this.frozen
-        wanted = recipe.from_values(frozen["recipe"])
-        names = given or layout.check_quants(wanted.export.quants)
-        adapter = this.valid("adapter")
-        if adapter is None:
-            raise RunError(f"{this.path.as_posix()} has no finished adapter", "`ggufy train` finishes it")
-        base = _base(wanted, frozen)
-        if base.fingerprint != frozen["base"]["fingerprint"]:
-            raise ModelError(
-                f"the base {base.name} is not the one this run was trained on: its files have changed",
-                "put the original back, or train again with --fresh",
-            )
-        general = {"name": this.name, "ggufy.version": __version__, "ggufy.date": str(frozen["date"])}
-        inputs = {
-            "adapter": adapter.sha256,
-            "base": base.fingerprint,
-            "llama_cpp": metadata.version("llama-cpp-python"),
-            "general": general,
-        }
-        files = {f"export/{this.name}-{quant}.gguf": {**inputs, "quant": quant} for quant in names}
+    `merged` ("f16" or "bf16") adds the merged checkpoint, `adapter_gguf` the adapter alone. Returns them by name.
+    """
+    from ggufy.export import stage
+
+    extras = _extras(merged, adapter_gguf)
+    room, find = _subject(what, base, out)
+    with room.lock():
+        this = find()
+        names = _wanted_quants(this, quants, extras)
+        inputs = {**this.inputs, "llama_cpp": metadata.version("llama-cpp-python")}
+        files = {_file(this, name): {**inputs, "quant": name} for name in (*names, *extras)}
 
         def build(places: dict[str, Path]) -> None:
-            by_quant = {str(files[output]["quant"]): place for output, place in places.items()}
-            stage.export(base.path, adapter.path, by_quant, general, threads)
+            by_name = {str(files[output]["quant"]): place for output, place in places.items()}
+            stage.export(this.base.path, this.adapter, by_name, this.notes, threads)
 
-        made = this.make(files, build)
+        made = this.room.make(files, build, force=force)
     return {str(files[output]["quant"]): artifact for output, artifact in made.items()}
+
+
+def plan_export(
+    what: str | os.PathLike[str] | Run | None = None,
+    *,
+    quants: Sequence[str] | None = None,
+    merged: str | None = None,
+    base: str | None = None,
+    threads: int | None = None,
+) -> list[str]:
+    """What an export would write, in lines for people. Nothing is written but to the system's folder for such."""
+    from tempfile import TemporaryDirectory
+
+    from ggufy.export import stage
+
+    extras = _extras(merged, adapter_gguf=False)
+    _, find = _subject(what, base, None)
+    this = find()
+    with TemporaryDirectory(prefix="ggufy-") as scratch:
+        outputs = {name: Path(scratch) / name for name in (*_wanted_quants(this, quants, extras), *extras)}
+        plan = stage.plan(this.base.path, this.adapter, outputs, this.notes, Path(scratch))
+        return plan.describe(threads)
+
+
+def _subject(
+    what: str | os.PathLike[str] | Run | None, base: str | None, out: Path | None
+) -> tuple[Run, Callable[[], Subject]]:
+    """Where the outputs go, and how to find what is exported once that place is locked."""
+    if isinstance(what, Run) or subject.is_run(what):
+        this = what if isinstance(what, Run) else run.find(what)
+        if base is not None or out is not None:
+            raise ExportError("--base and --out are for adapters and checkpoints; a run has its own", "leave them out")
+        return this, lambda: subject.of_run(this)
+    found = subject.of_folder(what or "", base, out)
+    return found.room, lambda: found
+
+
+def _wanted_quants(this: Subject, quants: Sequence[str] | None, extras: Sequence[str]) -> list[str]:
+    from ggufy.export import layout
+
+    if quants:
+        return layout.check_quants(quants)
+    if extras:
+        return []
+    if this.folder:
+        return layout.check_quants(recipe.from_values(this.room.frozen["recipe"]).export.quants)
+    return ["q4_k_m"]
+
+
+def _extras(merged: str | None, adapter_gguf: bool) -> list[str]:
+    names = {"f16": "merged", "bf16": "merged-bf16"}
+    return [*([names[merged]] if merged else []), *(["adapter"] if adapter_gguf else [])]
+
+
+def _file(this: Subject, name: str) -> str:
+    return f"{this.folder}{this.name}-{name}" + ("" if name.startswith("merged") else ".gguf")
 
 
 def chat(
@@ -165,7 +217,8 @@ def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None)
 
     this = what if isinstance(what, Run) else run.find(what)
     ending = f"-{layout.check_quants([quant])[0]}.gguf" if quant else ".gguf"
-    outputs = [output for output in this.stamped("export/") if output.endswith(ending)]
+    files = [output for output in this.stamped("export/") if output.endswith(ending)]
+    outputs = [output for output in files if not output.endswith(f"{this.name}-adapter.gguf")]
     for output in reversed(outputs):
         if artifact := this.valid(output):
             return artifact.path

@@ -27,6 +27,8 @@ log = logging.getLogger("ggufy")
 
 Inputs = Mapping[str, Any]
 
+_WAITING = "stamp.json"
+
 # Everything ggufy puts into a run's folder, but the lock.
 CONTENTS = (
     "run.json",
@@ -124,6 +126,11 @@ class Run:
         if not own and self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise RunError(f"{self.path.as_posix()} is there already, and is no run of ggufy", "choose another --run")
 
+    def refuse_foreign_names(self) -> None:
+        """Raise RunError where the place for exports is a file."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path.as_posix()} is a file, not a folder", "choose another --out")
+
     def clear(self, keep: str) -> None:
         """Remove what a run holds but its lock and the output `keep`, the record first: half cleared, it is no run.
 
@@ -166,15 +173,22 @@ class Run:
                 file.truncate()
                 file.flush()
 
-    def make(self, wanted: Mapping[str, Inputs], build: Callable[[dict[str, Path]], None]) -> dict[str, Artifact]:
+    def make(
+        self, wanted: Mapping[str, Inputs], build: Callable[[dict[str, Path]], None], *, force: bool = False
+    ) -> dict[str, Artifact]:
         """Return the outputs named in `wanted` (path in the run -> inputs), building those that are not there.
 
         `build` gets, for each output that has to be made, the path below `partial/` to write it to. What it finds
-        there is the unfinished work of an earlier attempt with the same inputs.
+        there is the unfinished work of an earlier attempt with the same inputs. A file of that name which ggufy did not
+        make is only written over with `force`; else RunError.
         """
+        for output, inputs in wanted.items():
+            self._finish_move(output, inputs)
         done = {output: self.valid(output, inputs) for output, inputs in wanted.items()}
         missing = [output for output in wanted if done[output] is None]
         if missing:
+            if not force:
+                self._refuse_to_replace(missing)
             places = self._partials({output: wanted[output] for output in missing})
             try:
                 build(places)
@@ -226,13 +240,13 @@ class Run:
     def _stamp_path(self, output: str) -> Path:
         return self.path / "stamps" / f"{output.replace('/', '--')}.json"
 
+    def _partial(self, output: str, inputs: Inputs) -> Path:
+        return self.path / "partial" / f"{output.replace('/', '--')}.{digest.of_values(_plain(inputs))[:16]}"
+
     def _partials(self, wanted: Mapping[str, Inputs]) -> dict[str, Path]:
         """Where to write each output. What an attempt with other inputs, or at other outputs, left is removed."""
         partial = self.path / "partial"
-        folders = {
-            output: partial / f"{output.replace('/', '--')}.{digest.of_values(_plain(inputs))[:16]}"
-            for output, inputs in wanted.items()
-        }
+        folders = {output: self._partial(output, inputs) for output, inputs in wanted.items()}
         for other in partial.iterdir() if partial.is_dir() else ():
             if other not in folders.values():
                 _remove(other)
@@ -240,49 +254,63 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         return {output: folder / Path(output).name for output, folder in folders.items()}
 
+    def _refuse_to_replace(self, outputs: list[str]) -> None:
+        for output in outputs:
+            if (self.path / output).exists() and self.stamp(output) is None:
+                raise RunError(
+                    f"{(self.path / output).as_posix()} is there already, and ggufy did not make it",
+                    "move it away, or give --force to write over it",
+                )
+
     def _forget_partial(self) -> None:
         partial = self.path / "partial"
         if partial.is_dir() and not any(partial.iterdir()):
             partial.rmdir()
 
     def _finish(self, output: str, inputs: Inputs, place: Path) -> Artifact:
+        """Sync, hash, move to the final name, and last the stamp, which until then waits beside the partial output."""
         final = self.path / output
         files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        stamped: dict[str, dict[str, Any]] = {}
         for file in files:
             sync(file)
-        self._stamp_path(output).unlink(missing_ok=True)
+            state = file.stat()
+            moved = final / file.relative_to(place) if place.is_dir() else final
+            stamped[moved.relative_to(self.path).as_posix()] = {
+                "size": state.st_size,
+                "mtime_ns": state.st_mtime_ns,
+                "sha256": digest.of_file(file),
+            }
+        sha256 = digest.of_values({name: facts["sha256"] for name, facts in stamped.items()})
+        if not place.is_dir():
+            sha256 = stamped[output]["sha256"]
+        stamp = {
+            "output": output,
+            "inputs": _plain(inputs),
+            "files": stamped,
+            "sha256": sha256,
+            "ggufy": __version__,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        write_json(place.parent / _WAITING, stamp)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.is_dir():
             shutil.rmtree(final)
         place.replace(final)
         sync(final.parent)
-        stamped: dict[str, dict[str, Any]] = {}
-        for file in files:
-            moved = final / file.relative_to(place) if final.is_dir() else final
-            state = moved.stat()
-            stamped[moved.relative_to(self.path).as_posix()] = {
-                "size": state.st_size,
-                "mtime_ns": state.st_mtime_ns,
-                "sha256": digest.of_file(moved),
-            }
-        sha256 = digest.of_values({name: facts["sha256"] for name, facts in stamped.items()})
-        if final.is_file():
-            sha256 = stamped[output]["sha256"]
-        self._stamp_path(output).parent.mkdir(exist_ok=True)
-        write_json(
-            self._stamp_path(output),
-            {
-                "output": output,
-                "inputs": _plain(inputs),
-                "files": stamped,
-                "sha256": sha256,
-                "ggufy": __version__,
-                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            },
-        )
-        _remove(place.parent)
-        self._forget_partial()
+        self._finish_move(output, inputs)
         return Artifact(final, sha256, sum(facts["size"] for facts in stamped.values()), reused=False)
+
+    def _finish_move(self, output: str, inputs: Inputs) -> None:
+        """Put the stamp of an output that has been moved into its place; also after a crash between the two."""
+        folder = self._partial(output, inputs)
+        waiting = folder / _WAITING
+        if waiting.is_file() and not (folder / Path(output).name).exists() and (self.path / output).exists():
+            self._stamp_path(output).parent.mkdir(exist_ok=True)
+            waiting.replace(self._stamp_path(output))
+            sync(self._stamp_path(output).parent)
+            _remove(folder)
+            self._forget_partial()
 
 
 def sync(path: Path) -> None:

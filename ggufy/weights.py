@@ -129,3 +129,11 @@ def header(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, di
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
     return struct.pack("<Q", len(text)) + text, {name: start + offset for name, offset in offsets.items()}
+
+
+def to_bf16(values: Any) -> Any:
+    """float32 to bfloat16, nearest even, as an array of 16-bit patterns."""
+    import numpy as np
+
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")

@@ -21,7 +21,7 @@ _FILES = (
     "tokenizer*",
     "*.jinja",
 )
-_CONTENT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
+CONTENT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def resolve(name: str, revision: str | None, *, offline: bool, builtin_texts: It
     else:
         folder, commit = hubfetch.snapshot(name, revision, "model", _FILES, offline=offline)
     check(folder, name)
-    return Base(name, folder, commit, digest.of_folder(folder, _CONTENT))
+    return Base(name, folder, commit, digest.of_folder(folder, CONTENT))
 
 
 def check(folder: Path, name: str) -> None:

@@ -81,7 +81,7 @@ def _write_weights(path: Path, planned: dict[str, tuple[int, ...]], seed: int) -
                 if len(size) > 1:
                     rng.standard_normal(out=values, dtype=np.float32)
                     values *= np.float32(0.02)
-                file.write((values.view(np.uint32) >> 16).astype("<u2").tobytes())
+                file.write(weights.to_bf16(values).tobytes())
 
 
 def write_tokenizer(folder: Path, vocabulary: Path) -> None:

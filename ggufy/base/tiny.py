@@ -222,9 +222,7 @@ def _write_weights(folder: Path, vocab_size: int) -> None:
             else:
                 # Larger than the usual 0.02: a model this narrow learns faster from it.
                 values = rng.standard_normal(shape, dtype=np.float32) * np.float32(shape[1] ** -0.5)
-            bits = values.view(np.uint32)
-            bf16 = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-            file.write(bf16.astype("<u2").tobytes())
+            file.write(weights.to_bf16(values).tobytes())
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

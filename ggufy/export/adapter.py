@@ -60,12 +60,14 @@ class Pair:
 class Adapter:
     """The adapter in a folder. `pairs` by the name of the base tensor; `whole` replaces tensors of the base."""
 
-    def __init__(self, pairs: dict[str, Pair], whole: dict[str, str], weights: Checkpoint | None, where: str) -> None:
-        self.pairs, self.whole, self.weights, self.where = pairs, whole, weights, where
+    def __init__(
+        self, pairs: dict[str, Pair], whole: dict[str, str], weights: Checkpoint | None, where: str, alpha: float
+    ) -> None:
+        self.pairs, self.whole, self.weights, self.where, self.alpha = pairs, whole, weights, where, alpha
 
     @classmethod
     def none(cls) -> Adapter:
-        return cls({}, {}, None, "no adapter")
+        return cls({}, {}, None, "no adapter", 1.0)
 
     @classmethod
     def open(cls, folder: Path) -> Adapter:
@@ -109,7 +111,7 @@ class Adapter:
         if not found and not whole:
             raise ExportError(f"{where}: the adapter is empty", "train it first")
         pairs = {f"{module}.weight": _pair(module, parts, config, where) for module, parts in found.items()}
-        return cls(pairs, whole, weights, where)
+        return cls(pairs, whole, weights, where, float(config["lora_alpha"]))
 
     def check(self, base: Checkpoint, used: Iterable[str]) -> None:
         """Refuse an adapter of which anything does not fit the base, or would be left out."""

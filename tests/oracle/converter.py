@@ -35,6 +35,14 @@ def convert(model: Path, out: Path, kind: str = "f16") -> None:
     assert done.returncode == 0, done.stderr
 
 
+def convert_lora(base: Path, adapter: Path, out: Path) -> None:
+    """convert_lora_to_gguf.py --base BASE --outfile OUT ADAPTER"""
+    script = VENDOR / "convert_lora_to_gguf.py"
+    command = [sys.executable, str(script), "--base", str(base), "--outfile", str(out), str(adapter)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+
+
 @dataclass
 class Contents:
     keys: dict[str, Any]

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,8 @@ from ggufy import ggml
 from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError
-from ggufy.export import stage
-from tests.oracle.converter import contents, convert
+from ggufy.export import sinks, stage
+from tests.oracle.converter import contents, convert, convert_lora
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTERS = {
@@ -133,3 +134,66 @@ def test_the_bytes_do_not_depend_on_threads(base: Path, tmp_path: Path) -> None:
     for threads in (1, 3):
         stage.export(base, adapter, {"q4_k_m": tmp_path / f"{threads}.gguf"}, {"name": "tiny"}, threads)
     assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "3.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_the_merged_checkpoint_becomes_the_same_gguf(kind: str, base: Path, tmp_path: Path) -> None:
+    """Our merged F16 through llama.cpp's converter is our F16, byte for byte: the pass merges once for both."""
+    adapter = tmp_path / "adapter"
+    make_adapter(base, ADAPTERS[kind], adapter)
+    outputs = {"f16": tmp_path / "f16.gguf", "merged": tmp_path / "merged", "merged-bf16": tmp_path / "bf16"}
+    stage.export(base, adapter, outputs, {"name": "tiny"})
+    convert(outputs["merged"], tmp_path / "theirs.gguf")
+    assert_same_file(outputs["f16"], tmp_path / "theirs.gguf")
+    # transformers loads both, in the types they say, with the weights peft gives.
+    reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    expected = reference.merge_and_unload().state_dict()
+    for folder, dtype, bits in (("merged", torch.float16, 11), ("merged-bf16", torch.bfloat16, 8)):
+        loaded = AutoModelForCausalLM.from_pretrained(outputs[folder])
+        assert loaded.dtype == dtype
+        for name, tensor in loaded.state_dict().items():
+            torch.testing.assert_close(tensor.float(), expected[name], rtol=2.0**-bits, atol=1e-7)
+
+
+def test_shards_and_their_index(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "_SHARD", 2_000_000)
+    outputs = {"f16": tmp_path / "f16.gguf", "merged": tmp_path / "merged"}
+    stage.export(base, None, outputs, {"name": "tiny"})
+    assert len(list(outputs["merged"].glob("*.safetensors"))) > 2
+    again = tmp_path / "again.gguf"
+    stage.export(outputs["merged"], None, {"f16": again}, {"name": "tiny"})
+    assert again.read_bytes() == outputs["f16"].read_bytes()
+    convert(outputs["merged"], tmp_path / "theirs.gguf")
+    assert_same_file(again, tmp_path / "theirs.gguf")
+
+
+def test_a_plain_adapter_gguf_is_llama_cpps(base: Path, tmp_path: Path) -> None:
+    make_adapter(base, ADAPTERS["lora"], tmp_path / "adapter")
+    stage.export(base, tmp_path / "adapter", {"adapter": tmp_path / "ours.gguf"}, {"name": "tiny"})
+    convert_lora(base, tmp_path / "adapter", tmp_path / "theirs.gguf")
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "patterns"])
+def test_llama_cpp_with_the_adapter_is_the_merged_model(kind: str, base: Path, tmp_path: Path) -> None:
+    """The scaling that llama.cpp does not know is in the file: logits of base + adapter are those of the merged one."""
+    make_adapter(base, ADAPTERS[kind], tmp_path / "adapter")
+    outputs = {name: tmp_path / f"{name}.gguf" for name in ("f32", "adapter")}
+    stage.export(base, tmp_path / "adapter", outputs, {"name": "tiny"})
+    stage.export(base, None, {"f32": tmp_path / "base.gguf"}, {"name": "tiny"})
+    tokens = list(range(20, 60))
+    merged, with_adapter, without = (
+        logits(outputs["f32"], tokens),
+        logits(tmp_path / "base.gguf", tokens, outputs["adapter"]),
+        logits(tmp_path / "base.gguf", tokens),
+    )
+    assert np.abs(merged - without).max() > 0.1
+    assert np.abs(merged - with_adapter).max() < 0.02 * np.abs(merged).max()
+
+
+def logits(path: Path, tokens: list[int], adapter: Path | None = None) -> np.ndarray:
+    model = llama_cpp.Llama(str(path), lora_path=str(adapter) if adapter else None, logits_all=True, verbose=False)
+    model.eval(tokens)
+    found = np.array(model.scores[: len(tokens)])
+    model.close()
+    return found

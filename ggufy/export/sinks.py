@@ -1,0 +1,149 @@
+"""What a pass over the weights can write: a GGUF file, or a merged checkpoint in Hugging Face's layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ggufy import ggml, weights
+from ggufy.export.layout import Layout
+from ggufy.export.llama import Planned
+from ggufy.export.stream import Rows, Slab
+from ggufy.weights import SIZES
+
+_SHARD = 5_000_000_000
+_COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+class GgufSink:
+    """One GGUF file, written at the offsets of its layout."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.path, self.layout, self.size = path, layout, layout.size
+        self.slots = {slot.tensor.name: slot for slot in layout.slots}
+        self.handle = -1
+
+    def open(self) -> None:
+        self.handle = _create(self.path, self.layout.size)
+        _pwrite(self.handle, self.layout.head, 0)
+
+    def put(self, slab: Slab, rows: Rows) -> None:
+        slot = self.slots[slab.tensor.name]
+        flat = len(slab.tensor.shape) == 1
+        offset = slot.offset + slab.start * (SIZES["F32"] if flat else slot.row_bytes)
+        _pwrite(self.handle, self._encode(slot.type, slot.row_bytes, rows), offset)
+
+    def close(self) -> None:
+        _close(self.handle)
+
+    def _encode(self, kind: int, row_bytes: int, rows: Rows) -> Any:
+        import numpy as np
+
+        if kind == ggml.F32:
+            return rows.permuted.data
+        if kind == ggml.F16:
+            return rows.permuted_half.data
+        out = np.empty(len(rows.permuted) * row_bytes, np.uint8)
+        ggml.quantize(kind, rows.permuted, out)
+        return out.data
+
+
+class MergedSink:
+    """A folder with config, tokenizer and 16-bit safetensors, sharded with an index above 5 GB."""
+
+    def __init__(self, folder: Path, base: Path, planned: Sequence[Planned], dtype: str) -> None:
+        self.folder, self.base, self.dtype = folder, base, dtype
+        shapes = {str(tensor.source): tensor.shape for tensor in planned if tensor.source}
+        self.shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
+        filled = 0
+        for name, shape in shapes.items():
+            size = _elements(shape) * SIZES[dtype]
+            if filled + size > _SHARD and self.shards[-1]:
+                self.shards.append({})
+                filled = 0
+            self.shards[-1][name] = (dtype, shape)
+            filled += size
+        self.size = sum(_elements(shape) * SIZES[dtype] for shape in shapes.values())
+        self.handles: list[int] = []
+        self.places: dict[str, tuple[int, int]] = {}
+
+    def open(self) -> None:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        count = len(self.shards)
+        index: dict[str, str] = {}
+        for number, shard in enumerate(self.shards, 1):
+            name = "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+            head, offsets = weights.header(shard)
+            last, (dtype, shape) = list(shard.items())[-1]
+            handle = _create(self.folder / name, offsets[last] + _elements(shape) * SIZES[dtype])
+            _pwrite(handle, head, 0)
+            self.handles.append(handle)
+            self.places |= {tensor: (handle, offset) for tensor, offset in offsets.items()}
+            index |= dict.fromkeys(shard, name)
+        if count > 1:
+            _dump(
+                self.folder / "model.safetensors.index.json",
+                {"metadata": {"total_size": self.size}, "weight_map": index},
+            )
+        config = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
+        config["torch_dtype"] = {"F16": "float16", "BF16": "bfloat16"}[self.dtype]
+        config.pop("dtype", None)
+        _dump(self.folder / "config.json", config)
+        for name in _COPIED:
+            if (self.base / name).is_file():
+                shutil.copyfile(self.base / name, self.folder / name)
+
+    def put(self, slab: Slab, rows: Rows) -> None:
+        if slab.tensor.source is None:
+            return
+        handle, start = self.places[slab.tensor.source]
+        offset = start + slab.start * rows.exact.shape[1] * SIZES[self.dtype]
+        if self.dtype == "F16":
+            _pwrite(handle, rows.half.data, offset)
+        else:
+            _pwrite(handle, weights.to_bf16(rows.exact).data, offset)
+
+    def close(self) -> None:
+        for handle in self.handles:
+            _close(handle)
+
+
+def _create(path: Path, size: int) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.ftruncate(handle, size)
+    return handle
+
+
+def _close(handle: int) -> None:
+    if handle >= 0:
+        os.close(handle)
+
+
+def _pwrite(handle: int, data: Any, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+def _dump(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,119 @@
+"""What is exported: a run, an adapter from anywhere, or a plain checkpoint, brought to one form."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufy import __version__, digest, hubfetch, recipe, run
+from ggufy.base import resolve as bases
+from ggufy.base.resolve import Base
+from ggufy.data import source
+from ggufy.errors import ExportError, ModelError, RunError
+from ggufy.run import Run
+
+log = logging.getLogger("ggufy")
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.index.json", "tokenizer*", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base, perhaps an adapter, and the folder where the outputs go."""
+
+    name: str
+    base: Base
+    adapter: Path | None
+    adapter_sha256: str | None
+    room: Run
+    folder: str
+    """Where in the room the outputs are: `export/` in a run."""
+    notes: dict[str, str]
+    """What is written into the GGUF under `general.`."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What every output depends on."""
+        return {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "general": self.notes}
+
+
+def of_run(this: Run) -> Subject:
+    """A trained run. Raises RunError where it has no finished adapter, ModelError where its base has changed."""
+    frozen = this.frozen
+    wanted = recipe.from_values(frozen["recipe"])
+    adapter = this.valid("adapter")
+    if adapter is None:
+        raise RunError(f"{this.path.as_posix()} has no finished adapter", "`ggufy train` finishes it")
+    revision = wanted.model.revision or frozen["base"]["commit"]
+    base = _resolve(wanted.model.base, revision, offline=wanted.hub.offline)
+    if base.fingerprint != frozen["base"]["fingerprint"]:
+        raise ModelError(
+            f"the base {base.name} is not the one this run was trained on: its files have changed",
+            "put the original back, or train again with --fresh",
+        )
+    notes = {**_notes(this.name), "ggufy.date": str(frozen["date"])}
+    return Subject(this.name, base, adapter.path, adapter.sha256, this, "export/", notes)
+
+
+def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) -> Subject:
+    """An adapter folder, a model folder, or either on the Hub. Outputs go to `out`, or to exports/NAME."""
+    folder, name = _local(os.fspath(what))
+    room = Run(out or Path("exports") / name)
+    room.refuse_foreign_names()
+    if (folder / "adapter_config.json").is_file():
+        try:
+            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(
+                f"{folder.as_posix()}: adapter_config.json cannot be read: {error}", "copy it again"
+            ) from None
+        named = base or sixteen_bit(str(config.get("base_model_name_or_path") or ""))
+        if not named:
+            raise ExportError(f"{folder.as_posix()}: adapter_config.json names no base", "say which with --base")
+        try:
+            found = _resolve(named, config.get("revision") if base is None else None, offline=False)
+        except ModelError as error:
+            hint = "name the 16-bit base with --base" if base is None else error.hint
+            raise ModelError(f"the base of {name}: {error.message}", hint) from None
+        return Subject(name, found, folder, digest.of_folder(folder, _ADAPTER_FILES), room, "", _notes(name))
+    if base is not None:
+        raise ExportError(f"{folder.as_posix()} is no adapter, so --base does not apply", "leave out --base")
+    bases.check(folder, name)
+    found = Base(name, folder, None, digest.of_folder(folder, bases.CONTENT))
+    return Subject(name, found, None, None, room, "", _notes(name))
+
+
+def is_run(what: str | os.PathLike[str] | None) -> bool:
+    """Whether this means a run: nothing, a run's name, or a run's folder."""
+    if what is None or (run.runs_folder() / what / "run.json").is_file() or (Path(what) / "run.json").is_file():
+        return True
+    return not Path(what).is_dir() and not hubfetch.is_repository(os.fspath(what))
+
+
+def sixteen_bit(name: str) -> str:
+    """The 16-bit base for a base that is named as a bitsandbytes 4-bit copy: merging into 4 bits would round again."""
+    full = re.sub(r"(-unsloth)?-bnb-4bit$", "", name)
+    if full != name:
+        log.info("the adapter names the 4-bit base %s; its 16-bit original %s is used", name, full)
+    return full
+
+
+def _local(what: str) -> tuple[Path, str]:
+    if Path(what).is_dir():
+        return Path(what), Path(what).resolve().name
+    folder, _ = hubfetch.snapshot(what, None, "model", (*_ADAPTER_FILES, *_MODEL_FILES), offline=False)
+    return folder, what.rpartition("/")[2]
+
+
+def _resolve(name: str, revision: str | None, *, offline: bool) -> Base:
+    return bases.resolve(name, revision, offline=offline, builtin_texts=source.sample_texts())
+
+
+def _notes(name: str) -> dict[str, str]:
+    return {"name": name, "ggufy.version": __version__}
