@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggufy import ggml
 from ggufy.errors import ExportError
 from ggufy.weights import Checkpoint
 
@@ -44,12 +45,18 @@ class Pair:
         rows, columns = self.b.shape[0], self.a.shape[1]
         return (columns, rows) if self.transposed else (rows, columns)
 
-    def apply(self, rows: Any, start: int) -> None:
-        """Change rows [start, start + len(rows)) of the base, float32 (n, columns), in place."""
+    def apply(self, rows: Any, start: int, scratch: Any) -> None:
+        """Change rows [start, start + len(rows)) of the base, float32 (n, columns), in place.
+
+        `scratch` is a float32 array of the same shape, for the product.
+        """
         import numpy as np
 
         stop = start + len(rows)
-        delta = (self.b @ self.a[:, start:stop]).T if self.transposed else self.b[start:stop] @ self.a
+        if self.transposed:
+            delta = (self.b @ self.a[:, start:stop]).T
+        else:
+            delta = np.matmul(self.b[start:stop], self.a, out=scratch)
         delta *= np.float32(self.scaling)
         rows += delta
         if self.magnitude is not None:
@@ -145,18 +152,25 @@ def float32(weights: Checkpoint, name: str) -> Any:
     import numpy as np
 
     tensor = weights[name]
-    return decode(weights.data(name), tensor.dtype, math.prod(tensor.shape), np).reshape(tensor.shape)
+    out = np.empty(tensor.shape, np.float32)
+    decode(weights.data(name), tensor.dtype, out.reshape(-1))
+    return out
 
 
-def decode(data: Any, dtype: str, count: int, np: Any) -> Any:
-    """`count` numbers of a safetensors dtype as a new float32 array."""
+def decode(data: Any, dtype: str, out: Any) -> None:
+    """The numbers of a safetensors dtype, as many as the flat float32 array `out` holds. Exact."""
+    import numpy as np
+
     if dtype == "BF16":
-        bits = np.frombuffer(data, np.dtype("<u2"), count).astype(np.uint32)
+        bits = out.view(np.uint32)
+        bits[:] = np.frombuffer(data, np.dtype("<u2"), out.size)
         bits <<= 16
-        return bits.view(np.float32)
-    if dtype not in ("F16", "F32"):
+    elif dtype == "F16":
+        ggml.from_f16(np.frombuffer(data, np.dtype("<f2"), out.size), out)
+    elif dtype == "F32":
+        out[:] = np.frombuffer(data, np.dtype("<f4"), out.size)
+    else:
         raise ExportError(f"weights of type {dtype} cannot be read", "use a base in bf16, f16 or f32")
-    return np.frombuffer(data, np.dtype("<f2" if dtype == "F16" else "<f4"), count).astype(np.float32)
 
 
 def _pair(module: str, parts: dict[str, Any], config: dict[str, Any], where: str) -> Pair:

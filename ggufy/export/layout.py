@@ -96,8 +96,10 @@ def _skeleton(
     import gguf
     import numpy as np
 
+    from ggufy.export.keys import KeyWriter
+
     path = scratch / f"skeleton-{quant}.gguf"
-    writer = gguf.GGUFWriter(path=None, arch="llama")
+    writer = KeyWriter(path=None, arch="llama")
     llama.add_keys(writer, config, base, ggml.ftypes()[quant], general)
     for tensor in planned:
         kind = ggml.F32 if tensor.full_precision else _DIRECT[quant]

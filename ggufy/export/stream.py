@@ -34,7 +34,10 @@ class Slab:
 
 @dataclass(frozen=True)
 class Rows:
-    """The weights of one slab: `exact` float32 and `half` as the checkpoint has them, the others as llama.cpp does."""
+    """The weights of one slab: `exact` float32 and `half` as the checkpoint has them, the others as llama.cpp does.
+
+    They are the thread's own buffers: a sink has to be done with them when `put` returns.
+    """
 
     exact: Any
     half: Any
@@ -57,12 +60,15 @@ def run(
     planned: Sequence[Planned], sinks: Sequence[Sink], base: Checkpoint, adapter: Adapter, threads: int, bar: Bar
 ) -> None:
     """Read and merge every weight once, and give it to each sink."""
+    from threadpoolctl import threadpool_limits
+
     work = _Pass(sinks, base, adapter, bar)
     slabs = [slab for tensor in planned for slab in _slabs(tensor)]
     try:
         for sink in sinks:
             sink.open()
-        with ThreadPoolExecutor(threads) as pool:
+        # The slabs are the parallel work; a BLAS that also took every core would only get in their way.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
             running = [pool.submit(work.do, slab) for slab in slabs]
             try:
                 for future in running:
@@ -90,51 +96,60 @@ class _Pass:
         self.sinks, self.base, self.adapter, self.bar = sinks, base, adapter, bar
         self.done = 0
         self.lock = threading.Lock()
+        self.local = threading.local()
 
     def do(self, slab: Slab) -> None:
-        import numpy as np
-
-        rows = self._merge(slab, np)
+        rows = self._merge(slab)
         for sink in self.sinks:
             sink.put(slab, rows)
         with self.lock:
             self.done += rows.exact.size
             self.bar.update(self.done)
 
-    def _merge(self, slab: Slab, np: Any) -> Rows:
+    def _buffers(self, shape: tuple[int, int]) -> Any:
+        """This thread's arrays in that shape, kept from slab to slab: fresh memory costs more than the arithmetic."""
+        import numpy as np
+
+        size = shape[0] * shape[1]
+        if getattr(self.local, "size", 0) < size:
+            self.local.size = size
+            self.local.f32 = np.empty((3, size), np.float32)
+            self.local.f16 = np.empty((2, size), np.float16)
+        return [a[:size].reshape(shape) for a in (*self.local.f32, *self.local.f16)]
+
+    def _merge(self, slab: Slab) -> Rows:
+        import numpy as np
+
         tensor = slab.tensor
         if tensor.made:
             made = np.array(tensor.made, np.float32)[slab.start : slab.stop, None]
             return Rows(made, None, None, made)
-        exact = self._read(slab, np)
-        half = np.empty(exact.shape, np.float16)
+        columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
+        exact, permuted, scratch, half, permuted_half = self._buffers((slab.stop - slab.start, columns))
+        self._read(slab, exact, scratch)
         ggml.to_f16(exact, half)
-        permuted_half = half
         if tensor.heads:
             # (heads, 2, half, columns) -> (heads, half, 2, columns)
-            split = half.reshape(-1, 2, tensor.shape[0] // tensor.heads // 2, half.shape[1])
-            permuted_half = np.ascontiguousarray(split.swapaxes(1, 2)).reshape(half.shape)
-        permuted = np.empty(exact.shape, np.float32)
+            split = half.reshape(-1, 2, tensor.shape[0] // tensor.heads // 2, columns)
+            np.copyto(permuted_half.reshape(split.swapaxes(1, 2).shape), split.swapaxes(1, 2))
+        else:
+            permuted_half = half
         ggml.from_f16(permuted_half, permuted)
         flat = permuted.reshape(-1)
         if not np.isfinite(np.dot(flat, flat)):
             _name_bad_weight(slab, half, np)
         return Rows(exact, half, permuted_half, permuted)
 
-    def _read(self, slab: Slab, np: Any) -> Any:
-        tensor = slab.tensor
-        name = str(tensor.source)
+    def _read(self, slab: Slab, out: Any, scratch: Any) -> None:
+        name = str(slab.tensor.source)
         weights, stored = self.base, name
         if name in self.adapter.whole:
             weights, stored = self.adapter.weights or self.base, self.adapter.whole[name]
-        columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
         dtype = weights[stored].dtype
-        width = columns * SIZES[dtype]
-        data = weights.data(stored)[slab.start * width : slab.stop * width]
-        rows = decode(data, dtype, (slab.stop - slab.start) * columns, np).reshape(-1, columns)
+        width = out.shape[1] * SIZES.get(dtype, 0)
+        decode(weights.data(stored)[slab.start * width : slab.stop * width], dtype, out.reshape(-1))
         if name in self.adapter.pairs:
-            self.adapter.pairs[name].apply(rows, slab.start)
-        return rows
+            self.adapter.pairs[name].apply(out, slab.start, scratch)
 
 
 def _name_bad_weight(slab: Slab, half: Any, np: Any) -> None:

@@ -15,15 +15,13 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
     """Add every tokenizer key of the folder `base` to a GGUFWriter. Raises ExportError for other tokenizers."""
-    from tokenizers import Tokenizer
-
     path = base / "tokenizer.json"
     spec = json.loads(path.read_text(encoding="utf-8"))
     _check_llama3(spec, path)
     config = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
     if (prefix := config.get("add_prefix_space")) is not None:
         writer.add_add_space_prefix(prefix)
-    tokens, types = _tokens(spec, Tokenizer.from_file(path.as_posix()), vocab_size, path)
+    tokens, types = _tokens(spec, vocab_size, path)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)
@@ -59,7 +57,7 @@ def _check_llama3(spec: dict[str, Any], path: Path) -> None:
         )
 
 
-def _tokens(spec: dict[str, Any], tokenizer: Any, vocab_size: int, path: Path) -> tuple[list[str], list[int]]:
+def _tokens(spec: dict[str, Any], vocab_size: int, path: Path) -> tuple[list[str], list[int]]:
     names = _names(spec, vocab_size, path)
     added = {entry["id"]: entry for entry in spec.get("added_tokens", [])}
     tokens, types = [], []
@@ -71,9 +69,6 @@ def _tokens(spec: dict[str, Any], tokenizer: Any, vocab_size: int, path: Path) -
         elif entry is None:
             kind = _NORMAL
         else:
-            if not entry.get("normalized"):
-                ids = tokenizer.encode(token, add_special_tokens=False).ids
-                token = tokenizer.decode(ids, skip_special_tokens=False)
             marked = token.startswith("<|") and token.endswith("|>")
             kind = _CONTROL if entry.get("special") or marked else _USER_DEFINED
             if kind == _USER_DEFINED:
@@ -99,7 +94,7 @@ def _merges(spec: dict[str, Any]) -> list[str]:
     merges = spec["model"]["merges"]
     # A pair is written as "a b", so a space inside a part is written as the byte-level alphabet's own space.
     space = chr(ord(" ") + 256)
-    return [m if isinstance(m, str) else " ".join(part.replace(" ", space) for part in m) for m in merges]
+    return [m if isinstance(m, str) else f"{m[0].replace(' ', space)} {m[1].replace(' ', space)}" for m in merges]
 
 
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")

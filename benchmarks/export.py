@@ -1,0 +1,189 @@
+"""From base + adapter to GGUF: the usual pipeline against ggufy, in turn, on random weights of a real shape.
+
+    python benchmarks/export.py [--shape 1b|3b] [--quants q4_k_m q8_0 f16] [--folder DIR]
+
+The usual pipeline is three processes: peft merges and saves F16, llama.cpp's converter makes an F16 GGUF, llama.cpp
+quantizes it once for each quant. ggufy is one command of its own. Wall and CPU time, peak anonymous memory and bytes
+written are those of the processes. The floor is the time of llama.cpp's kernels alone on the same tensors, divided by the
+threads: no exporter that uses them can be faster.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ggufy import ggml, weights
+from ggufy.base import shaped
+from ggufy.export import llama
+from ggufy.export.stage import cores, plan
+
+REPOSITORY = Path(__file__).parents[1]
+VENDOR = REPOSITORY / "vendor" / "llama.cpp"
+
+MERGE = """
+import shutil, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base, adapter, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)
+PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
+for name in ("tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(f"{base}/{name}", out)
+"""
+QUANTIZE = """
+import sys
+from pathlib import Path
+from ctypes import byref
+import llama_cpp
+source, target, ftype = sys.argv[1:]
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype = int(ftype)
+sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), byref(params)))
+"""
+GGUFY = """
+import sys
+from pathlib import Path
+from ggufy.export import stage
+base, adapter, out, *quants = sys.argv[1:]
+stage.export(Path(base), Path(adapter), {q: Path(out) / f"{q}.gguf" for q in quants}, {"name": "benchmark"})
+"""
+
+
+@dataclass
+class Cost:
+    wall: float = 0.0
+    cpu: float = 0.0
+    anonymous: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.wall + other.wall, self.cpu + other.cpu, max(self.anonymous, other.anonymous))
+
+
+def measure(*command: str) -> Cost:
+    """Run a process; its wall and CPU time, and the peak of its RssAnon, sampled every 10 ms."""
+    before, begun = os.times(), time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    peak = 0
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, int(status.partition("RssAnon:")[2].split()[0]) * 1024)
+        except (OSError, IndexError):
+            pass
+        time.sleep(0.01)
+    if process.returncode:
+        sys.exit((process.stderr.read() if process.stderr else b"").decode())
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Cost(time.perf_counter() - begun, cpu, peak)
+
+
+def usual(base: Path, adapter: Path, out: Path, quants: list[str]) -> tuple[Cost, int]:
+    merged, f16 = out / "merged", out / "f16.gguf"
+    converter = str(VENDOR / "convert_hf_to_gguf.py")
+    cost = measure(sys.executable, "-c", MERGE, str(base), str(adapter), str(merged))
+    cost += measure(sys.executable, converter, str(merged), "--outfile", str(f16), "--outtype", "f16")
+    for quant in quants:
+        if quant != "f16":
+            ftype = str(ggml.ftypes()[quant])
+            cost += measure(sys.executable, "-c", QUANTIZE, str(f16), str(out / f"{quant}.gguf"), ftype)
+    return cost, sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def ours(base: Path, adapter: Path, out: Path, quants: list[str]) -> tuple[Cost, int]:
+    cost = measure(sys.executable, "-c", GGUFY, str(base), str(adapter), str(out), *quants)
+    return cost, sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def floor(base: Path, quants: list[str]) -> float:
+    """Seconds of llama.cpp's kernels on every tensor, on one thread, divided by the threads."""
+    with tempfile.TemporaryDirectory() as scratch:
+        outputs = {quant: Path(scratch) / quant for quant in quants}
+        ready = plan(base, None, outputs, {"name": "benchmark"}, Path(scratch))
+    rng, seconds = np.random.default_rng(0), 0.0
+    rates: dict[tuple[int, int], float] = {}
+    for sink in ready.sinks.values():
+        for slot in sink.layout.slots:  # type: ignore[union-attr]
+            if slot.type in (ggml.F32, ggml.F16, ggml.BF16):
+                continue
+            columns = slot.tensor.shape[-1]
+            if (slot.type, columns) not in rates:
+                rows = rng.standard_normal((1 << 21,), dtype=np.float32).reshape(-1, columns) * np.float32(0.02)
+                target = np.empty(len(rows) * ggml.row_size(slot.type, columns), np.uint8)
+                begun = time.perf_counter()
+                ggml.quantize(slot.type, rows, target)
+                rates[slot.type, columns] = rows.size / (time.perf_counter() - begun)
+            seconds += slot.tensor.shape[0] * columns / rates[slot.type, columns]
+    return seconds / cores()
+
+
+def make_adapter(base: Path, folder: Path, rank: int = 16) -> None:
+    """A random r=16 adapter on all linear layers, as peft writes it."""
+    rng = np.random.default_rng(1)
+    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    tensors: dict[str, np.ndarray] = {}
+    for name, tensor in weights.Checkpoint.open(base).tensors.items():
+        if name.split(".")[-2] in modules:
+            stem = "base_model.model." + name.removesuffix(".weight")
+            tensors[f"{stem}.lora_A.weight"] = rng.standard_normal((rank, tensor.shape[1]), np.float32) * np.float32(
+                0.02
+            )
+            tensors[f"{stem}.lora_B.weight"] = rng.standard_normal((tensor.shape[0], rank), np.float32) * np.float32(
+                0.02
+            )
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": list(modules),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(shaped.SHAPES), default="1b")
+    parser.add_argument("--quants", nargs="+", default=None, help="one command with these; else each of the usual ones")
+    parser.add_argument("--folder", type=Path, help="keep the checkpoint here for the next time")
+    given = parser.parse_args()
+    sets = [given.quants] if given.quants else [["q4_k_m"], ["q8_0"], ["f16"], ["q4_k_m", "q5_k_m", "q8_0"]]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.folder or Path(scratch)
+        base, adapter = folder / given.shape, folder / f"{given.shape}-adapter"
+        if not (adapter / "adapter_config.json").is_file():
+            shaped.write(base, shaped.SHAPES[given.shape], VENDOR / "models" / "ggml-vocab-llama-bpe.gguf")
+            make_adapter(base, adapter)
+        assert llama.read_config(base)["vocab_size"] == 128256
+        print(f"{given.shape}, {cores()} threads; wall s, CPU s, peak anonymous MB, written MB")
+        for quants in sets:
+            rows = {}
+            for name, exporter in (("usual pipeline", usual), ("ggufy", ours)):
+                out = Path(scratch) / name.replace(" ", "-")
+                out.mkdir()
+                rows[name] = exporter(base, adapter, out, quants)
+                shutil.rmtree(out)
+            print(f"\n{' '.join(quants)}")
+            for name, (cost, written) in rows.items():
+                figures = f"{cost.wall:8.1f} {cost.cpu:8.1f} {cost.anonymous / 1e6:8.0f} {written / 1e6:8.0f}"
+                print(f"  {name:<16}{figures}")
+            bound = floor(base, quants)
+            print(f"  kernel floor    {bound:8.1f}   ggufy is at {rows['ggufy'][0].wall - bound:+.1f} s of it")
+            print(f"  ratio           {rows['usual pipeline'][0].wall / rows['ggufy'][0].wall:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
