@@ -7,6 +7,7 @@
     ├── RunError           the directory of a run
     ├── TrainError         training itself
     ├── ExportError        making GGUF files
+    ├── Unverified         a finished file is not what it was made from
     ├── ChatError          loading or running a GGUF
     ├── HubError           the Hugging Face Hub could not be used
     └── MissingExtra       a package that comes with an extra is not installed
@@ -52,6 +53,10 @@ class TrainError(GgufyError):
 
 
 class ExportError(GgufyError):
+    pass
+
+
+class Unverified(GgufyError):
     pass
 
 

@@ -34,6 +34,7 @@ def library() -> Any:
         "ggml_type_name": (ctypes.c_char_p, [i32]),
         "ggml_row_size": (size, [i32, i64]),
         "ggml_quantize_chunk": (size, [i32, c, c, i64, i64, i64, c]),
+        "ggml_validate_row_data": (ctypes.c_bool, [i32, c, size]),
         "ggml_cpu_fp32_to_fp16": (None, [c, c, i64]),
         "ggml_cpu_fp16_to_fp32": (None, [c, c, i64]),
         "gguf_init_from_file": (c, [ctypes.c_char_p, _InitParams]),
@@ -99,6 +100,11 @@ def quantize(number: int, rows: Any, out: Any) -> None:
     """Quantize float32 rows (n, columns) into `out` (uint8, n * row_size). Releases the GIL."""
     n, columns = rows.shape
     library().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, n, columns, None)
+
+
+def valid_rows(number: int, address: int, size: int) -> bool:
+    """llama.cpp's check of a tensor's data: no block has a scale that is not a number. Releases the GIL."""
+    return bool(library().ggml_validate_row_data(number, address, size))
 
 
 def to_f16(values: Any, out: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ from ggufy.base import resolve as bases
 from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
-from ggufy.errors import ChatError, ExportError, RecipeError, RunError
+from ggufy.errors import ChatError, ExportError, RecipeError, RunError, Unverified
 from ggufy.recipe import LATE_SECTIONS, Recipe
 from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
@@ -114,12 +114,15 @@ def export(
     out: Path | None = None,
     threads: int | None = None,
     force: bool = False,
+    check_files: bool = True,
 ) -> dict[str, Artifact]:
     """Make the GGUF files of a run, an adapter or a checkpoint: those named, else those of the run's recipe.
 
-    `merged` ("f16" or "bf16") adds the merged checkpoint, `adapter_gguf` the adapter alone. Returns them by name.
+    `merged` ("f16" or "bf16") adds the merged checkpoint, `adapter_gguf` the adapter alone. Each GGUF is verified
+    before it gets its final name, unless `check_files` is false. Returns them by name.
     """
     from ggufy.export import stage
+    from ggufy.export import verify as verifying
 
     extras = _extras(merged, adapter_gguf)
     room, find = _subject(what, base, out)
@@ -132,9 +135,36 @@ def export(
         def build(places: dict[str, Path]) -> None:
             by_name = {str(files[output]["quant"]): place for output, place in places.items()}
             stage.export(this.base.path, this.adapter, by_name, this.notes, threads)
+            for place in by_name.values() if check_files else ():
+                if place.suffix == ".gguf":
+                    found = verifying.verify(place, this.base.path, threads or stage.cores())
+                    log.info("verified %s", found.text())
 
         made = this.room.make(files, build, force=force)
     return {str(files[output]["quant"]): artifact for output, artifact in made.items()}
+
+
+def verify(what: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Iterator[str]:
+    """Check a GGUF file, or everything a run holds: a line for each thing that is good. Raises Unverified."""
+    from ggufy.export import stage
+    from ggufy.export import verify as verifying
+
+    cores = threads or stage.cores()
+    if what is not None and (Path(what).suffix == ".gguf" or Path(what).is_file()):
+        if not Path(what).is_file():
+            raise ChatError(f"no file {Path(what).as_posix()}", "check the path")
+        yield verifying.verify(Path(what), None, cores).text()
+        return
+    this = run.find(what)
+    for output in this.stamped():
+        path = this.path / output
+        if problem := this.damage(output):
+            raise Unverified(f"{problem} since it was made", f"the command that made {path.as_posix()} mends it")
+        yield f"{path.as_posix()}: as it was made"
+    base = subject.of_run(this).base.path
+    for output in this.stamped("export/"):
+        if output.endswith(".gguf"):
+            yield verifying.verify(this.path / output, base, cores).text()
 
 
 def plan_export(

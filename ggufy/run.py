@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import __version__, digest
-from ggufy.errors import GgufyError, RunError
+from ggufy.errors import GgufyError, RunError, Unverified
 
 log = logging.getLogger("ggufy")
 
@@ -192,6 +192,9 @@ class Run:
             places = self._partials({output: wanted[output] for output in missing})
             try:
                 build(places)
+            except Unverified:
+                # Finished, but wrong: it stays under partial/ to be looked at, and never gets its final name.
+                raise
             except GgufyError:
                 # Refused, not cut short: there is nothing to go on with.
                 for place in places.values():
@@ -220,6 +223,17 @@ class Run:
                 return None
         size = sum(facts["size"] for facts in stamp["files"].values())
         return Artifact(self.path / output, stamp["sha256"], size, reused=True)
+
+    def damage(self, output: str) -> str | None:
+        """Re-hash an output: what is wrong with it against its stamp, or None."""
+        stamp = self.stamp(output)
+        for name, facts in (stamp or {"files": {}})["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{path.as_posix()} was removed"
+            if path.stat().st_size != facts["size"] or digest.of_file(path) != facts["sha256"]:
+                return f"{path.as_posix()} was changed"
+        return None
 
     def stamp(self, output: str) -> dict[str, Any] | None:
         """The stamp of an output, whatever became of its files since."""

@@ -27,6 +27,11 @@ def write(folder: Path, shape: Shape, vocabulary: Path, seed: int = 0) -> None:
     """Write config, tokenizer and bf16 weights, normal with a deviation of 0.02, to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder, vocabulary)
+    write_model(folder, shape, seed)
+
+
+def write_model(folder: Path, shape: Shape, seed: int = 0) -> None:
+    """The config and the weights alone."""
     _dump(folder / "config.json", config(shape))
     _write_weights(folder / "model.safetensors", shape.tensors(), seed)
 

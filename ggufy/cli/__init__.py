@@ -17,6 +17,7 @@ COMMANDS = {
     "recipes": "List, show, copy and check recipes.",
     "train": "Train a recipe's adapter, or continue where it stopped.",
     "export": "Make GGUF files of a trained run.",
+    "verify": "Check the files of a run, or one GGUF file.",
     "chat": "Talk to a GGUF file or a run.",
 }
 

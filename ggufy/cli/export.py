@@ -22,6 +22,7 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), help="Where an adapter's or checkpoint's files go.")
 @click.option("--threads", type=click.IntRange(1), help="Threads; all cores if not given.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be written: types, sizes, time.")
+@click.option("--no-verify", is_flag=True, help="Skip the check of each file before it gets its final name.")
 @click.option("--force", is_flag=True, help="Write over files that ggufy did not make.")
 def command(
     what: str | None,
@@ -32,6 +33,7 @@ def command(
     out: Path | None,
     threads: int | None,
     dry_run: bool,
+    no_verify: bool,
     force: bool,
 ) -> None:
     """Make GGUF files, straight from base and adapter, in one pass over the weights.
@@ -54,6 +56,7 @@ def command(
         out=out,
         threads=threads,
         force=force,
+        check_files=not no_verify,
     )
     for artifact in made.values():
         click.echo(f"{artifact.path}  {artifact.size / 1e6:,.1f} MB{'  (up to date)' if artifact.reused else ''}")
