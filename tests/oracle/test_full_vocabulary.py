@@ -21,7 +21,7 @@ from tests.oracle.test_export_bytes import assert_same_file
 VOCABULARY = VENDOR / "models" / "ggml-vocab-llama-bpe.gguf"
 SHAPES = {
     "1b heads, tied": Shape(layers=2, hidden=256, heads=32, kv_heads=8, head_dim=64, ffn=512),
-    "3b heads, untied": Shape(layers=2, hidden=256, heads=24, kv_heads=8, head_dim=128, ffn=512, tied=False),
+    "3b heads, untied": Shape(layers=2, hidden=768, heads=24, kv_heads=8, head_dim=128, ffn=768, tied=False),
 }
 
 
