@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import date, datetime, timezone
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import __version__, digest, recipe, run, subject
-from ggufy.base import resolve as bases
+from ggufy import digest, recipe, record, run, subject
 from ggufy.base.resolve import Base
-from ggufy.data import prepare, source
+from ggufy.data import prepare
 from ggufy.data.source import Source
-from ggufy.errors import ChatError, ExportError, RecipeError, RunError, Unverified
-from ggufy.recipe import LATE_SECTIONS, Recipe
+from ggufy.errors import ChatError, ExportError, RecipeError, Unverified
+from ggufy.recipe import Recipe
 from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
 
@@ -28,18 +26,6 @@ if TYPE_CHECKING:
     from ggufy.chat.model import ChatModel
 
 log = logging.getLogger("ggufy")
-
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "bitsandbytes",
-    "tokenizers",
-    "llama-cpp-python",
-)
 
 
 def train(
@@ -60,17 +46,17 @@ def train(
     if fresh or this.stamp("adapter") is None:
         _refuse_hopeless(wanted)
     old = this.frozen if this.exists and not fresh else None
-    base = _base(wanted, old)
+    base = record.base(wanted, old)
     stage.check_base(base.path, wanted.lora.modules)
-    rows = _rows(wanted, old)
+    rows = record.rows(wanted, old)
     with this.lock():
-        frozen = _frozen(this, wanted, base, rows, fresh=fresh)
+        frozen = record.frozen(this, wanted, base, rows, fresh=fresh)
         data = _data(this, wanted, base, rows, frozen)
-        identity = {"recipe": _identity(wanted), "base": base.fingerprint, "data": data.sha256}
+        identity = {"recipe": record.identity(wanted), "base": base.fingerprint, "data": data.sha256}
         if fresh:
             # Only now: whatever could refuse the new run has had its say.
             this.clear(keep="data")
-        _refuse_other_adapter(this, identity)
+        record.refuse_other_adapter(this, identity)
         if not this.exists or this.frozen != frozen:
             this.freeze(frozen)
 
@@ -262,91 +248,6 @@ def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None)
     raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"`ggufy export {this.name}{ask}` makes one")
 
 
-# What may change in a run without making its adapter another one, beside the late sections.
-_HARMLESS = frozenset({"train.backend", "train.save_steps", "train.keep_checkpoints"})
-
-
-def _base(wanted: Recipe, frozen: dict[str, Any] | None = None) -> Base:
-    """The base of a recipe; of a run that exists, at the commit it began with."""
-    revision = wanted.model.revision
-    if frozen and revision is None and frozen["base"]["name"] == wanted.model.base:
-        revision = frozen["base"]["commit"]
-    texts = source.sample_texts()
-    return bases.resolve(wanted.model.base, revision, offline=wanted.hub.offline, builtin_texts=texts)
-
-
-def _rows(wanted: Recipe, frozen: dict[str, Any] | None) -> Source:
-    """The data of a recipe; of a run that exists, at the commit it began with."""
-    data = wanted.data
-    if frozen and data.revision is None and frozen["data"]["name"] == data.source:
-        data = data.model_copy(update={"revision": frozen["data"]["commit"]})
-    return source.locate(data, offline=wanted.hub.offline)
-
-
-def _identity(wanted: Recipe) -> dict[str, Any]:
-    """What makes an adapter this one. Without defaults, so that a key a later version adds changes nothing."""
-    values = wanted.model_dump(mode="json", exclude={"name", *LATE_SECTIONS}, exclude_defaults=True)
-    for key in _HARMLESS:
-        section, _, name = key.partition(".")
-        values.get(section, {}).pop(name, None)
-    return {section: keys for section, keys in values.items() if keys}
-
-
-def _frozen(this: Run, wanted: Recipe, base: Base, rows: Source, *, fresh: bool) -> dict[str, Any]:
-    """What run.json has to hold. Raises RunError where the run that is there is of something else."""
-    new: dict[str, Any] = {
-        "ggufy": __version__,
-        "recipe": wanted.model_dump(mode="json"),
-        "base": {"name": base.name, "commit": base.commit, "fingerprint": base.fingerprint},
-        "data": {"name": rows.name, "commit": rows.commit, "fingerprint": rows.fingerprint},
-        "seed": wanted.train.seed,
-        "date": _today().isoformat(),
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
-    if fresh or not this.exists:
-        return new
-    old = this.frozen
-    changes = []
-    for key, (before, after) in recipe.from_values(old["recipe"]).differences(wanted).items():
-        if key.partition(".")[0] not in LATE_SECTIONS and key not in _HARMLESS:
-            changes.append(f"{key} was {before!r} and is {after!r}")
-    if old["base"]["fingerprint"] != base.fingerprint:
-        changes.append(f"the files of the base {base.name} have changed")
-    if old["data"]["fingerprint"] != rows.fingerprint:
-        changes.append(f"the data {rows.name} has changed")
-    if changes:
-        raise RunError(
-            f"{this.path.as_posix()} is a run of something else: {'; '.join(changes)}",
-            "--fresh starts it over, --run NAME makes another run",
-        )
-    return {**old, "recipe": new["recipe"], **_other_versions(this, old, new["versions"])}
-
-
-def _other_versions(this: Run, old: dict[str, Any], now: dict[str, str]) -> dict[str, Any]:
-    """Say so, and record it, where a training goes on with other libraries than it began with."""
-    before = old.get("continued_with") or old["versions"]
-    changed = [f"{name} {before.get(name, 'none')} -> {now[name]}" for name in now if before.get(name) != now[name]]
-    if not changed or this.valid("adapter"):
-        return {}
-    log.info("going on with other versions than before: %s", ", ".join(changed))
-    return {"continued_with": now}
-
-
-def _refuse_other_adapter(this: Run, identity: dict[str, Any]) -> None:
-    stamp = this.stamp("adapter")
-    if stamp is not None and stamp["inputs"] != identity:
-        raise RunError(
-            f"{this.path.as_posix()} holds an adapter of something else than its record says",
-            "--fresh starts it over, --run NAME makes another run",
-        )
-
-
-def _today() -> date:
-    """Today, or the day of SOURCE_DATE_EPOCH, by which builds are made reproducible."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    return datetime.fromtimestamp(int(epoch), timezone.utc).date() if epoch and epoch.isdecimal() else date.today()
-
-
 def _data(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str, Any]) -> Artifact:
     inputs = {
         "source": rows.fingerprint,
@@ -375,13 +276,3 @@ def _refuse_hopeless(wanted: Recipe) -> None:
 
     if not torch.cuda.is_available():
         raise estimate.hopeless(wanted)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -90,10 +90,14 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
 
 
 def is_run(what: str | os.PathLike[str] | None) -> bool:
-    """Whether this means a run: nothing, a run's name, or a run's folder."""
-    if what is None or (run.runs_folder() / what / "run.json").is_file() or (Path(what) / "run.json").is_file():
+    """Whether this means a run: nothing, a run's name, or a folder that is no adapter and no model."""
+    if what is None or (run.runs_folder() / what / "run.json").is_file():
         return True
-    return not Path(what).is_dir() and not hubfetch.is_repository(os.fspath(what))
+    folder = Path(what)
+    if folder.is_dir():
+        return not any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+    # What lies in a folder that is here is meant to be here too, not on the Hub.
+    return (folder.parent.is_dir() and folder.parent != Path()) or not hubfetch.is_repository(os.fspath(what))
 
 
 def sixteen_bit(name: str) -> str:

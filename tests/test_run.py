@@ -45,12 +45,37 @@ def test_a_changed_file_is_made_again_and_a_touched_one_is_not(tmp_path: Path) -
     assert not make(run, "three", x=1)
 
 
-def test_a_file_without_a_stamp_is_not_done(tmp_path: Path) -> None:
+def test_a_file_that_ggufy_did_not_make_is_left_alone(tmp_path: Path) -> None:
     run = Run(tmp_path / "r")
     (run.path / "out").mkdir(parents=True)
-    (run.path / "out/a.txt").write_text("left by a crash between the rename and the stamp")
-    assert not make(run, "one", x=1)
+    (run.path / "out/a.txt").write_text("mine")
+    with pytest.raises(RunError, match="ggufy did not make it"):
+        make(run, "one", x=1)
+    assert (run.path / "out/a.txt").read_text() == "mine"
+    run.make({"out/a.txt": {"x": 1}}, build("one"), force=True)  # type: ignore[arg-type]
     assert (run.path / "out/a.txt").read_text() == "one"
+
+
+def test_a_crash_between_the_move_and_the_stamp_loses_nothing(tmp_path: Path) -> None:
+    """The stamp waits below partial/ until the file has its final name; the next attempt finds both."""
+    run = Run(tmp_path / "r")
+    moved: list[Path] = []
+    finish = run._finish_move
+
+    def crash(output: str, inputs: dict[str, object]) -> None:
+        if (run.path / output).exists() and not moved:
+            moved.append(run.path / output)
+            raise KeyboardInterrupt
+        finish(output, inputs)
+
+    run._finish_move = crash  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        make(run, "one", x=1)
+    assert moved[0].read_text() == "one"
+    assert run.stamp("out/a.txt") is None
+    again = Run(run.path)
+    assert make(again, "never written", x=1)
+    assert not (run.path / "partial").exists()
 
 
 def test_a_failed_build_leaves_the_old_output(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""From the values of a recipe file to a checked Recipe, or to one message with every mistake in it.
+
+Each mistake has its place, its key, what was expected, and the nearest name where a name is wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from ggufy.errors import RecipeError
+from ggufy.recipe_file import Document, Key
+from ggufy.recipe_types import Recipe, Section
+
+
+def validate(document: Document) -> Recipe:
+    """The recipe that a document says. Raises RecipeError with all its mistakes."""
+    seen: dict[Key, str] = _fits_together(document)
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(document.values)
+    except ValidationError as error:
+        for problem in error.errors():
+            # A union reports once for each of its members, under a longer location; the key is what the user wrote.
+            location = _written_key(problem["loc"])
+            text = _explain(dict(problem), location, document)
+            if location in seen and text not in seen[location]:
+                before, _, rest = seen[location].rpartition(", not ")
+                seen[location] = f"{before} or {text.partition(': expected ')[2].rpartition(', not ')[0]}, not {rest}"
+            seen.setdefault(location, text)
+    if recipe is not None and not seen:
+        return recipe
+    mistakes = [seen[key] for key in sorted(seen, key=lambda key: _line(document.place(key)))]
+    hint = "`ggufy recipes show tiny` lists every key with its meaning"
+    if len(mistakes) == 1:
+        raise RecipeError(mistakes[0], hint)
+    listed = "\n".join(f"  {mistake}" for mistake in mistakes)
+    raise RecipeError(f"{len(mistakes)} mistakes in the recipe:\n{listed}", hint)
+
+
+def _fits_together(document: Document) -> dict[Key, str]:
+    """Mistakes that lie between two keys, by the key to point at."""
+
+    def value(section: str, key: str) -> Any:
+        keys = document.values.get(section)
+        return keys.get(key) if isinstance(keys, dict) else None
+
+    found: dict[Key, str] = {}
+    if value("data", "eval_size") and value("data", "train_size") is None:
+        key: Key = ("data", "eval_size")
+        found[key] = (
+            f"{document.place(key)}: data.eval_size: takes the rows after the training rows: set data.train_size"
+        )
+    if value("eval", "steps") and not value("data", "eval_size"):
+        key = ("eval", "steps")
+        found[key] = f"{document.place(key)}: eval.steps: needs held-out rows: set data.eval_size"
+    return found
+
+
+def _line(place: str) -> int:
+    number = place.rpartition(":")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _written_key(location: Sequence[str | int]) -> Key:
+    key: list[str | int] = []
+    kind: Any = Recipe
+    for part in location:
+        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else None
+        if fields is None and not isinstance(part, int):
+            break
+        key.append(part)
+        kind = fields[part].annotation if fields is not None and part in fields else None
+        if fields is not None and part not in fields:
+            break
+    return tuple(key)
+
+
+def _explain(problem: dict[str, Any], key: Key, document: Document) -> str:
+    where, dotted = document.place(key), ".".join(map(str, key))
+    kind, given = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return f"{where}: {dotted}: unknown key; {_did_you_mean(key)}"
+    if kind == "missing":
+        return f"{where}: {dotted}: missing, and it has no default"
+    if kind == "value_error":
+        return f"{where}: {dotted + ': ' if dotted else ''}{problem['ctx']['error']}"
+    expected = problem["msg"].removeprefix("Input should be ")
+    expected = expected.removeprefix("a valid ").replace(", unable to parse string as an integer", "")
+    expected = expected.replace(", unable to parse string as a number", "")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        expected = "a section with keys"
+    if kind == "string_pattern_mismatch":
+        expected = "letters, digits, '.', '_' and '-'"
+    if kind == "finite_number":
+        expected = "a finite number"
+    if kind == "tuple_type":
+        expected = "a list such as [q_proj, v_proj]" if key[-1] == "target_modules" else "a list"
+    text = f"{where}: {dotted}: expected {expected}, not {given!r}"
+    if kind == "literal_error" and isinstance(given, str):
+        choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
+        if close := difflib.get_close_matches(given, choices, 1):
+            text += f"; did you mean {close[0]}?"
+    return text
+
+
+def _did_you_mean(key: Key) -> str:
+    sections = {n: f.annotation for n, f in Recipe.model_fields.items() if _is_section(f.annotation)}
+    wrong = str(key[-1])
+    if len(key) > 1 and key[0] in sections:
+        own: list[str] = list(sections[str(key[0])].model_fields)  # type: ignore[union-attr]
+        if close := difflib.get_close_matches(wrong, own, 1):
+            return f"did you mean {close[0]}?"
+        prefix = f"the keys of {key[0]} are {', '.join(own)}"
+    else:
+        if close := difflib.get_close_matches(wrong, [*Recipe.model_fields, "extends"], 1):
+            return f"did you mean {close[0]}?"
+        prefix = f"the sections are {', '.join(sections)}"
+    elsewhere = [f"{s}.{k}" for s, t in sections.items() for k in t.model_fields]  # type: ignore[union-attr]
+    by_key = {dotted.partition(".")[2]: dotted for dotted in elsewhere}
+    if close := difflib.get_close_matches(wrong, list(by_key), 1, 0.75):
+        return f"did you mean {by_key[close[0]]}?"
+    return prefix
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)

@@ -1,0 +1,179 @@
+"""What a recipe can say: the sections, their keys, defaults and meanings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+MODULE_GROUPS = {"attention": ATTENTION, "mlp": MLP, "all": ATTENTION + MLP}
+
+# Sections that may change in a run that is already trained: they say what is made of it, not what it is.
+LATE_SECTIONS = frozenset({"description", "export", "hub", "tracking"})
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"true and false are no value for this, but it is {str(value).lower()}")
+        return value
+
+
+class Model(Section):
+    """The base model, in 16 bits, and how it is loaded for training."""
+
+    base: str = Field(min_length=1)
+    """Hub repository or local folder with 16-bit safetensors, or builtin:tiny."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository."""
+    max_length: Annotated[int, Field(ge=8)] = 2048
+    """Longest conversation in tokens."""
+    load_in: Literal["4bit", "8bit", "16bit"] = "16bit"
+    """How the frozen base is held in memory while training: 4bit is QLoRA."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the GPU has it, else fp16 on a GPU, fp32 on a CPU."""
+
+
+class Lora(Section):
+    """The adapter."""
+
+    r: Positive = 16
+    """Rank."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    """Scaling: alpha/r, or alpha/sqrt(r) with rslora."""
+    dropout: Fraction = 0.0
+    target_modules: Literal["attention", "mlp", "all"] | tuple[str, ...] = "all"
+    """attention, mlp, all, or a list of module names."""
+    rslora: bool = False
+    dora: bool = False
+
+    @field_validator("target_modules")
+    @classmethod
+    def _not_empty(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value:
+            raise ValueError("needs at least one module")
+        return value
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        if isinstance(self.target_modules, str):
+            return MODULE_GROUPS[self.target_modules]
+        return self.target_modules
+
+
+class Data(Section):
+    """The conversations."""
+
+    source: str = Field(min_length=1)
+    """Hub data set, local .json or .jsonl file, or builtin:samples."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    format: Literal["auto", "sharegpt", "messages"] = "auto"
+    """auto: told from the columns."""
+    train_size: Positive | None = None
+    """The first N rows; all of them if not given."""
+    eval_size: Annotated[int, Field(ge=0)] = 0
+    """The N rows after those are held out."""
+    train_on: Literal["responses", "all"] = "responses"
+    """responses: only what the assistant says, and its end-of-turn, counts in the loss."""
+    overflow: Literal["truncate", "drop", "refuse"] = "truncate"
+    """What happens to a conversation longer than model.max_length."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """skip: leave unusable rows out, and say how many."""
+
+
+class Train(Section):
+    """The training itself."""
+
+    backend: Literal["auto", "hf"] = "auto"
+    """hf: transformers, peft and trl. Naming it also says that a slow machine is meant."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
+    max_steps: Positive | None = None
+    """Optimizer steps; if not given, epochs counts."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    batch_size: Positive = 1
+    """Conversations on the device at once."""
+    gradient_accumulation: Positive = 4
+    """Batches a step."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Below 1 a share of the steps, else a number of steps."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = "adamw_8bit"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    gradient_checkpointing: bool = True
+    save_steps: Positive = 50
+    """A checkpoint every N steps, and one at the end."""
+    keep_checkpoints: Positive = 2
+    """How many verified checkpoints stay on the disk."""
+
+
+class Eval(Section):
+    """The loss on held-out conversations (data.eval_size)."""
+
+    steps: Positive | None = None
+    """Every N steps; if not given, at the end only."""
+    batch_size: Positive = 1
+
+
+class Export(Section):
+    """The GGUF files."""
+
+    quants: tuple[str, ...] = ("q4_k_m",)
+    """llama.cpp's names: f16, q8_0, q4_k_m, ..."""
+
+
+class Hub(Section):
+    """The Hugging Face Hub."""
+
+    offline: bool = False
+    """Use only what is in the local cache."""
+
+
+class Tracking(Section):
+    """Where the figures of a run go, beside metrics.jsonl."""
+
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    log_steps: Positive = 1
+    """The loss is logged every N steps."""
+
+
+class Recipe(Section):
+    """One recipe, complete and checked."""
+
+    name: str = Field(default="recipe", pattern=r"^[\w][\w.-]*$")
+    description: str = ""
+    model: Model
+    lora: Lora = Lora()
+    data: Data
+    train: Train = Train()
+    eval: Eval = Eval()
+    export: Export = Export()
+    hub: Hub = Hub()
+    tracking: Tracking = Tracking()
+
+    def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
+        """Keys in which `other` differs: {"train.seed": (mine, theirs)}."""
+        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        keys = [*mine, *(key for key in theirs if key not in mine)]
+        return {k: (mine.get(k), theirs.get(k)) for k in keys if mine.get(k) != theirs.get(k) and k != "name"}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

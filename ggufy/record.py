@@ -1,0 +1,126 @@
+"""What a run is a run of: its record, frozen when it begins, and what may differ when it goes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from datetime import date, datetime, timezone
+from importlib import metadata
+from typing import Any
+
+from ggufy import __version__, recipe
+from ggufy.base import resolve as bases
+from ggufy.base.resolve import Base
+from ggufy.data import source
+from ggufy.data.source import Source
+from ggufy.errors import RunError
+from ggufy.recipe import LATE_SECTIONS, Recipe
+from ggufy.run import Run
+
+log = logging.getLogger("ggufy")
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "tokenizers",
+    "llama-cpp-python",
+)
+# What may change in a run without making its adapter another one, beside the late sections.
+_HARMLESS = frozenset({"train.backend", "train.save_steps", "train.keep_checkpoints"})
+
+
+def base(wanted: Recipe, old: dict[str, Any] | None) -> Base:
+    """The base of a recipe; of a run that exists, at the commit it began with."""
+    revision = wanted.model.revision
+    if old and revision is None and old["base"]["name"] == wanted.model.base:
+        revision = old["base"]["commit"]
+    texts = source.sample_texts()
+    return bases.resolve(wanted.model.base, revision, offline=wanted.hub.offline, builtin_texts=texts)
+
+
+def rows(wanted: Recipe, old: dict[str, Any] | None) -> Source:
+    """The data of a recipe; of a run that exists, at the commit it began with."""
+    data = wanted.data
+    if old and data.revision is None and old["data"]["name"] == data.source:
+        data = data.model_copy(update={"revision": old["data"]["commit"]})
+    return source.locate(data, offline=wanted.hub.offline)
+
+
+def identity(wanted: Recipe) -> dict[str, Any]:
+    """What makes an adapter this one. Without defaults, so that a key a later version adds changes nothing."""
+    values = wanted.model_dump(mode="json", exclude={"name", *LATE_SECTIONS}, exclude_defaults=True)
+    for key in _HARMLESS:
+        section, _, name = key.partition(".")
+        values.get(section, {}).pop(name, None)
+    return {section: keys for section, keys in values.items() if keys}
+
+
+def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool) -> dict[str, Any]:
+    """What run.json has to hold. Raises RunError where the run that is there is of something else."""
+    new: dict[str, Any] = {
+        "ggufy": __version__,
+        "recipe": wanted.model_dump(mode="json"),
+        "base": {"name": found.name, "commit": found.commit, "fingerprint": found.fingerprint},
+        "data": {"name": data.name, "commit": data.commit, "fingerprint": data.fingerprint},
+        "seed": wanted.train.seed,
+        "date": _today().isoformat(),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    if fresh or not this.exists:
+        return new
+    old = this.frozen
+    changes = []
+    for key, (before, after) in recipe.from_values(old["recipe"]).differences(wanted).items():
+        if key.partition(".")[0] not in LATE_SECTIONS and key not in _HARMLESS:
+            changes.append(f"{key} was {before!r} and is {after!r}")
+    if old["base"]["fingerprint"] != found.fingerprint:
+        changes.append(f"the files of the base {found.name} have changed")
+    if old["data"]["fingerprint"] != data.fingerprint:
+        changes.append(f"the data {data.name} has changed")
+    if changes:
+        raise RunError(
+            f"{this.path.as_posix()} is a run of something else: {'; '.join(changes)}",
+            "--fresh starts it over, --run NAME makes another run",
+        )
+    return {**old, "recipe": new["recipe"], **_other_versions(this, old, new["versions"])}
+
+
+def _other_versions(this: Run, old: dict[str, Any], now: dict[str, str]) -> dict[str, Any]:
+    """Say so, and record it, where a training goes on with other libraries than it began with."""
+    before = old.get("continued_with") or old["versions"]
+    changed = [f"{name} {before.get(name, 'none')} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    if not changed or this.valid("adapter"):
+        return {}
+    log.info("going on with other versions than before: %s", ", ".join(changed))
+    return {"continued_with": now}
+
+
+def refuse_other_adapter(this: Run, identity: dict[str, Any]) -> None:
+    stamp = this.stamp("adapter")
+    if stamp is not None and stamp["inputs"] != identity:
+        raise RunError(
+            f"{this.path.as_posix()} holds an adapter of something else than its record says",
+            "--fresh starts it over, --run NAME makes another run",
+        )
+
+
+def _today() -> date:
+    """Today, or the day of SOURCE_DATE_EPOCH, by which builds are made reproducible."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    return datetime.fromtimestamp(int(epoch), timezone.utc).date() if epoch and epoch.isdecimal() else date.today()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
