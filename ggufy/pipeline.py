@@ -71,7 +71,8 @@ def train(
             )
             job.backend(wanted.train.backend)(work, places["adapter"])
 
-        adapter = this.make({"adapter": identity}, build)["adapter"]
+        # Forced: `data` and `adapter` in a run are ggufy's own names, and one that has lost its stamp is made again.
+        adapter = this.make({"adapter": identity}, build, force=True)["adapter"]
     log.info("%s %s", adapter.path.as_posix(), "is up to date" if adapter.reused else "is trained")
     return this
 
@@ -263,7 +264,7 @@ def _data(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str,
         for name, counts in report.items():
             log.info("%s: %s", name, counts.text())
 
-    return this.make({"data": inputs}, build)["data"]
+    return this.make({"data": inputs}, build, force=True)["data"]
 
 
 def _refuse_hopeless(wanted: Recipe) -> None:
