@@ -107,6 +107,10 @@ def _from_os_error(error: OSError) -> GgufyError:
             "free some space and run the same command again; finished files stay",
         ),
         errno.EDQUOT: ("disk quota exceeded", "free some space and run the same command again; finished files stay"),
+        errno.EFBIG: (
+            "the file is larger than the disk or a limit allows",
+            "choose another disk, or raise `ulimit -f`",
+        ),
         errno.EACCES: ("permission denied", "choose a folder you may write to"),
         errno.EPERM: ("operation not permitted", "choose a folder you may write to"),
         errno.EROFS: ("the file system is read-only", "choose a folder you may write to"),

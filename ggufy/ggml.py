@@ -48,6 +48,9 @@ def library() -> Any:
         "gguf_find_key": (i64, [c, ctypes.c_char_p]),
         "gguf_get_kv_type": (i32, [c, i64]),
         "gguf_get_val_str": (ctypes.c_char_p, [c, i64]),
+        "ggml_quantize_requires_imatrix": (ctypes.c_bool, [i32]),
+        "ggml_op_name": (ctypes.c_char_p, [i32]),
+        "ggml_backend_buffer_is_host": (ctypes.c_bool, [c]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)
@@ -85,9 +88,11 @@ def speed(number: int) -> float:
 
     rows = np.random.default_rng(0).standard_normal((64, 2048), dtype=np.float32)
     out = np.empty(64 * row_size(number, 2048), np.uint8)
-    quantize(number, rows, out)
+    # Without one, llama.cpp ends the process for the types that need it.
+    importance = np.ones(2048, np.float32) if library().ggml_quantize_requires_imatrix(number) else None
+    quantize(number, rows, out, importance)
     begun = time.perf_counter()
-    quantize(number, rows, out)
+    quantize(number, rows, out, importance)
     return float(rows.size / max(time.perf_counter() - begun, 1e-9))
 
 
@@ -96,15 +101,70 @@ def row_size(number: int, columns: int) -> int:
     return int(library().ggml_row_size(number, columns))
 
 
-def quantize(number: int, rows: Any, out: Any) -> None:
-    """Quantize float32 rows (n, columns) into `out` (uint8, n * row_size). Releases the GIL."""
+def quantize(number: int, rows: Any, out: Any, importance: Any = None) -> None:
+    """Quantize float32 rows (n, columns) into `out` (uint8, n * row_size). Releases the GIL.
+
+    `importance` weighs the columns: float32 (columns,).
+    """
     n, columns = rows.shape
-    library().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, n, columns, None)
+    weights = None if importance is None else importance.ctypes.data
+    library().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, n, columns, weights)
 
 
 def valid_rows(number: int, address: int, size: int) -> bool:
     """llama.cpp's check of a tensor's data: no block has a scale that is not a number. Releases the GIL."""
     return bool(library().ggml_validate_row_data(number, address, size))
+
+
+class _Tensor(ctypes.Structure):
+    """`struct ggml_tensor` of ggml.h, as far as it is read here."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    ]
+
+
+_FEWEST_ROWS = 16
+
+
+def is_product(address: int) -> bool:
+    """Whether a node of llama.cpp's graph is a product that its imatrix tool counts.
+
+    A matrix of a block (`blk.`) times float32 columns, at least 16 of them. Raises ModelError for a mixture of experts.
+    """
+    node = _Tensor.from_address(address)
+    operation = library().ggml_op_name(node.op)
+    if operation == b"MUL_MAT_ID":
+        raise ModelError("an importance matrix of a mixture of experts is not computed here", "use llama-imatrix")
+    if operation != b"MUL_MAT":
+        return False
+    matrix, inputs = _Tensor.from_address(node.src[0]), _Tensor.from_address(node.src[1])
+    counted = inputs.type == F32 and inputs.ne[1] >= _FEWEST_ROWS
+    return counted and bytes(matrix.name).startswith(b"blk.")
+
+
+def product_inputs(address: int) -> tuple[str, Any]:
+    """The matrix of a product, and what is multiplied with it: float32 (rows, columns), llama.cpp's own memory."""
+    import numpy as np
+
+    node = _Tensor.from_address(address)
+    matrix, inputs = _Tensor.from_address(node.src[0]), _Tensor.from_address(node.src[1])
+    columns, rows = inputs.ne[0], inputs.ne[1] * inputs.ne[2] * inputs.ne[3]
+    if not library().ggml_backend_buffer_is_host(inputs.buffer) or inputs.nb[1] != columns * 4:
+        raise ModelError(f"llama.cpp keeps the inputs of {matrix.name.decode()} in a form that is not read here")
+    values = (ctypes.c_float * (rows * columns)).from_address(inputs.data)
+    return matrix.name.decode(), np.frombuffer(values, np.float32).reshape(rows, columns)
 
 
 def to_f16(values: Any, out: Any) -> None:
@@ -198,12 +258,41 @@ def quiet() -> Any:
         llama_cpp.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
 
 
-def quantize_file(source: Path, target: Path, ftype: int) -> None:
-    """llama.cpp's own quantization of a whole file, on one thread."""
+def quantize_file(
+    source: Path,
+    target: Path,
+    ftype: int,
+    *,
+    threads: int = 1,
+    overrides: Mapping[str, str | int] = {},
+    imatrix: Any = None,
+    copy: bool = False,
+) -> None:
+    """llama.cpp's own quantization of a whole file.
+
+    `overrides` are values by their full keys, texts of at most 127 bytes. `imatrix` is an array of
+    llama_model_imatrix_data that ends with an empty one. With `copy` the tensors stay as they are. Raises ExportError.
+    """
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = ftype, 1
+    params.ftype, params.nthread, params.only_copy = ftype, threads, copy
+    # By slabs of rows: the default keeps up to 8 GB of a tensor in memory.
+    params.max_buf_size = 1 << 28
+    # llama.cpp takes the array's end from an empty key.
+    places = (llama_cpp.llama_model_kv_override * (len(overrides) + 1))()
+    for place, (key, value) in zip(places, overrides.items(), strict=False):
+        place.key = key.encode()
+        if isinstance(value, int):
+            place.tag, place.value.val_i64 = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, value
+            continue
+        if len(value.encode()) > 127:
+            raise ExportError(f"{key} is longer than llama.cpp's 127 bytes: {value}", "give a shorter name")
+        place.tag, place.value.val_str = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+    if overrides:
+        params.kv_overrides = places
+    if imatrix is not None:
+        params.imatrix = imatrix
     with quiet() as said:
         failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     if failed:

@@ -23,6 +23,8 @@ class Shape:
     ffn: int
     vocab: int = 128256
     tied: bool = True
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the checkpoint's tensors, layer by layer."""
@@ -41,6 +43,12 @@ class Shape:
                 "mlp.down_proj": (self.hidden, self.ffn),
             }
             found |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in parts.items()}
+            biased = {"self_attn": self.attention_bias, "mlp": self.mlp_bias}
+            found |= {
+                f"model.layers.{layer}.{name}.bias": shape[:1]
+                for name, shape in parts.items()
+                if biased.get(name.partition(".")[0])
+            }
         found["model.norm.weight"] = (self.hidden,)
         if not self.tied:
             found["lm_head.weight"] = (self.vocab, self.hidden)

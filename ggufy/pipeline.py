@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import digest, recipe, record, run, subject
+from ggufy import calibration, digest, exports, recipe, record, run, subject
 from ggufy.base.resolve import Base
 from ggufy.data import prepare
 from ggufy.data.source import Source
@@ -23,7 +22,10 @@ from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ggufy.chat.model import ChatModel
+    from ggufy.exports import Wishes
 
 log = logging.getLogger("ggufy")
 
@@ -94,46 +96,26 @@ def check(what: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe
 def export(
     what: str | os.PathLike[str] | Run | None = None,
     *,
-    quants: Sequence[str] | None = None,
-    merged: str | None = None,
-    adapter_gguf: bool = False,
     base: str | None = None,
     out: Path | None = None,
-    threads: int | None = None,
-    force: bool = False,
-    check_files: bool = True,
+    **wish: Unpack[Wishes],
 ) -> dict[str, Artifact]:
     """Make the GGUF files of a run, an adapter or a checkpoint: those named, else those of the run's recipe.
 
-    `merged` ("f16" or "bf16") adds the merged checkpoint, `adapter_gguf` the adapter alone. Each GGUF is verified
-    before it gets its final name, unless `check_files` is false. Returns them by name.
+    The other arguments are those of `ggufy.exports.Wish`: `quants`, `merged` ("f16" or "bf16"), `adapter_gguf`,
+    `imatrix`, `split_max_size`, `threads`, `force`, ... Each GGUF is verified before it gets its final name, unless
+    `check_files` is false. Returns what was made, by name.
     """
-    from ggufy.export import stage
-    from ggufy.export import verify as verifying
-
-    extras = _extras(merged, adapter_gguf)
+    wanted = exports.Wish(**wish)
     room, find = _subject(what, base, out)
+    exports.check(wanted)
     with room.lock():
-        this = find()
-        names = _wanted_quants(this, quants, extras)
-        inputs = {**this.inputs, "llama_cpp": metadata.version("llama-cpp-python")}
-        files = {_file(this, name): {**inputs, "quant": name} for name in (*names, *extras)}
-
-        def build(places: dict[str, Path]) -> None:
-            by_name = {str(files[output]["quant"]): place for output, place in places.items()}
-            stage.export(this.base.path, this.adapter, by_name, this.notes, threads)
-            for place in by_name.values() if check_files else ():
-                if place.suffix == ".gguf":
-                    found = verifying.verify(place, this.base.path, threads or stage.cores())
-                    log.info("verified %s", found.text())
-
-        made = this.room.make(files, build, force=force)
-    return {str(files[output]["quant"]): artifact for output, artifact in made.items()}
+        return exports.make(find(), wanted)
 
 
 def verify(what: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Iterator[str]:
     """Check a GGUF file, or everything a run holds: a line for each thing that is good. Raises Unverified."""
-    from ggufy.export import stage
+    from ggufy.export import reference, stage
     from ggufy.export import verify as verifying
 
     cores = threads or stage.cores()
@@ -148,32 +130,23 @@ def verify(what: str | os.PathLike[str] | None = None, *, threads: int | None = 
         if problem := this.damage(output):
             raise Unverified(f"{problem} since it was made", f"the command that made {path.as_posix()} mends it")
         yield f"{path.as_posix()}: as it was made"
-    base = subject.of_run(this).base.path
-    for output in this.stamped("export/"):
-        if output.endswith(".gguf"):
-            yield verifying.verify(this.path / output, base, cores).text()
+    found = subject.of_run(this)
+    same = reference.of(found.base.path, found.adapter, calibration.probes(found))
+    for output in exports.models(this):
+        yield verifying.verify(this.path / output, found.base.path, cores, same).text()
 
 
 def plan_export(
-    what: str | os.PathLike[str] | Run | None = None,
-    *,
-    quants: Sequence[str] | None = None,
-    merged: str | None = None,
-    base: str | None = None,
-    threads: int | None = None,
+    what: str | os.PathLike[str] | Run | None = None, *, base: str | None = None, **wish: Unpack[Wishes]
 ) -> list[str]:
     """What an export would write, in lines for people. Nothing is written but to the system's folder for such."""
     from tempfile import TemporaryDirectory
 
-    from ggufy.export import stage
-
-    extras = _extras(merged, adapter_gguf=False)
+    wanted = exports.Wish(**wish)
+    exports.check(wanted)
     _, find = _subject(what, base, None)
-    this = find()
     with TemporaryDirectory(prefix="ggufy-") as scratch:
-        outputs = {name: Path(scratch) / name for name in (*_wanted_quants(this, quants, extras), *extras)}
-        plan = stage.plan(this.base.path, this.adapter, outputs, this.notes, Path(scratch))
-        return plan.describe(threads)
+        return exports.plan(find(), wanted, Path(scratch))
 
 
 def _subject(
@@ -187,27 +160,6 @@ def _subject(
         return this, lambda: subject.of_run(this)
     found = subject.of_folder(what or "", base, out)
     return found.room, lambda: found
-
-
-def _wanted_quants(this: Subject, quants: Sequence[str] | None, extras: Sequence[str]) -> list[str]:
-    from ggufy.export import layout
-
-    if quants:
-        return layout.check_quants(quants)
-    if extras:
-        return []
-    if this.folder:
-        return layout.check_quants(recipe.from_values(this.room.frozen["recipe"]).export.quants)
-    return ["q4_k_m"]
-
-
-def _extras(merged: str | None, adapter_gguf: bool) -> list[str]:
-    names = {"f16": "merged", "bf16": "merged-bf16"}
-    return [*([names[merged]] if merged else []), *(["adapter"] if adapter_gguf else [])]
-
-
-def _file(this: Subject, name: str) -> str:
-    return f"{this.folder}{this.name}-{name}" + ("" if name.startswith("merged") else ".gguf")
 
 
 def chat(
@@ -230,23 +182,7 @@ def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None)
         if not Path(what).is_file():
             raise ChatError(f"no file {Path(what).as_posix()}", "check the path")
         return Path(what)
-    from ggufy.export import layout
-
-    this = what if isinstance(what, Run) else run.find(what)
-    ending = f"-{layout.check_quants([quant])[0]}.gguf" if quant else ".gguf"
-    files = [output for output in this.stamped("export/") if output.endswith(ending)]
-    outputs = [output for output in files if not output.endswith(f"{this.name}-adapter.gguf")]
-    for output in reversed(outputs):
-        if artifact := this.valid(output):
-            return artifact.path
-    ask = f" --quant {quant}" if quant else ""
-    if outputs:
-        damaged = (this.path / outputs[-1]).as_posix()
-        raise ChatError(
-            f"{damaged} was removed or damaged since it was made", f"`ggufy export {this.name}{ask}` mends it"
-        )
-    named = f" in {quant}" if quant else ""
-    raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"`ggufy export {this.name}{ask}` makes one")
+    return exports.gguf_of(what if isinstance(what, Run) else run.find(what), quant)
 
 
 def _data(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str, Any]) -> Artifact:

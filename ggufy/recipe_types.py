@@ -134,6 +134,8 @@ class Export(Section):
 
     quants: tuple[str, ...] = ("q4_k_m",)
     """llama.cpp's names: f16, q8_0, q4_k_m, ..."""
+    imatrix: bool = False
+    """Weigh the quants by an importance matrix, computed from the training conversations."""
 
 
 class Hub(Section):

@@ -7,6 +7,7 @@ only `partial/`, which the next attempt with the same inputs finds again and any
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -14,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ log = logging.getLogger("ggufy")
 Inputs = Mapping[str, Any]
 
 _WAITING = "stamp.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Everything ggufy puts into a run's folder, but the lock.
 CONTENTS = (
@@ -80,6 +82,11 @@ def find(name: str | os.PathLike[str] | None = None) -> Run:
     for path in (runs_folder() / name, Path(name)):
         if (path / "run.json").is_file():
             return Run(path)
+    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in ("config.json", "adapter_config.json")):
+        raise RunError(
+            f"{os.fspath(name)} is no run, and there is neither config.json nor adapter_config.json in it",
+            "name a run, or a folder with a model or an adapter",
+        )
     known = ", ".join(sorted(path.name for path in runs))
     hint = f"the runs are {known}" if known else "there are no runs yet: `ggufy train` first"
     raise RunError(f"no run {os.fspath(name)!r} in {runs_folder().as_posix()}/", hint)
@@ -186,23 +193,24 @@ class Run:
             self._finish_move(output, inputs)
         done = {output: self.valid(output, inputs) for output, inputs in wanted.items()}
         missing = [output for output in wanted if done[output] is None]
+        # A kill right after the stamp leaves the folder it was in.
+        self._forget_partial(self._partial(output, wanted[output]) for output in wanted if output not in missing)
         if missing:
             if not force:
                 self._refuse_to_replace(missing)
             places = self._partials({output: wanted[output] for output in missing})
             try:
                 build(places)
+                for output, place in places.items():
+                    done[output] = self._finish(output, wanted[output], place)
             except Unverified:
                 # Finished, but wrong: it stays under partial/ to be looked at, and never gets its final name.
                 raise
-            except GgufyError:
-                # Refused, not cut short: there is nothing to go on with.
-                for place in places.values():
-                    _remove(place.parent)
-                self._forget_partial()
+            except (GgufyError, OSError) as error:
+                # Refused, not cut short: there is nothing to go on with. A full disk needs the room.
+                if isinstance(error, GgufyError) or error.errno in _FULL:
+                    self._give_up(places)
                 raise
-            for output, place in places.items():
-                done[output] = self._finish(output, wanted[output], place)
         return {output: artifact for output, artifact in done.items() if artifact is not None}
 
     def valid(self, output: str, inputs: Inputs | None = None) -> Artifact | None:
@@ -270,13 +278,22 @@ class Run:
 
     def _refuse_to_replace(self, outputs: list[str]) -> None:
         for output in outputs:
-            if (self.path / output).exists() and self.stamp(output) is None:
+            if os.path.lexists(self.path / output) and self.stamp(output) is None:
                 raise RunError(
                     f"{(self.path / output).as_posix()} is there already, and ggufy did not make it",
                     "move it away, or give --force to write over it",
                 )
 
-    def _forget_partial(self) -> None:
+    def _give_up(self, places: Mapping[str, Path]) -> None:
+        """Remove the unfinished outputs. Of one that already has its final name only the stamp is missing."""
+        self._forget_partial(
+            place.parent for place in places.values() if place.exists() or not (place.parent / _WAITING).exists()
+        )
+
+    def _forget_partial(self, folders: Iterable[Path] = ()) -> None:
+        """Remove these folders below partial/, and that itself where nothing is left in it."""
+        for folder in folders:
+            _remove(folder)
         partial = self.path / "partial"
         if partial.is_dir() and not any(partial.iterdir()):
             partial.rmdir()
@@ -308,8 +325,8 @@ class Run:
         }
         write_json(place.parent / _WAITING, stamp)
         final.parent.mkdir(parents=True, exist_ok=True)
-        if final.is_dir():
-            shutil.rmtree(final)
+        if final.is_dir() or place.is_dir():
+            _remove(final)
         place.replace(final)
         sync(final.parent)
         self._finish_move(output, inputs)
@@ -323,8 +340,7 @@ class Run:
             self._stamp_path(output).parent.mkdir(exist_ok=True)
             waiting.replace(self._stamp_path(output))
             sync(self._stamp_path(output).parent)
-            _remove(folder)
-            self._forget_partial()
+            self._forget_partial([folder])
 
 
 def sync(path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from ggufy import __version__, digest, hubfetch, recipe, run
 from ggufy.base import resolve as bases
 from ggufy.base.resolve import Base
 from ggufy.data import source
-from ggufy.errors import ExportError, ModelError, RunError
+from ggufy.errors import ExportError, HubError, ModelError, RunError
+from ggufy.export import settings
 from ggufy.run import Run
 
 log = logging.getLogger("ggufy")
@@ -42,6 +43,12 @@ class Subject:
         """What every output depends on."""
         return {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "general": self.notes}
 
+    @property
+    def day(self) -> date:
+        """The date in its prompts: the one it was trained with, else the one that Llama 3.2's template has itself."""
+        pinned = self.notes.get("ggufy.date")
+        return date.fromisoformat(pinned) if pinned else date(2024, 7, 26)
+
 
 def of_run(this: Run) -> Subject:
     """A trained run. Raises RunError where it has no finished adapter, ModelError where its base has changed."""
@@ -67,25 +74,18 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
     room = Run(out or Path("exports") / name)
     room.refuse_foreign_names()
     if (folder / "adapter_config.json").is_file():
+        config = settings.read(folder / "adapter_config.json")
         try:
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(
-                f"{folder.as_posix()}: adapter_config.json cannot be read: {error}", "copy it again"
-            ) from None
-        named = base or sixteen_bit(str(config.get("base_model_name_or_path") or ""))
-        if not named:
-            raise ExportError(f"{folder.as_posix()}: adapter_config.json names no base", "say which with --base")
-        try:
-            found = _resolve(named, config.get("revision") if base is None else None, offline=False)
+            found = _base_of(folder, config, base)
         except ModelError as error:
             hint = "name the 16-bit base with --base" if base is None else error.hint
             raise ModelError(f"the base of {name}: {error.message}", hint) from None
         return Subject(name, found, folder, digest.of_folder(folder, _ADAPTER_FILES), room, "", _notes(name))
     if base is not None:
         raise ExportError(f"{folder.as_posix()} is no adapter, so --base does not apply", "leave out --base")
-    bases.check(folder, name)
+    bases.check(folder, name, four_bit=True, said="the name")
     found = Base(name, folder, None, digest.of_folder(folder, bases.CONTENT))
+    _warn_of_four_bit(found)
     return Subject(name, found, None, None, room, "", _notes(name))
 
 
@@ -101,11 +101,46 @@ def is_run(what: str | os.PathLike[str] | None) -> bool:
 
 
 def sixteen_bit(name: str) -> str:
-    """The 16-bit base for a base that is named as a bitsandbytes 4-bit copy: merging into 4 bits would round again."""
-    full = re.sub(r"(-unsloth)?-bnb-4bit$", "", name)
-    if full != name:
-        log.info("the adapter names the 4-bit base %s; its 16-bit original %s is used", name, full)
-    return full
+    """The name of the 16-bit original of a base that is named as a bitsandbytes 4-bit copy; else the name itself."""
+    return re.sub(r"(-unsloth)?-bnb-4bit$", "", name)
+
+
+def _base_of(folder: Path, config: dict[str, Any], base: str | None) -> Base:
+    """The base that the user names, else the adapter: the 16-bit original of a 4-bit one, where there is one."""
+    named = base or str(config.get("base_model_name_or_path") or "")
+    if not named:
+        raise ExportError(f"{folder.as_posix()}: adapter_config.json names no base", "say which with --base")
+    full = named if base else sixteen_bit(named)
+    # Of a 4-bit folder on this disk the original is only looked for beside it.
+    if full != named and (Path(full).expanduser().is_dir() or not Path(named).expanduser().is_dir()):
+        log.info("the adapter names the 4-bit base %s; its 16-bit original %s is used", named, full)
+        try:
+            return _resolve(full, None, offline=False, said="--base")
+        except HubError as error:
+            if not _is_unknown(error):
+                raise
+            log.info("the Hub has no %s, so the 4-bit base is used itself", full)
+    revision = config.get("revision") if base is None else None
+    found = _resolve(named, revision, offline=False, four_bit=True, said="--base")
+    _warn_of_four_bit(found)
+    return found
+
+
+def _is_unknown(error: HubError) -> bool:
+    """Whether the Hub answered that it has no such repository: not that it is gated, or was out of reach."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    cause = error.__context__
+    return isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError)
+
+
+def _warn_of_four_bit(base: Base) -> None:
+    if bases.is_four_bit(base.path):
+        log.warning(
+            "%s holds its weights in bitsandbytes' 4 bits, which have lost quality already: they are exported as they "
+            "are; the 16-bit original gives a better GGUF",
+            base.name,
+        )
 
 
 def _local(what: str) -> tuple[Path, str]:
@@ -115,8 +150,8 @@ def _local(what: str) -> tuple[Path, str]:
     return folder, what.rpartition("/")[2]
 
 
-def _resolve(name: str, revision: str | None, *, offline: bool) -> Base:
-    return bases.resolve(name, revision, offline=offline, builtin_texts=source.sample_texts())
+def _resolve(name: str, revision: str | None, *, offline: bool, **how: Any) -> Base:
+    return bases.resolve(name, revision, offline=offline, builtin_texts=source.sample_texts(), **how)
 
 
 def _notes(name: str) -> dict[str, str]:

@@ -44,16 +44,11 @@ class ChatTemplate:
     def from_folder(cls, folder: Path) -> ChatTemplate:
         """The template of a model folder: chat_template.jinja, else the one in tokenizer_config.json."""
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        beside = folder / "chat_template.jinja"
-        text = beside.read_text(encoding="utf-8") if beside.is_file() else config.get("chat_template") or ""
-        if isinstance(text, list):
-            named = {entry["name"]: entry["template"] for entry in text}
-            text = named.get("default", "")
         special = {}
         for key, value in config.items():
             if key.endswith("_token") and value:
                 special[key] = value["content"] if isinstance(value, dict) else str(value)
-        return cls(text, special, folder.as_posix())
+        return cls(text_of(folder), special, folder.as_posix())
 
     def render(self, messages: Sequence[Message], day: date, *, generate: bool = False) -> str:
         """The text of a conversation on a day; with `generate`, up to where the assistant begins to speak."""
@@ -72,6 +67,17 @@ class ChatTemplate:
             return str(text)
         except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"{self.where}: the chat template refuses this conversation: {error}") from None
+
+
+def text_of(folder: Path) -> str:
+    """The text of a model folder's template; empty for a base model, which has none."""
+    beside = folder / "chat_template.jinja"
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    text = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template") or ""
+    if isinstance(text, list):
+        text = {entry["name"]: entry["template"] for entry in text}.get("default", "")
+    return str(text)
 
 
 def _environment() -> Any:

@@ -1,7 +1,8 @@
 """safetensors files, read lazily by memory map and written by plan.
 
 The format: 8 bytes with the header's length, a JSON header, then the tensors' bytes
-(https://github.com/huggingface/safetensors#format).
+(https://github.com/huggingface/safetensors#format). A tensor that bitsandbytes packed into 4 bits is several of these,
+NAME, NAME.absmax, NAME.quant_map and so on; here it is one, under its own name and of its real shape.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ from ggufy.errors import ModelError
 
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _MAX_HEADER = 100_000_000
+FOUR_BIT = "BNB4"
+"""The dtype of a tensor in bitsandbytes' 4 bits; `export/fourbit.py` reads its numbers."""
+_INDEX = "model.safetensors.index.json"
+_AGAIN = "copy the model folder again"
+_STATE = ".quant_state.bitsandbytes__"
+_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,10 @@ class Tensor:
     file: Path
     start: int
     end: int
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Of a 4-bit tensor: bitsandbytes' quant_type, blocksize, dtype and so on."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    """Of a 4-bit tensor: its absmax, quant_map and so on."""
 
 
 class Checkpoint:
@@ -44,31 +56,20 @@ class Checkpoint:
     def open(cls, place: Path) -> Checkpoint:
         """A model folder (sharded or not) or one .safetensors file. Raises ModelError where something is missing."""
         if place.is_file():
-            return cls(read_header(place), place.as_posix())
-        index = place / "model.safetensors.index.json"
-        if index.is_file():
-            try:
-                names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ModelError(f"{index.as_posix()} cannot be read: {error}", "copy the model folder again") from None
-            files = [place / file for file in sorted(set(names.values()))]
-        else:
-            files = sorted(place.glob("model*.safetensors")) or sorted(place.glob("*.safetensors"))
-            names = {}
-        if not files:
-            raise ModelError(f"{place.as_posix()}: no .safetensors weights there", "copy the model folder again")
+            return cls(_join_four_bit(read_header(place)), place.as_posix())
+        names = _by_index(place)
         tensors: dict[str, Tensor] = {}
-        for file in files:
-            if not file.is_file():
-                raise ModelError(
-                    f"{file.as_posix()} is missing, but {index.name} names it", "copy the model folder again"
-                )
-            tensors |= read_header(file)
+        for file in sorted(set(names.values())) if names else _without_index(place):
+            if not (place / file).is_file():
+                raise ModelError(f"{(place / file).as_posix()} is missing, but {_INDEX} names it", _AGAIN)
+            for name, tensor in read_header(place / file).items():
+                if names and names.get(name) != file:
+                    said = f"says that {names[name]} does" if name in names else "does not name it"
+                    raise ModelError(f"{(place / file).as_posix()}: holds {name}, but {_INDEX} {said}", _AGAIN)
+                tensors[name] = tensor
         if lost := sorted(names.keys() - tensors.keys()):
-            raise ModelError(
-                f"{place.as_posix()}: {index.name} names {lost[0]}, but no file holds it", "copy the model folder again"
-            )
-        return cls(tensors, place.as_posix())
+            raise ModelError(f"{place.as_posix()}: {_INDEX} says that {names[lost[0]]} holds {lost[0]}", _AGAIN)
+        return cls(_join_four_bit(tensors), place.as_posix())
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -77,15 +78,46 @@ class Checkpoint:
         try:
             return self.tensors[name]
         except KeyError:
-            raise ModelError(f"{self.where}: the tensor {name} is missing", "copy the model folder again") from None
+            raise ModelError(f"{self.where}: the tensor {name} is missing", _AGAIN) from None
 
     def data(self, name: str) -> memoryview:
         """The bytes of a tensor, mapped, not copied."""
-        tensor = self[name]
+        return self.bytes_of(self[name])
+
+    def bytes_of(self, tensor: Tensor) -> memoryview:
+        """The same for a tensor that may be a part of another."""
         if tensor.file not in self._maps:
             with tensor.file.open("rb") as file:
                 self._maps[tensor.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return memoryview(self._maps[tensor.file])[tensor.start : tensor.end]
+
+
+def _by_index(folder: Path) -> dict[str, str]:
+    """The file of each tensor as the index of a sharded model says; empty where there is no index."""
+    path = folder / _INDEX
+    if not path.is_file():
+        return {}
+    try:
+        names: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not names or not all(isinstance(file, str) for file in names.values()):
+            raise ValueError("weight_map does not name a file for each tensor")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path.as_posix()} cannot be read: {error}", _AGAIN) from None
+    return names
+
+
+def _without_index(folder: Path) -> list[str]:
+    """The one file of a model that is not sharded. Raises ModelError where there is none, or several."""
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    files = [name for name in files if name.startswith("model")] or files
+    if not files:
+        raise ModelError(f"{folder.as_posix()}: no .safetensors weights there", _AGAIN)
+    if "model.safetensors" in files:
+        return ["model.safetensors"]
+    shard = re.search(r"-of-(\d+)\.safetensors$", files[0])
+    if len(files) > 1 or (shard and int(shard[1]) > 1):
+        raise ModelError(f"{folder.as_posix()}: {files[0]} is a part of a model, but {_INDEX} is missing", _AGAIN)
+    return files
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -114,6 +146,45 @@ def read_header(path: Path) -> dict[str, Tensor]:
         if tensor.dtype in SIZES and tensor.end - tensor.start != math.prod(tensor.shape) * SIZES[tensor.dtype]:
             raise ModelError(f"{where}: the size of {tensor.name} does not fit its shape {list(tensor.shape)}", hint)
     return tensors
+
+
+def _join_four_bit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor that bitsandbytes packed as one, the others as they are. Raises ModelError where one is not whole."""
+    states = {name.partition(_STATE)[0]: name for name in tensors if _STATE in name}
+    hidden = {*states.values(), *(f"{name}.{part}" for name in states for part in _PARTS)}
+    joined = {name: tensor for name, tensor in tensors.items() if name not in hidden}
+    for name, state in states.items():
+        parts = {short: tensors[f"{name}.{short}"] for short in _PARTS if f"{name}.{short}" in tensors}
+        if name not in tensors:
+            raise ModelError(f"{tensors[state].file.as_posix()}: {state} is there, but {name} is not", "copy it again")
+        joined[name] = _four_bit(tensors[name], tensors[state], parts)
+    return joined
+
+
+def _four_bit(packed: Tensor, state: Tensor, parts: dict[str, Tensor]) -> Tensor:
+    """One packed tensor: `QuantState.as_dict` in bitsandbytes/functional.py writes the settings as JSON."""
+    with state.file.open("rb") as file:
+        file.seek(state.start)
+        text = file.read(state.end - state.start)
+    try:
+        settings = json.loads(text)
+        shape, block = tuple(int(n) for n in settings["shape"]), int(settings["blocksize"])
+        blocks = -(-math.prod(shape) // block)
+        sizes = {"absmax": blocks * SIZES["F32"], "quant_map": 16 * SIZES["F32"]}
+        if "nested_absmax" in parts:
+            outer = -(-blocks // int(settings["nested_blocksize"]))
+            sizes |= {"absmax": blocks, "nested_absmax": outer * SIZES["F32"], "nested_quant_map": 256 * SIZES["F32"]}
+            float(settings["nested_offset"])
+        known = settings["quant_type"] in ("nf4", "fp4") and settings["dtype"] in ("bfloat16", "float16", "float32")
+        found = {name: part.end - part.start for name, part in parts.items()}
+        if not known or block % 2 or packed.end - packed.start != -(-math.prod(shape) // 2) or found != sizes:
+            raise ValueError("its parts do not fit together")
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"{packed.file.as_posix()}: {packed.name} is in bitsandbytes' 4 bits, but cannot be read: {error}",
+            _AGAIN,
+        ) from None
+    return Tensor(packed.name, FOUR_BIT, shape, packed.file, packed.start, packed.end, settings, parts)
 
 
 def header(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:

@@ -39,34 +39,53 @@ class Base:
         return dict(values)
 
 
-def resolve(name: str, revision: str | None, *, offline: bool, builtin_texts: Iterable[str]) -> Base:
-    """Find the base model, downloading it from the Hub if it is a repository. Raises ModelError or HubError."""
+def resolve(
+    name: str,
+    revision: str | None,
+    *,
+    offline: bool,
+    builtin_texts: Iterable[str],
+    four_bit: bool = False,
+    said: str = "model.base in the recipe",
+) -> Base:
+    """Find the base model, downloading it from the Hub if it is a repository. Raises ModelError or HubError.
+
+    `four_bit` takes one in bitsandbytes' 4 bits too, which can be exported but not trained on. `said` is where the user
+    says which base, for hints.
+    """
     if name == BUILTIN:
         folder, commit = tiny.ensure(builtin_texts), None
     elif name.startswith("builtin:"):
         raise ModelError(f"unknown built-in model {name!r}", f"the one there is: {BUILTIN}")
     elif Path(name).expanduser().is_dir():
         folder, commit = Path(name).expanduser(), None
+    elif Path(name).expanduser().is_file():
+        raise ModelError(f"the base {name} is a file, not a model folder", f"check {said}")
     elif not hubfetch.is_repository(name):
-        raise ModelError(f"base model folder {name} does not exist", "check model.base in the recipe")
+        raise ModelError(f"base model folder {name} does not exist", f"check {said}")
     else:
         folder, commit = hubfetch.snapshot(name, revision, "model", _FILES, offline=offline)
-    check(folder, name)
+    check(folder, name, four_bit=four_bit, said=said)
     return Base(name, folder, commit, digest.of_folder(folder, CONTENT))
 
 
-def check(folder: Path, name: str) -> None:
-    """Refuse what cannot be a 16-bit base: no config, pickled weights, no weights, already quantized."""
+def is_four_bit(folder: Path) -> bool:
+    """Whether weights of a model folder are in bitsandbytes' 4 bits."""
+    return any(tensor.dtype == weights.FOUR_BIT for tensor in weights.Checkpoint.open(folder).tensors.values())
+
+
+def check(folder: Path, name: str, *, four_bit: bool = False, said: str = "model.base in the recipe") -> None:
+    """Refuse what cannot be a base: no config, pickled weights, no weights, already quantized but for `four_bit`."""
     config = folder / "config.json"
     if not config.is_file():
-        raise ModelError(f"{name}: no config.json there, so it is not a model folder", "check model.base in the recipe")
+        raise ModelError(f"{name}: no config.json there, so it is not a model folder", f"check {said}")
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
     except ValueError as error:
         raise ModelError(f"{name}: config.json cannot be read: {error}", "copy the model folder again") from None
-    if not list(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         if pickled:
             raise ModelError(
@@ -75,16 +94,37 @@ def check(folder: Path, name: str) -> None:
             )
         raise ModelError(f"{name}: no .safetensors weights there", "copy the model folder again")
     # Also reads every header, so that a truncated or missing part is known before hours of training.
-    weights.Checkpoint.open(folder)
-    if "quantization_config" in values:
+    packed = is_four_bit(folder)
+    if not four_bit and ("quantization_config" in values or packed):
         raise ModelError(
             f"{name}: this base is already quantized; ggufy starts from the 16-bit one",
             "name the 16-bit repository in model.base; model.load_in: 4bit loads it in 4 bits for training",
         )
+    if how := _quantized(values.get("quantization_config")):
+        raise ModelError(
+            f"{name}: its weights are quantized with {how}; of quantized models ggufy reads bitsandbytes' 4 bits only",
+            "name the 16-bit original, or a copy of it in 16 bits",
+        )
+    _check_tokenizer(folder, name)
+
+
+def _quantized(config: Any) -> str:
+    """How a quantization_config says that a model is quantized, unless it is not or in bitsandbytes' 4 bits."""
+    if config is None:
+        return ""
+    settings = config if isinstance(config, dict) else {}
+    method = str(settings.get("quant_method") or "an unknown method")
+    if method != "bitsandbytes":
+        return method
+    return "" if settings.get("load_in_4bit") and not settings.get("load_in_8bit") else "bitsandbytes in 8 bits"
+
+
+def _check_tokenizer(folder: Path, name: str) -> None:
     for needed in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / needed).is_file():
             raise ModelError(f"{name}: no {needed} there", "copy the tokenizer's files beside the weights")
         try:
-            json.loads((folder / needed).read_text(encoding="utf-8"))
+            if not isinstance(json.loads((folder / needed).read_text(encoding="utf-8")), dict):
+                raise ValueError("it is not a JSON object")
         except ValueError as error:
             raise ModelError(f"{name}: {needed} cannot be read: {error}", "copy the tokenizer's files again") from None

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import click
+
+
+class _Size(click.ParamType[int]):
+    """Bytes, as 500M or 2G: powers of 1000, as llama.cpp's gguf-split counts."""
+
+    name = "size"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"([1-9]\d*)([MG])", str(value))
+        if not found:
+            self.fail(f"{value!r} is no size; write it like 500M or 2G", param, ctx)
+        return int(found[1]) * {"M": 1_000_000, "G": 1_000_000_000}[found[2]]
+
+
+_SMALL = 50_000
+_PATH = click.Path(path_type=Path)
 
 
 @click.command(name="export")
@@ -18,45 +36,32 @@ import click
     help="Also the merged checkpoint, as safetensors for transformers; f16 if not said.",
 )
 @click.option("--adapter-gguf", is_flag=True, help="Also the adapter alone, for llama.cpp's --lora.")
+@click.option("--imatrix", is_flag=True, help="Weigh by an importance matrix, from the run's training conversations.")
+@click.option("--imatrix-data", type=_PATH, metavar="FILE", help="The same from a text, or conversations in .jsonl.")
+@click.option("--imatrix-file", type=_PATH, metavar="FILE", help="Weigh by a finished importance matrix (GGUF).")
+@click.option("--imatrix-tokens", type=click.IntRange(16), default=20_000, show_default=True, help="How much is read.")
+@click.option("--split-max-size", type=_Size(), metavar="SIZE", help="Files of at most that size, such as 2G.")
+@click.option("--ollama", metavar="NAME", help="Also `ollama create NAME`, where Ollama is installed.")
 @click.option("--base", help="The 16-bit base of an adapter, where its own name for it does not do.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where an adapter's or checkpoint's files go.")
+@click.option("--out", type=_PATH, help="Where an adapter's or checkpoint's files go.")
 @click.option("--threads", type=click.IntRange(1), help="Threads; all cores if not given.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be written: types, sizes, time.")
-@click.option("--no-verify", is_flag=True, help="Skip the check of each file before it gets its final name.")
+@click.option(
+    "--no-verify", "check_files", is_flag=True, flag_value=False, default=True, help="Skip the check of each file."
+)
 @click.option("--force", is_flag=True, help="Write over files that ggufy did not make.")
-def command(
-    what: str | None,
-    quants: tuple[str, ...],
-    merged: str | None,
-    adapter_gguf: bool,
-    base: str | None,
-    out: Path | None,
-    threads: int | None,
-    dry_run: bool,
-    no_verify: bool,
-    force: bool,
-) -> None:
+def command(what: str | None, base: str | None, out: Path | None, dry_run: bool, **wish: Any) -> None:
     """Make GGUF files, straight from base and adapter, in one pass over the weights.
 
     Of a RUN (the newest if nothing is named), of a FOLDER with a PEFT adapter or a 16-bit checkpoint, or of either on
-    the Hub. Without --quant: what the run's recipe names, else q4_k_m.
+    the Hub. Without --quant: what the run's recipe names, else q4_k_m. Each file is verified before it gets its name.
     """
     from ggufy import pipeline
 
     if dry_run:
-        for line in pipeline.plan_export(what, quants=quants, merged=merged, base=base, threads=threads):
+        for line in pipeline.plan_export(what, base=base, **wish):
             click.echo(line)
         return
-    made = pipeline.export(
-        what,
-        quants=quants,
-        merged=merged,
-        adapter_gguf=adapter_gguf,
-        base=base,
-        out=out,
-        threads=threads,
-        force=force,
-        check_files=not no_verify,
-    )
-    for artifact in made.values():
-        click.echo(f"{artifact.path}  {artifact.size / 1e6:,.1f} MB{'  (up to date)' if artifact.reused else ''}")
+    for artifact in pipeline.export(what, base=base, out=out, **wish).values():
+        size = f"{artifact.size / 1e6:,.1f} MB" if artifact.size >= _SMALL else f"{artifact.size:,} bytes"
+        click.echo(f"{artifact.path}  {size}{'  (up to date)' if artifact.reused else ''}")

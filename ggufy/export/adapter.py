@@ -3,28 +3,37 @@
 LoRA: W + (B @ A) * scaling, with scaling alpha/r, or alpha/sqrt(r) with rsLoRA, where r and alpha may differ by module
 (rank_pattern, alpha_pattern). DoRA: rows of that, brought to the learnt length. As in peft 0.21, `lora/layer.py` and
 `lora/dora.py`; everything in float32.
+
+Where a base ties its output matrix to its embedding and the adapter changes one of them, or both apart, the model in
+training was no longer tied, and so neither is what is exported. (peft's merge adds the LoRA of either to both, and
+warns of it: its own forward pass does not.)
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufy import ggml
 from ggufy.errors import ExportError
-from ggufy.weights import Checkpoint
+from ggufy.export import fourbit
+from ggufy.export.adapter_config import AdapterConfig
+from ggufy.weights import FOUR_BIT, SIZES, Checkpoint
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _PREFIX = "base_model.model."
-# Ways of starting an adapter that also change the base it is trained on.
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+_DAMAGED = "the adapter is damaged: copy it again, or train it again"
+_OTHER_BASE = "name the base this adapter was trained on with --base"
+READABLE = ("F32", "F16", "BF16", FOUR_BIT)
+"""The dtypes whose numbers can be read."""
 _PARTS = {
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
+    ".lora_B.bias": "bias",
+    ".lora_embedding_A": "embedding_a",
+    ".lora_embedding_B": "embedding_b",
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
@@ -65,43 +74,37 @@ class Pair:
 
 
 class Adapter:
-    """The adapter in a folder. `pairs` by the name of the base tensor; `whole` replaces tensors of the base."""
+    """The adapter in a folder. `pairs` by the name of the base tensor; `whole` replaces tensors of the base.
+
+    `copies` are those of `whole` that were trained as copies (modules_to_save); the others were loaded into the base.
+    `kept_tied` where peft kept the copies of embedding and output matrix the same (ensure_weight_tying).
+    """
 
     def __init__(
-        self, pairs: dict[str, Pair], whole: dict[str, str], weights: Checkpoint | None, where: str, alpha: float
+        self,
+        pairs: dict[str, Pair],
+        whole: dict[str, str],
+        weights: Checkpoint | None,
+        where: str,
+        config: AdapterConfig | None,
     ) -> None:
-        self.pairs, self.whole, self.weights, self.where, self.alpha = pairs, whole, weights, where, alpha
+        self.pairs, self.whole, self.weights, self.where, self.config = pairs, whole, weights, where, config
+        # Without an effect, so that any other number will do.
+        self.alpha = (config.lora_alpha if config else 0) or 1.0
+        saved = config.saved if config else ()
+        self.copies = {name for name in whole if saved and name.rpartition(".")[0].endswith(saved)}
+        self.kept_tied, self.untied = bool(config and config.ensure_weight_tying), False
 
     @classmethod
     def none(cls) -> Adapter:
-        return cls({}, {}, None, "no adapter", 1.0)
+        return cls({}, {}, None, "no adapter", None)
 
     @classmethod
     def open(cls, folder: Path) -> Adapter:
         """Read a PEFT adapter folder. Raises ExportError for what cannot be merged exactly."""
         where = folder.as_posix()
-        try:
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            file = folder / "adapter_model.safetensors"
-            if not file.is_file():
-                raise ExportError(f"{where}: no adapter_model.safetensors there", "only safetensors adapters are read")
-        except (OSError, ValueError) as error:
-            raise ExportError(
-                f"{where}: adapter_config.json cannot be read: {error}", "name a PEFT adapter folder"
-            ) from None
-        if config.get("peft_type") != "LORA":
-            raise ExportError(f"{where}: a {config.get('peft_type')} adapter; ggufy merges LoRA, rsLoRA and DoRA")
-        if config.get("bias", "none") != "none":
-            raise ExportError(
-                f"{where}: the adapter also trained biases (bias: {config['bias']}), which is not supported yet"
-            )
-        initial = str(config.get("init_lora_weights", True)).lower()
-        if initial.startswith(_CHANGE_THE_BASE) or config.get("alora_invocation_tokens"):
-            raise ExportError(
-                f"{where}: an adapter of this kind ({initial}) does not fit the published base",
-                "convert it with peft's own tool for that method, or merge it with peft",
-            )
-        weights = Checkpoint.open(file)
+        config = AdapterConfig.read(folder / "adapter_config.json")
+        weights = Checkpoint.open(_file(folder))
         found: dict[str, dict[str, Any]] = {}
         whole: dict[str, str] = {}
         for name in weights.tensors:
@@ -109,52 +112,152 @@ class Adapter:
             suffix = next((s for s in _PARTS if short.endswith(s)), None)
             if suffix:
                 found.setdefault(short.removesuffix(suffix), {})[_PARTS[suffix]] = float32(weights, name)
-            elif "lora_" in short:
+            elif "lora_" in short or "trainable_tokens" in short:
                 raise ExportError(
                     f"{where}: {name} is a kind of adapter weight that ggufy does not merge", "merge it with peft"
                 )
             else:
-                whole[short.replace(".modules_to_save", "")] = name
+                _check_readable(weights, name)
+                whole[short.replace(".modules_to_save", "").replace(".base_layer.", ".")] = name
         if not found and not whole:
             raise ExportError(f"{where}: the adapter is empty", "train it first")
-        pairs = {f"{module}.weight": _pair(module, parts, config, where) for module, parts in found.items()}
-        return cls(pairs, whole, weights, where, float(config["lora_alpha"]))
+        pairs = {
+            f"{module}.{kind}": pair
+            for module, parts in found.items()
+            for kind, pair in _pairs(module, parts, config, where)
+        }
+        return cls(pairs, whole, weights, where, config)
+
+    def unties(self, tied: bool) -> bool:
+        """Whether embedding and output matrix part, where the base ties them. Raises ExportError if that is unclear."""
+        if not tied:
+            return False
+        both = (EMBEDDING, HEAD)
+        loaded = [self.whole[name] for name in both if name in self.whole and name not in self.copies]
+        if len(loaded) == 2 and not self._same(*loaded):
+            raise ExportError(
+                f"{self.where}: brings an embedding and an output matrix that differ, but the base ties them",
+                _OTHER_BASE,
+            )
+        for name in both:
+            # What was loaded into one of them is in both.
+            if loaded and name not in self.copies:
+                self.whole[name] = loaded[0]
+        trained = any(name in self.copies or name in self.pairs for name in both)
+        self.untied = trained and not (self.kept_tied and self._head_is_embedding())
+        if not self.untied:
+            self.whole.pop(HEAD, None)
+            self.pairs.pop(HEAD, None)
+        return self.untied
+
+    def _head_is_embedding(self) -> bool:
+        """Whether what the adapter holds for the output matrix is what it holds for the embedding once more."""
+        import numpy as np
+
+        whole = self.whole
+        if HEAD in whole and not (EMBEDDING in whole and self._same(whole[HEAD], whole[EMBEDDING])):
+            return False
+        head, embedding = self.pairs.get(HEAD), self.pairs.get(EMBEDDING)
+        if head is None:
+            return True
+        if embedding is None or head.magnitude is not None or head.scaling != embedding.scaling:
+            return False
+        return np.array_equal(head.a, embedding.b.T) and np.array_equal(head.b, embedding.a.T)
+
+    def _same(self, first: str, second: str) -> bool:
+        """Whether two tensors of the adapter are equal, byte for byte."""
+        import numpy as np
+
+        weights = self.weights
+        if weights is None or weights[first].dtype != weights[second].dtype:
+            return False
+        one, other = (np.frombuffer(weights.data(name), np.uint8) for name in (first, second))
+        return np.array_equal(one, other)
 
     def check(self, base: Checkpoint, used: Iterable[str]) -> None:
-        """Refuse an adapter of which anything does not fit the base, or would be left out."""
-        names = set(used)
+        """Refuse an adapter of which anything does not fit the base, would be left out, or is missing."""
+        names = dict.fromkeys(used)
         for name, pair in self.pairs.items():
-            if name not in names:
+            self._check_known(name, names, base, "changes")
+            # The change of a bias is a pair with one column.
+            shape = _shape(base, name)
+            if pair.shape != (*shape, 1)[:2]:
                 raise ExportError(
-                    f"{self.where}: the adapter changes {name}, which is not in the base {base.where}",
-                    "name the base this adapter was trained on",
-                )
-            if pair.shape != base[name].shape:
-                raise ExportError(
-                    f"adapter and base do not fit: {name} is {list(base[name].shape)} in the base, "
+                    f"adapter and base do not fit: {name} is {list(shape)} in the base, "
                     f"and the adapter changes {list(pair.shape)}",
-                    "name the base this adapter was trained on",
+                    _OTHER_BASE,
                 )
         for name, stored in self.whole.items():
-            if name not in names:
-                raise ExportError(f"{self.where}: the adapter replaces {name}, which is not in the base {base.where}")
-            shape = self.weights[stored].shape if self.weights else ()
-            if shape != base[name].shape:
+            self._check_known(name, names, base, "replaces")
+            shape, brought = _shape(base, name), self.weights[stored].shape if self.weights else ()
+            if brought != shape:
                 raise ExportError(
-                    f"adapter and base do not fit: {name} is {list(base[name].shape)} in the base, "
-                    f"and the adapter brings one of {list(shape)}",
-                    "name the base this adapter was trained on, with its added tokens",
+                    f"adapter and base do not fit: {name} is {list(shape)} in the base, "
+                    f"and the adapter brings one of {list(brought)}",
+                    f"{_OTHER_BASE}, and with its added tokens: a folder where the base was saved after "
+                    "resize_token_embeddings, with that tokenizer",
                 )
+        for name in names:
+            module = name.removesuffix(".weight")
+            if name not in self.pairs and self.config and module != name and self.config.changes(module):
+                raise ExportError(
+                    f"{self.where}: adapter_config.json names {module} in target_modules, but it has no lora_A and "
+                    "lora_B",
+                    "copy the adapter again; a module that was not trained belongs into exclude_modules there",
+                )
+
+    def _check_known(self, name: str, names: Container[str], base: Checkpoint, does: str) -> None:
+        if name in names:
+            return
+        other = next((suffix for suffix in (".weight", ".bias") if name.endswith(suffix)), None)
+        if does == "replaces" and not other:
+            raise ExportError(
+                f"{self.where}: {self.whole[name]} is a kind of adapter weight that ggufy does not merge",
+                "merge it with peft",
+            )
+        raise ExportError(
+            f"{self.where}: the adapter {does} {name}, which is not in the base {base.where}", _OTHER_BASE
+        )
+
+
+def _shape(base: Checkpoint, name: str) -> tuple[int, ...]:
+    """The shape of a tensor; a tied base has its output matrix as its embedding."""
+    return base[EMBEDDING if name == HEAD and name not in base else name].shape
 
 
 def float32(weights: Checkpoint, name: str) -> Any:
     """A whole tensor of a checkpoint as float32."""
     import numpy as np
 
+    _check_readable(weights, name)
     tensor = weights[name]
     out = np.empty(tensor.shape, np.float32)
-    decode(weights.data(name), tensor.dtype, out.reshape(-1))
+    read_rows(weights, name, 0, tensor.shape[0], out)
     return out
+
+
+def _check_readable(weights: Checkpoint, name: str) -> None:
+    tensor = weights[name]
+    if tensor.dtype not in READABLE:
+        raise ExportError(
+            f"{tensor.file.as_posix()}: {name} of the adapter has the type {tensor.dtype}, which cannot be merged",
+            "save the adapter in float32, bfloat16 or float16",
+        )
+    if 0 in tensor.shape or not tensor.shape:
+        raise ExportError(
+            f"{tensor.file.as_posix()}: {name} has the shape {list(tensor.shape)}, so it holds no matrix",
+            "a trainer that shards weights may have saved them in pieces: gather them, then save again",
+        )
+
+
+def read_rows(weights: Checkpoint, name: str, start: int, stop: int, out: Any) -> None:
+    """Rows [start, stop) of a tensor into the float32 array `out`, which holds as many numbers."""
+    tensor = weights[name]
+    if tensor.dtype == FOUR_BIT:
+        fourbit.decode(weights, tensor, start, stop, out)
+        return
+    width = out.size // (stop - start) * SIZES.get(tensor.dtype, 0)
+    decode(weights.data(name)[start * width : stop * width], tensor.dtype, out.reshape(-1))
 
 
 def decode(data: Any, dtype: str, out: Any) -> None:
@@ -173,22 +276,65 @@ def decode(data: Any, dtype: str, out: Any) -> None:
         raise ExportError(f"weights of type {dtype} cannot be read", "use a base in bf16, f16 or f32")
 
 
-def _pair(module: str, parts: dict[str, Any], config: dict[str, Any], where: str) -> Pair:
+def _file(folder: Path) -> Path:
+    """The adapter's weights, which may not be pickled."""
+    file = folder / "adapter_model.safetensors"
+    if (folder / "adapter_model.bin").is_file() and not file.is_file():
+        raise ExportError(
+            f"{folder.as_posix()}: no {file.name} there; adapter_model.bin is pickled, and unpickling can run any code",
+            "only safetensors adapters are read: save it as safetensors where you trust it",
+        )
+    if not file.is_file():
+        raise ExportError(f"{folder.as_posix()}: no {file.name} there", "copy the adapter again")
+    return file
+
+
+def _pairs(module: str, parts: dict[str, Any], config: AdapterConfig, where: str) -> Iterator[tuple[str, Pair]]:
+    """The changes of a module's weight and, with lora_bias, of its bias."""
+    embedding = "embedding_a" in parts or "embedding_b" in parts
+    if embedding:
+        if {"a", "b"} & parts.keys():
+            raise ExportError(f"{where}: {module}.lora_embedding_A is there beside a lora_A or lora_B", _DAMAGED)
+        # delta = (B @ A).T, which is what a transposed pair has.
+        parts = {name.removeprefix("embedding_"): part for name, part in parts.items()}
     if missing := {"a", "b"} - parts.keys():
-        raise ExportError(f"{where}: {module} has no lora_{missing.pop().upper()}", "the adapter is damaged")
-    rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
-    alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-    if parts["a"].shape[0] != rank:
-        raise ExportError(f"{where}: {module} has rank {parts['a'].shape[0]}, but adapter_config.json says {rank}")
-    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    transposed = bool(config.get("fan_in_fan_out"))
+        kind = "lora_embedding_" if embedding else "lora_"
+        raise ExportError(f"{where}: {module} has no {kind}{missing.pop().upper()}", _DAMAGED)
+    pair = _pair(module, parts, config, where, embedding)
+    yield "weight", pair
+    if "bias" in parts:
+        import numpy as np
+
+        yield "bias", Pair(parts["bias"][None], np.ones((1, 1), np.float32), pair.scaling, transposed=True)
+
+
+def _pair(module: str, parts: dict[str, Any], config: AdapterConfig, where: str, embedding: bool) -> Pair:
+    _check_shapes(module, parts, config, where)
+    transposed = embedding or config.fan_in_fan_out
     if transposed and "magnitude" in parts:
-        raise ExportError(f"{where}: DoRA with fan_in_fan_out is not supported")
-    return Pair(parts["a"], parts["b"], scaling, parts.get("magnitude"), transposed)
+        what = f"of {module}" if embedding else "with fan_in_fan_out"
+        raise ExportError(f"{where}: DoRA {what} is a kind that ggufy does not merge", "merge it with peft")
+    if config.use_dora != ("magnitude" in parts):
+        has = "no lora_magnitude_vector" if config.use_dora else "a lora_magnitude_vector"
+        says = str(config.use_dora).lower()
+        raise ExportError(
+            f"{where}: {module} has {has}, but adapter_config.json says use_dora: {says}",
+            "weights and adapter_config.json are of different adapters: copy both again",
+        )
+    return Pair(parts["a"], parts["b"], config.scaling(module), parts.get("magnitude"), transposed)
 
 
-def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def _check_shapes(module: str, parts: dict[str, Any], config: AdapterConfig, where: str) -> None:
+    """Raise ExportError unless A is (rank, columns), B (rows, rank), and the magnitudes are one a row."""
+    a, b, rank = parts["a"], parts["b"], config.rank(module)
+    shapes = f"lora_A is {list(a.shape)} and lora_B {list(b.shape)}"
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise ExportError(f"{where}: {module}: {shapes}, which do not make a matrix", _DAMAGED)
+    if a.shape[0] != rank:
+        raise ExportError(
+            f"{where}: {module} has rank {a.shape[0]}, but adapter_config.json says {rank}",
+            "weights and adapter_config.json are of different adapters: copy both again",
+        )
+    if "magnitude" in parts and parts["magnitude"].shape != b.shape[:1]:
+        found = list(parts["magnitude"].shape)
+        raise ExportError(f"{where}: {module}: lora_B is {list(b.shape)}, its magnitude vector {found}", _DAMAGED)

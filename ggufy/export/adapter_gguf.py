@@ -45,11 +45,16 @@ def write(path: Path, adapter: Adapter, planned: Sequence[Planned], general: dic
 def _check(adapter: Adapter) -> None:
     if not adapter.pairs:
         raise ExportError("there is no adapter to write as a GGUF", "leave out --adapter-gguf")
+    if adapter.untied:
+        raise ExportError(
+            f"{adapter.where}: unties the output matrix from the embedding, which llama.cpp's --lora cannot",
+            "export merged files with --quant",
+        )
     if any(pair.magnitude is not None for pair in adapter.pairs.values()):
         raise ExportError(f"{adapter.where}: llama.cpp's --lora cannot hold DoRA", "export merged files with --quant")
     if adapter.whole or any(pair.transposed for pair in adapter.pairs.values()):
         raise ExportError(
-            f"{adapter.where}: llama.cpp's --lora cannot hold whole tensors or transposed pairs",
+            f"{adapter.where}: llama.cpp's --lora cannot hold whole tensors, biases, embeddings or transposed pairs",
             "export merged files with --quant",
         )
 

@@ -16,6 +16,7 @@ from typing import Any
 from ggufy import ggml
 from ggufy.errors import ExportError
 from ggufy.export import llama
+from ggufy.export.imatrix import Imatrix
 from ggufy.export.llama import Planned
 
 _ALIGNMENT = 32
@@ -24,26 +25,47 @@ _DIRECT = {"f32": ggml.F32, "f16": ggml.F16, "bf16": ggml.BF16}
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor's place in one file."""
+    """A tensor's place in one file, the `part`th."""
 
     tensor: Planned
     type: int
+    part: int
     offset: int
     row_bytes: int
 
-    @property
-    def size(self) -> int:
-        return self.row_bytes * (self.tensor.shape[0] if len(self.tensor.shape) == 2 else 1)
+
+@dataclass(frozen=True)
+class Part:
+    """One file: its header and its size."""
+
+    head: bytes
+    size: int
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One GGUF file before its weights: the header, the slots, the size."""
+    """One GGUF before its weights: its file, or files where it is split, and the slots in them."""
 
     quant: str
-    head: bytes
+    parts: tuple[Part, ...]
     slots: tuple[Slot, ...]
-    size: int
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a layout is made for, beside the quant."""
+
+    config: dict[str, Any]
+    base: Path
+    planned: list[Planned]
+    general: dict[str, str]
+    imatrix: Imatrix | None = None
+    split: int | None = None
+    """The most bytes of a file; a GGUF is one file if not given."""
 
 
 def check_quants(quants: Sequence[str]) -> list[str]:
@@ -60,39 +82,41 @@ def check_quants(quants: Sequence[str]) -> list[str]:
     return wanted
 
 
-def make(
-    quants: Sequence[str],
-    config: dict[str, Any],
-    base: Path,
-    planned: list[Planned],
-    general: dict[str, str],
-    scratch: Path,
-) -> dict[str, Layout]:
+def make(quants: Sequence[str], wanted: Wanted, scratch: Path) -> dict[str, Layout]:
     """The layout of each quant. `scratch` is a folder for skeletons, which are removed."""
     ftypes = ggml.ftypes()
-    f16 = _skeleton(scratch, "f16", config, base, planned, general)
+    f16 = _skeleton(scratch, "f16", wanted)
     layouts = {}
     for quant in quants:
         if quant in _DIRECT:
-            path = f16 if quant == "f16" else _skeleton(scratch, quant, config, base, planned, general)
+            path = f16 if quant == "f16" else _skeleton(scratch, quant, wanted)
         else:
             path = scratch / f"skeleton-{quant}.gguf"
+            matrix = wanted.imatrix
             try:
-                ggml.quantize_file(f16, path, ftypes[quant])
+                ggml.quantize_file(
+                    f16,
+                    path,
+                    ftypes[quant],
+                    overrides=matrix.notes if matrix else {},
+                    imatrix=matrix.for_llama_cpp() if matrix else None,
+                )
             except ExportError as error:
                 path.unlink(missing_ok=True)
                 f16.unlink(missing_ok=True)
-                raise ExportError(f"{quant}: {error.message}", "choose a quant that fits, such as q4_k_m") from None
-        layouts[quant] = _stretch(quant, path, {tensor.name: tensor for tensor in planned})
+                needs = "imatrix" in error.message and not matrix
+                hint = "give --imatrix, or" if needs else ""
+                raise ExportError(
+                    f"{quant}: {error.message}", f"{hint} choose a quant that fits, such as q4_k_m".strip()
+                ) from None
+        layouts[quant] = _stretch(quant, path, wanted)
         if path != f16:
             path.unlink()
     f16.unlink()
     return layouts
 
 
-def _skeleton(
-    scratch: Path, quant: str, config: dict[str, Any], base: Path, planned: list[Planned], general: dict[str, str]
-) -> Path:
+def _skeleton(scratch: Path, quant: str, wanted: Wanted) -> Path:
     import gguf
     import numpy as np
 
@@ -100,8 +124,8 @@ def _skeleton(
 
     path = scratch / f"skeleton-{quant}.gguf"
     writer = KeyWriter(path=None, arch="llama")
-    llama.add_keys(writer, config, base, ggml.ftypes()[quant], general)
-    for tensor in planned:
+    llama.add_keys(writer, wanted.config, wanted.base, ggml.ftypes()[quant], wanted.general)
+    for tensor in wanted.planned:
         kind = ggml.F32 if tensor.full_precision else _DIRECT[quant]
         if len(tensor.shape) == 1:
             values = np.zeros(tensor.shape, np.float32)
@@ -116,7 +140,9 @@ def _skeleton(
     return path
 
 
-def _stretch(quant: str, path: Path, planned: dict[str, Planned]) -> Layout:
+def _stretch(quant: str, path: Path, wanted: Wanted) -> Layout:
+    """llama.cpp's answer, with the real row counts."""
+    planned = {tensor.name: tensor for tensor in wanted.planned}
     answer = ggml.read_gguf(path)
     with path.open("rb") as file:
         head = file.read(answer.data_offset)
@@ -126,17 +152,67 @@ def _stretch(quant: str, path: Path, planned: dict[str, Planned]) -> Layout:
     start = head.rfind(old)
     if start < 0 or {tensor.name for tensor in answer.tensors} != planned.keys():
         raise ExportError(f"{quant}: llama.cpp returned other tensors than it was given", "this is a bug in ggufy")
-    infos, slots, offset = [], [], 0
-    for found in answer.tensors:
-        tensor = planned[found.name]
-        slots.append((tensor, found.type, offset, ggml.row_size(found.type, tensor.shape[-1])))
-        infos.append(_info(found.name, tensor.shape, found.type, offset))
-        rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
-        offset += _pad(slots[-1][3] * rows)
-    head = head[:start] + b"".join(infos)
-    head += bytes(_pad(len(head)) - len(head))
-    placed = tuple(Slot(tensor, kind, len(head) + at, row) for tensor, kind, at, row in slots)
-    return Layout(quant, head, placed, len(head) + offset)
+    placed = [(planned[found.name], found.type) for found in answer.tensors]
+    groups = _groups(placed, len(head), wanted.split)
+    parts, slots = [], []
+    for number, group in enumerate(groups):
+        infos, offset, inside = [], 0, []
+        for tensor, kind in group:
+            infos.append(_info(tensor.name, tensor.shape, kind, offset))
+            inside.append((tensor, kind, offset))
+            offset += _pad(_size(tensor, kind))
+        full = _head(head[:start], number, len(groups), len(group), len(placed), split=wanted.split is not None)
+        full += b"".join(infos)
+        full += bytes(_pad(len(full)) - len(full))
+        parts.append(Part(full, len(full) + offset))
+        slots += [
+            Slot(tensor, kind, number, len(full) + at, ggml.row_size(kind, tensor.shape[-1]))
+            for tensor, kind, at in inside
+        ]
+    return Layout(quant, tuple(parts), tuple(slots))
+
+
+def _groups(placed: list[tuple[Planned, int]], head: int, split: int | None) -> list[list[tuple[Planned, int]]]:
+    """The tensors of each file, in order, as many as the limit holds with the file's header."""
+    groups: list[list[tuple[Planned, int]]] = [[]]
+    # All keys are in the first file. The header is counted as it is for all tensors, which is no less than it will be.
+    filled = head + _SPLIT_KEYS
+    for tensor, kind in placed:
+        size = _pad(_size(tensor, kind))
+        if split and groups[-1] and filled + size > split:
+            groups.append([])
+            filled = _SPLIT_KEYS
+        filled += size + _INFO
+        if split and filled > split:
+            raise ExportError(
+                f"--split-max-size {split:,} bytes is too small: a file with {tensor.name} has {filled:,}",
+                "give a larger size, such as 2G",
+            )
+        groups[-1].append((tensor, kind))
+    return groups
+
+
+_INFO = 256
+"""More than the bytes of a tensor's entry in a header, its name being at most 64."""
+_SPLIT_KEYS = 256
+
+
+def _head(head: bytes, number: int, count: int, here: int, tensors: int, *, split: bool) -> bytes:
+    """The part of a header before its tensors. Of several files the first has all keys; as llama.cpp's gguf-split."""
+    if not split:
+        return head
+    magic, version, _, keys = struct.unpack_from("<4sIQQ", head)
+    own = [("split.no", "<IH", 2, number), ("split.tensors.count", "<Ii", 5, tensors), ("split.count", "<IH", 2, count)]
+    body = b"".join(
+        struct.pack("<Q", len(name)) + name.encode() + struct.pack(form, kind, value) for name, form, kind, value in own
+    )
+    first = number == 0
+    start = struct.pack("<4sIQQ", magic, version, here, (keys if first else 0) + len(own))
+    return start + (head[24:] if first else b"") + body
+
+
+def _size(tensor: Planned, kind: int) -> int:
+    return ggml.row_size(kind, tensor.shape[-1]) * (tensor.shape[0] if len(tensor.shape) == 2 else 1)
 
 
 def _info(name: str, shape: tuple[int, ...], kind: int, offset: int) -> bytes:

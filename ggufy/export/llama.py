@@ -5,19 +5,63 @@ Follows llama.cpp's `conversion/llama.py` and `conversion/base.py`: same keys, s
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, PositiveFloat, PositiveInt
+
 from ggufy.errors import ExportError
+from ggufy.export import settings
+from ggufy.export.adapter import EMBEDDING, HEAD, READABLE
+from ggufy.export.settings import Settings
 from ggufy.export.vocab import add_vocab
 from ggufy.llama3 import Shape
 from ggufy.weights import Checkpoint
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 _IGNORED = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+
+
+class Rope(Settings):
+    """What an export uses of config.json's rope_parameters, which older files call rope_scaling."""
+
+    rope_theta: PositiveFloat = 10000.0
+    factor: PositiveFloat = 8.0
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+    original_max_position_embeddings: PositiveInt = 8192
+
+
+class Config(Settings):
+    """What an export uses of config.json, with the defaults of its type."""
+
+    architectures: list[str] = Field(default_factory=list)
+    hidden_size: PositiveInt = 4096
+    intermediate_size: PositiveInt = 11008
+    max_position_embeddings: PositiveInt = 2048
+    num_attention_heads: PositiveInt = 32
+    num_hidden_layers: PositiveInt = 32
+    rms_norm_eps: PositiveFloat = 1e-6
+    rope_theta: PositiveFloat = 10000.0
+    tie_word_embeddings: bool = False
+    vocab_size: PositiveInt = 32000
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = Field(None, multiple_of=2)
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_parameters: Rope | None = None
+    rope_scaling: Rope | None = None
+
+
+class Sampling(Settings):
+    """What an export uses of generation_config.json."""
+
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +74,8 @@ class Planned:
     heads: int = 0
     """q and k: rows are permuted within each of this many heads. HF keeps rotary halves apart, llama.cpp pairs them."""
     made: tuple[float, ...] = ()
+    stored: str = ""
+    """Where the base holds it, if under another name than `source`."""
 
     @property
     def full_precision(self) -> bool:
@@ -38,26 +84,26 @@ class Planned:
 
 def read_config(base: Path) -> dict[str, Any]:
     """config.json of a Llama model with the defaults of its type filled in. Raises ExportError for others."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    architecture = (config.get("architectures") or ["none"])[0]
+    path = base / "config.json"
+    config = settings.read(path)
+    known = settings.check(Config, config, path)
+    architecture = (known.architectures or ["none"])[0]
     if architecture not in ARCHITECTURES:
         raise ExportError(
             f"{base.as_posix()}: architecture {architecture} is not exported yet; known is {', '.join(ARCHITECTURES)}",
             "llama.cpp's convert_hf_to_gguf.py may know it",
         )
-    defaults = {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "max_position_embeddings": 2048,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "vocab_size": 32000,
-    }
-    config = defaults | {key: value for key, value in config.items() if value is not None}
+    config = known.model_dump(exclude_none=True) | config
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    wholes = {"num_key_value_heads": "num_attention_heads"}
+    if "head_dim" not in config:
+        wholes["num_attention_heads"] = "hidden_size"
+    for part, whole in wholes.items():
+        if config[whole] % config[part]:
+            raise ExportError(
+                f"{path.as_posix()}: {whole} {config[whole]} cannot be divided by {part} {config[part]}",
+                "copy the folder again, or mend that key",
+            )
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope.setdefault("rope_theta", config["rope_theta"])
@@ -66,8 +112,11 @@ def read_config(base: Path) -> dict[str, Any]:
     return config
 
 
-def plan(config: dict[str, Any], checkpoint: Checkpoint) -> list[Planned]:
-    """Every tensor of the GGUF, in the converter's order. Raises ExportError for a tensor that has no place in it."""
+def plan(config: dict[str, Any], checkpoint: Checkpoint, *, untied: bool = False) -> list[Planned]:
+    """Every tensor of the GGUF, in the converter's order. Raises ExportError for a tensor that has no place in it.
+
+    `untied` gives a tied base an output matrix of its own, because the adapter changes it and the embedding apart.
+    """
     import gguf
 
     _check_shapes(config, checkpoint)
@@ -76,14 +125,27 @@ def plan(config: dict[str, Any], checkpoint: Checkpoint) -> list[Planned]:
     if factors := rope_factors(config):
         planned.append(Planned("rope_freqs.weight", None, (len(factors),), made=tuple(factors)))
     permuted = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    for source in sorted(checkpoint.tensors):
-        if source.endswith(_IGNORED) or (source == "lm_head.weight" and config["tie_word_embeddings"]):
+    tied, untied = config["tie_word_embeddings"], config["tie_word_embeddings"] and untied
+    for source in sorted({*checkpoint.tensors, *([HEAD] if untied else [])}):
+        if source.endswith(_IGNORED) or (source == HEAD and tied and not untied):
             continue
         name = names.get_name(source, (".weight", ".bias"))
         if name is None:
-            raise ExportError(f"{checkpoint.where}: the tensor {source} has no place in a llama GGUF")
+            raise ExportError(
+                f"{checkpoint.where}: the tensor {source} has no place in a llama GGUF of "
+                f"{config['num_hidden_layers']} layers",
+                "weights and config.json are of different models, or this is no Llama",
+            )
         module = source.split(".")[-2]
-        planned.append(Planned(name, source, checkpoint[source].shape, permuted.get(module, 0)))
+        # What a tied base's file may hold as an output matrix is not what the model uses.
+        stored = EMBEDDING if source == HEAD and untied else ""
+        tensor = checkpoint[stored or source]
+        if tensor.dtype not in READABLE:
+            raise ExportError(
+                f"{tensor.file.as_posix()}: {tensor.name} of the base has the type {tensor.dtype}, which is not read",
+                "use the base in bfloat16, float16 or float32",
+            )
+        planned.append(Planned(name, source, tensor.shape, permuted.get(module, 0), stored=stored))
     return planned
 
 
@@ -108,6 +170,8 @@ def shape_of(config: dict[str, Any]) -> Shape:
         ffn=config["intermediate_size"],
         vocab=config["vocab_size"],
         tied=config["tie_word_embeddings"],
+        attention_bias=bool(config.get("attention_bias")),
+        mlp_bias=bool(config.get("mlp_bias")),
     )
 
 
@@ -180,7 +244,8 @@ def _add_rope(writer: Any, rope: dict[str, Any]) -> None:
 
 def _add_sampling(writer: Any, base: Path) -> None:
     path = base / "generation_config.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    values = settings.read(path) if path.is_file() else {}
+    settings.check(Sampling, values, path)
     if values.get("do_sample") is False:
         return
     for key, add in (("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p"), ("temperature", "temp")):

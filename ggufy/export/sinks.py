@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import ggml, weights
-from ggufy.export.layout import Layout
+from ggufy.export.imatrix import Imatrix
+from ggufy.export.layout import Layout, Slot
 from ggufy.export.llama import Planned
 from ggufy.export.stream import Rows, Slab
 from ggufy.weights import SIZES
@@ -22,39 +23,54 @@ _COPIED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    # What the tokenizers of other families are made of.
+    "tokenizer.model",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
 )
 
 
 class GgufSink:
-    """One GGUF file, written at the offsets of its layout."""
+    """One GGUF, written at the offsets of its layout: a file, or a folder of files where it is split."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self.path, self.layout, self.size = path, layout, layout.size
+    def __init__(self, path: Path, layout: Layout, imatrix: Imatrix | None = None, *, split: bool = False) -> None:
+        self.layout, self.size = layout, layout.size
+        self.folder = path if split else None
+        count = len(layout.parts)
+        self.paths = [path / f"{path.name}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1)] if split else [path]
         self.slots = {slot.tensor.name: slot for slot in layout.slots}
-        self.handle = -1
+        self.importance = imatrix.means if imatrix else {}
+        self.handles: list[int] = []
 
     def open(self) -> None:
-        self.handle = _create(self.path, self.layout.size)
-        _pwrite(self.handle, self.layout.head, 0)
+        if self.folder:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir()
+        for path, part in zip(self.paths, self.layout.parts, strict=True):
+            self.handles.append(_create(path, part.size))
+            _pwrite(self.handles[-1], part.head, 0)
 
     def put(self, slab: Slab, rows: Rows) -> None:
         slot = self.slots[slab.tensor.name]
         flat = len(slab.tensor.shape) == 1
         offset = slot.offset + slab.start * (SIZES["F32"] if flat else slot.row_bytes)
-        _pwrite(self.handle, self._encode(slot.type, slot.row_bytes, rows), offset)
+        _pwrite(self.handles[slot.part], self._encode(slot, rows), offset)
 
     def close(self) -> None:
-        _close(self.handle)
+        for handle in self.handles:
+            _close(handle)
 
-    def _encode(self, kind: int, row_bytes: int, rows: Rows) -> Any:
+    def _encode(self, slot: Slot, rows: Rows) -> Any:
         import numpy as np
 
-        if kind == ggml.F32:
+        if slot.type == ggml.F32:
             return rows.permuted.data
-        if kind == ggml.F16:
+        if slot.type == ggml.F16:
             return rows.permuted_half.data
-        out = np.empty(len(rows.permuted) * row_bytes, np.uint8)
-        ggml.quantize(kind, rows.permuted, out)
+        out = np.empty(len(rows.permuted) * slot.row_bytes, np.uint8)
+        ggml.quantize(slot.type, rows.permuted, out, self.importance.get(slot.tensor.name))
         return out.data
 
 
@@ -100,6 +116,10 @@ class MergedSink:
         config = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
         config["torch_dtype"] = {"F16": "float16", "BF16": "bfloat16"}[self.dtype]
         config.pop("dtype", None)
+        # A base in 4 bits becomes one in 16.
+        config.pop("quantization_config", None)
+        if config.get("tie_word_embeddings") and "lm_head.weight" in self.places:
+            config["tie_word_embeddings"] = False
         _dump(self.folder / "config.json", config)
         for name in _COPIED:
             if (self.base / name).is_file():
@@ -123,10 +143,15 @@ class MergedSink:
 def _create(path: Path, size: int) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     # Reserving the blocks fails here and now where the disk is full, and makes the writes cheaper.
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.ftruncate(handle, size)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+        else:
+            os.ftruncate(handle, size)
+    except OSError as error:
+        os.close(handle)
+        error.filename = path.as_posix()
+        raise
     return handle
 
 

@@ -12,39 +12,65 @@ from pathlib import Path
 
 from ggufy import ggml, progress
 from ggufy.errors import ExportError
-from ggufy.export import adapter_gguf, layout, llama, stream, vocab
+from ggufy.export import adapter_gguf, detour, foreign, imatrix, layout, llama, stream, vocab
 from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
+from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.weights import Checkpoint
-
-# Outputs that are no quants.
-MERGED = {"merged": "F16", "merged-bf16": "BF16"}
-ADAPTER = "adapter"
 
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
     """Whether a base can be exported at all, and has these modules: known before hours of training, not after."""
-    config = llama.read_config(base)
-    planned = llama.plan(config, Checkpoint.open(base))
-    vocab.check(base, config["vocab_size"])
-    have = {tensor.source.split(".")[-2] for tensor in planned if tensor.source and len(tensor.shape) == 2}
+    weights = Checkpoint.open(base)
+    if foreign.is_foreign(base):
+        foreign.check(base)
+        planned = foreign.plan(base, weights)
+    else:
+        config = llama.read_config(base)
+        planned = llama.plan(config, weights)
+        vocab.check(base, config["vocab_size"])
+    have = {t.source.split(".")[-2] for t in planned if t.source and len(t.shape) == 2 and "." in t.source}
     if missing := [module for module in modules if module not in have]:
         raise ExportError(
             f"the base has no module named {missing[0]}; it has {', '.join(sorted(have))}", "check lora.target_modules"
         )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An export before its first byte: what will be written, and how large it will be, exactly."""
+def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
+    """Plan a request. `scratch` is a folder for llama.cpp's skeletons and intermediate files.
 
+    With `weighed` an importance matrix is expected that is not there yet. Raises ExportError or ModelError.
+    """
+    weights = Checkpoint.open(request.base)
+    adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()
+    if foreign.is_foreign(request.base):
+        return detour.plan(request, weights, adapter, scratch)
+    config = llama.read_config(request.base)
+    planned = llama.plan(config, weights, untied=adapter.unties(config["tie_word_embeddings"]))
+    adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
+    if request.imatrix:
+        request.imatrix.check(planned)
+    # llama.cpp only asks whether there is one.
+    matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
+    wanted = layout.Wanted(config, request.base, planned, dict(request.general), matrix, request.split)
+    layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
+    split = request.split is not None
+    sinks: dict[str, GgufSink | MergedSink] = {
+        name: GgufSink(request.outputs[name], made, request.imatrix, split=split) for name, made in layouts.items()
+    }
+    return OnePass(request, planned, {**sinks, **merged_sinks(request, planned)}, weights, adapter)
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """The Llama family: straight from base and adapter to every output."""
+
+    request: Request
     planned: list[Planned]
     sinks: dict[str, GgufSink | MergedSink]
-    adapter_gguf: Path | None
     weights: Checkpoint
     adapter: Adapter
-    general: dict[str, str]
 
     @property
     def total(self) -> int:
@@ -53,20 +79,16 @@ class Plan:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes by output; the adapter's own GGUF, which is small, is not counted."""
         return {name: sink.size for name, sink in self.sinks.items()}
 
-    def write(self, threads: int | None = None) -> None:
-        """Write everything. Complete only when this returns. Raises ExportError."""
-        if self.adapter_gguf:
-            adapter_gguf.write(self.adapter_gguf, self.adapter, self.planned, self.general)
+    def write(self, threads: int) -> None:
+        if place := self.request.outputs.get(ADAPTER):
+            adapter_gguf.write(place, self.adapter, self.planned, dict(self.request.general))
         if self.sinks:
             with progress.bar(f"exporting {', '.join(self.sinks)}", self.total) as bar:
-                sinks = list(self.sinks.values())
-                stream.run(self.planned, sinks, self.weights, self.adapter, threads or cores(), bar)
+                stream.run(self.planned, list(self.sinks.values()), self.weights, self.adapter, threads, bar)
 
-    def describe(self, threads: int | None = None) -> list[str]:
-        """The plan for people: for each file its size, bits a weight, and how many tensors of each type."""
+    def describe(self, threads: int) -> list[str]:
         changed = len(self.adapter.pairs) + len(self.adapter.whole)
         lines = [f"{len(self.planned)} tensors, {self.total:,} weights; the adapter changes {changed} of the tensors"]
         for name, sink in self.sinks.items():
@@ -74,12 +96,14 @@ class Plan:
                 Counter(ggml.type_name(slot.type) for slot in sink.layout.slots) if isinstance(sink, GgufSink) else {}
             )
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            if isinstance(sink, GgufSink) and sink.folder:
+                counted += f", in {len(sink.paths)} files"
             size = f"{sink.size / 1e6:>10,.1f} MB  {8 * sink.size / self.total:.2f} bits a weight"
             lines.append(f"{name:<10} {size}  {counted}".rstrip())
-        lines.append(f"about {self.seconds(threads or cores()):.0f} s on {threads or cores()} threads")
+        lines.append(f"about {self._seconds(threads):.0f} s on {threads} threads")
         return lines
 
-    def seconds(self, threads: int) -> float:
+    def _seconds(self, threads: int) -> float:
         """An estimate from a short run of each kernel that will be used."""
         work: Counter[int] = Counter()
         for sink in self.sinks.values():
@@ -89,33 +113,12 @@ class Plan:
         return sum(count / ggml.speed(kind) for kind, count in work.items()) / threads + self.total / 5e8 / threads
 
 
-def plan(base: Path, adapter: Path | None, outputs: Mapping[str, Path], general: dict[str, str], scratch: Path) -> Plan:
-    """Plan the outputs: quants by their names, `merged` and `merged-bf16` (folders), and `adapter` (a GGUF).
-
-    `scratch` is a folder for llama.cpp's skeletons. Raises ExportError or ModelError for what cannot be exported.
-    """
-    config = llama.read_config(base)
-    weights = Checkpoint.open(base)
-    merged = Adapter.open(adapter) if adapter else Adapter.none()
-    planned = llama.plan(config, weights)
-    merged.check(weights, (tensor.source for tensor in planned if tensor.source))
-    quants = [name for name in outputs if name not in (*MERGED, ADAPTER)]
-    layouts = layout.make(quants, config, base, planned, general, scratch) if quants else {}
-    sinks: dict[str, GgufSink | MergedSink] = {name: GgufSink(outputs[name], layouts[name]) for name in quants}
-    for name, dtype in MERGED.items():
-        if name in outputs:
-            sinks[name] = MergedSink(outputs[name], base, planned, dtype)
-    return Plan(planned, sinks, outputs.get(ADAPTER), weights, merged, general)
-
-
-def export(
-    base: Path, adapter: Path | None, outputs: Mapping[str, Path], general: dict[str, str], threads: int | None = None
-) -> None:
+def export(request: Request, threads: int | None = None) -> None:
     """Plan and write the outputs, in place; callers move them to their final names."""
-    folder = next(iter(outputs.values())).parent
-    ready = plan(base, adapter, outputs, general, folder)
-    _check_space(outputs, ready.sizes)
-    ready.write(threads)
+    folder = next(iter(request.outputs.values())).parent
+    ready = plan(request, folder)
+    _check_space(request.outputs, ready.sizes)
+    ready.write(threads or cores())
 
 
 def cores() -> int:
@@ -127,10 +130,16 @@ def _check_space(outputs: Mapping[str, Path], sizes: Mapping[str, int]) -> None:
     folder = next(iter(outputs.values())).parent
     needed = sum(sizes.values())
     # What an interrupted attempt already wrote is written over.
-    needed -= sum(path.stat().st_blocks * 512 for path in outputs.values() if path.is_file())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + sum(_blocks(path) for path in outputs.values())
     if needed > free:
+        unit, name = (1e9, "GB") if needed >= 2e9 else (1e6, "MB")
         raise ExportError(
-            f"{folder.as_posix()}: {needed / 1e9:.2f} GB needed for {', '.join(sizes)}, {free / 1e9:.2f} GB free",
+            f"no space on the disk: {needed / unit:,.1f} {name} needed for {', '.join(sizes)}, "
+            f"{free / unit:,.1f} {name} free",
             "free some space, or export fewer or smaller quants",
         )
+
+
+def _blocks(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_blocks * 512 for file in files if file.is_file())

@@ -7,6 +7,7 @@ so neither do the bytes. Every output of a command, GGUF or merged checkpoint, g
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,10 @@ from typing import Any, Protocol
 
 from ggufy import ggml
 from ggufy.errors import ExportError
-from ggufy.export.adapter import Adapter, decode
+from ggufy.export.adapter import Adapter, read_rows
 from ggufy.export.llama import Planned
 from ggufy.progress import Bar
-from ggufy.weights import SIZES, Checkpoint
+from ggufy.weights import Checkpoint
 
 _SLAB = 1 << 20  # weights
 
@@ -82,9 +83,13 @@ def run(
             sink.close()
 
 
+def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns as slabs are cut: a vector is a column, experts and convolutions are stacked rows."""
+    return (shape[0], 1) if len(shape) == 1 else (math.prod(shape[:-1]), shape[-1] if shape else 1)
+
+
 def _slabs(tensor: Planned) -> Iterator[Slab]:
-    rows = tensor.shape[0]
-    columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
+    rows, columns = matrix(tensor.shape)
     unit = rows // tensor.heads if tensor.heads else 1
     step = max(1, _SLAB // (columns * unit)) * unit
     for start in range(0, rows, step):
@@ -124,7 +129,7 @@ class _Pass:
         if tensor.made:
             made = np.array(tensor.made, np.float32)[slab.start : slab.stop, None]
             return Rows(made, None, None, made)
-        columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
+        columns = matrix(tensor.shape)[1]
         exact, permuted, scratch, half, permuted_half = self._buffers((slab.stop - slab.start, columns))
         self._read(slab, exact, scratch)
         ggml.to_f16(exact, half)
@@ -142,12 +147,10 @@ class _Pass:
 
     def _read(self, slab: Slab, out: Any, scratch: Any) -> None:
         name = str(slab.tensor.source)
-        weights, stored = self.base, name
+        weights, stored = self.base, slab.tensor.stored or name
         if name in self.adapter.whole:
             weights, stored = self.adapter.weights or self.base, self.adapter.whole[name]
-        dtype = weights[stored].dtype
-        width = out.shape[1] * SIZES.get(dtype, 0)
-        decode(weights.data(stored)[slab.start * width : slab.stop * width], dtype, out.reshape(-1))
+        read_rows(weights, stored, slab.start, slab.stop, out)
         if name in self.adapter.pairs:
             self.adapter.pairs[name].apply(out, slab.start, scratch)
 

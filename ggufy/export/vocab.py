@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ggufy import llama3
 from ggufy.errors import ExportError
-from ggufy.template import ChatTemplate
+from ggufy.export import settings
+from ggufy.template import text_of
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
@@ -16,9 +16,9 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
     """Add every tokenizer key of the folder `base` to a GGUFWriter. Raises ExportError for other tokenizers."""
     path = base / "tokenizer.json"
-    spec = json.loads(path.read_text(encoding="utf-8"))
+    spec = settings.read(path)
     _check_llama3(spec, path)
-    config = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = settings.read(base / "tokenizer_config.json")
     if (prefix := config.get("add_prefix_space")) is not None:
         writer.add_add_space_prefix(prefix)
     tokens, types = _tokens(spec, vocab_size, path)
@@ -27,29 +27,32 @@ def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(_merges(spec))
-    model_config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    model_config = settings.read(base / "config.json")
     for kind, number in _special_ids(spec, config, model_config).items():
         getattr(writer, f"add_{kind}_token_id")(number)
     for kind, flag in _added_by_tokenizer(spec, config, path).items():
         getattr(writer, f"add_add_{kind}_token")(flag)
     # The one that training rendered with, wherever the folder keeps it.
-    writer.add_chat_template(ChatTemplate.from_folder(base).text)
+    if template := text_of(base):
+        writer.add_chat_template(template)
 
 
 def check(base: Path, vocab_size: int) -> None:
     """Raise ExportError where the tokenizer of a folder cannot be written, or has more tokens than the embedding."""
     path = base / "tokenizer.json"
-    spec = json.loads(path.read_text(encoding="utf-8"))
+    spec = settings.read(path)
     _check_llama3(spec, path)
     _names(spec, vocab_size, path)
 
 
 def _check_llama3(spec: dict[str, Any], path: Path) -> None:
     """By structure, not by a hash of sample ids: fine-tunes with added tokens and tiny vocabularies are known too."""
-    model = spec.get("model") or {}
-    steps = spec.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps])
-    split = next((s["pattern"].get("Regex") for s in steps if s.get("type") == "Split" and "pattern" in s), None)
+    try:
+        model, steps = dict(spec.get("model") or {}), dict(spec.get("pre_tokenizer") or {})
+        steps = steps.get("pretokenizers", [steps])
+        split = next((s["pattern"].get("Regex") for s in steps if s.get("type") == "Split" and "pattern" in s), None)
+    except (TypeError, ValueError, AttributeError):
+        model, split = {}, None
     if model.get("type") != "BPE" or split != llama3.SPLIT or not model.get("ignore_merges") or spec.get("normalizer"):
         raise ExportError(
             f"{path.as_posix()}: not a Llama 3 tokenizer, so llama.cpp would split text differently from training",
@@ -80,9 +83,12 @@ def _tokens(spec: dict[str, Any], vocab_size: int, path: Path) -> tuple[list[str
 
 def _names(spec: dict[str, Any], vocab_size: int, path: Path) -> dict[int, str]:
     """Every token by its number."""
-    names = {number: token for token, number in spec["model"]["vocab"].items()}
-    names |= {entry["id"]: entry["content"] for entry in spec.get("added_tokens", [])}
-    if (highest := max(names)) >= vocab_size:
+    try:
+        names = {int(number): str(token) for token, number in spec["model"]["vocab"].items()}
+        names |= {int(entry["id"]): str(entry["content"]) for entry in spec.get("added_tokens", [])}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExportError(f"{path.as_posix()}: its tokens cannot be read: {error!r}", "copy the folder again") from None
+    if (highest := max(names, default=0)) >= vocab_size:
         raise ExportError(
             f"{path.as_posix()}: token {highest} ({names[highest]!r}) has no row in the embedding of {vocab_size:,}",
             "the tokenizer and the weights are of different models",

@@ -1,0 +1,122 @@
+"""adapter_config.json: how a LoRA adapter is to be added, and which modules of the base it was put on."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt, field_validator
+
+from ggufy.errors import ExportError
+from ggufy.export import settings
+from ggufy.export.settings import Settings
+
+# Ways of starting an adapter that also change the base it is trained on.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+# Modules that every model whose checkpoint names them so has: not experts, which transformers may fuse, nor towers that
+# a text-only training leaves away.
+_SURE = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)|model\.embed_tokens|lm_head")
+_NOT_LINEAR_LAYERS = ("model.embed_tokens", "lm_head")
+
+
+class AdapterConfig(Settings):
+    """What ggufy uses of PEFT's LoraConfig."""
+
+    r: PositiveInt
+    lora_alpha: float
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False
+    ensure_weight_tying: bool = False
+    # A list of names or a string that means something else; what is neither says nothing.
+    target_modules: Any = None
+    exclude_modules: Any = None
+    modules_to_save: Any = None
+    layers_to_transform: Any = None
+    layers_pattern: Any = None
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _are_patterns(cls, patterns: dict[str, Any]) -> dict[str, Any]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return patterns
+
+    @classmethod
+    def read(cls, path: Path) -> AdapterConfig:
+        """The config of a LoRA adapter. Raises ExportError for other methods, and for what cannot be read."""
+        values = settings.read(path)
+        if (kind := values.get("peft_type")) != "LORA":
+            what = f"peft_type is {kind!r:.60}" if kind else "peft_type is missing"
+            raise ExportError(f"{path.as_posix()}: {what}; ggufy merges LoRA, rsLoRA and DoRA", "merge it with peft")
+        initial = str(values.get("init_lora_weights", True)).lower()
+        if initial.startswith(_CHANGE_THE_BASE) or values.get("alora_invocation_tokens"):
+            raise ExportError(
+                f"{path.parent.as_posix()}: an adapter of this kind ({initial}) does not fit the published base",
+                "convert it with peft's own tool for that method, or merge it with peft",
+            )
+        return settings.check(cls, values, path)
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """modules_to_save: names of modules that were trained whole."""
+        return tuple(map(str, self.modules_to_save)) if isinstance(self.modules_to_save, list) else ()
+
+    def rank(self, module: str) -> int:
+        return int(_by_pattern(self.rank_pattern, module, self.r))
+
+    def scaling(self, module: str) -> float:
+        rank, alpha = self.rank(module), float(_by_pattern(self.alpha_pattern, module, self.lora_alpha))
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def changes(self, module: str) -> bool:
+        """Whether peft surely puts a pair on this module of a base, by the rule of `check_target_module_exists`."""
+        try:
+            return bool(_SURE.fullmatch(module)) and not self._leaves_out(module) and self._names(module)
+        except (re.error, TypeError):
+            return False
+
+    def _leaves_out(self, module: str) -> bool:
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved):
+            return True
+        if isinstance(self.exclude_modules, str):
+            return bool(re.fullmatch(self.exclude_modules, module))
+        return _is_one_of(module, self.exclude_modules or ())
+
+    def _names(self, module: str) -> bool:
+        targets = self.target_modules
+        if isinstance(targets, str):
+            if targets.lower() == "all-linear":
+                return module not in _NOT_LINEAR_LAYERS
+            return bool(re.fullmatch(targets, module))
+        if not isinstance(targets, list):
+            return False
+        return module in targets or (_is_one_of(module, targets) and self._in_layers(module))
+
+    def _in_layers(self, module: str) -> bool:
+        """Whether layers_to_transform, a number or a list, has the layer of this module."""
+        layers, patterns = self.layers_to_transform, self.layers_pattern or [r"[^.]*"]
+        if layers is None or layers == []:
+            return True
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+                return int(found[1]) in (layers if isinstance(layers, list) else [layers])
+        return False
+
+
+def _is_one_of(module: str, names: Any) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

@@ -1,0 +1,84 @@
+"""Architectures outside the Llama family: merged into a 16-bit folder, which llama.cpp's converter reads.
+
+Slower than the one pass and with copies on the disk, but the same command, names, stamps and checks.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufy import progress
+from ggufy.errors import ExportError
+from ggufy.export import foreign, stream
+from ggufy.export.adapter import HEAD, Adapter
+from ggufy.export.llama import Planned
+from ggufy.export.request import ADAPTER, Request, merged_sinks
+from ggufy.export.sinks import MergedSink
+from ggufy.weights import FOUR_BIT, Checkpoint
+
+
+@dataclass(frozen=True)
+class Detour:
+    """Other architectures: merged into a 16-bit folder, then llama.cpp's converter and its quantizer."""
+
+    request: Request
+    planned: list[Planned]
+    sinks: dict[str, MergedSink]
+    weights: Checkpoint
+    adapter: Adapter
+    scratch: Path
+    changed: bool
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        quants = foreign.sizes(self.weights, self.request.quants) if self.request.quants else {}
+        return {name: sink.size for name, sink in self.sinks.items()} | quants
+
+    def describe(self, threads: int) -> list[str]:
+        lines = [f"{len(self.planned)} tensors, by way of llama.cpp's converter; sizes are estimates from above"]
+        lines += [f"{name:<10} {size / 1e6:>10,.1f} MB" for name, size in self.sizes.items()]
+        return [*lines, f"on {threads} threads"]
+
+    def write(self, threads: int) -> None:
+        total = sum(math.prod(tensor.shape) for tensor in self.planned)
+        if self.sinks:
+            with progress.bar("merging", total) as bar:
+                stream.run(self.planned, list(self.sinks.values()), self.weights, self.adapter, threads, bar)
+        quants = {name: self.request.outputs[name] for name in self.request.quants}
+        if not quants:
+            return
+        folder = next(iter(self.sinks.values())).folder if self.changed else self.request.base
+        try:
+            foreign.write(folder, quants, self.request.general, self.scratch, threads, self.request.imatrix)
+        finally:
+            if folder == self.scratch / "merged":
+                shutil.rmtree(folder)
+
+
+def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path) -> Detour:
+    """Plan a request for a base outside the Llama family. Raises ExportError or ModelError."""
+    foreign.check(request.base)
+    planned = foreign.plan(request.base, weights)
+    tied = HEAD not in weights
+    if adapter.unties(tied):
+        raise ExportError(
+            f"{adapter.where}: it trains embedding and output apart, and llama.cpp's converter takes them as one",
+            "merge it with peft, and export the merged checkpoint",
+        )
+    adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
+    if ADAPTER in request.outputs:
+        raise ExportError(
+            f"{request.base.as_posix()}: --adapter-gguf is for the Llama family", "export merged files with --quant"
+        )
+    if request.split:
+        raise ExportError(
+            f"{request.base.as_posix()}: --split-max-size is for the Llama family", "llama.cpp's gguf-split cuts a file"
+        )
+    sinks = merged_sinks(request, planned)
+    changed = bool(adapter.pairs or adapter.whole) or any(t.dtype == FOUR_BIT for t in weights.tensors.values())
+    if request.quants and changed and not sinks:
+        sinks["merged, removed again"] = MergedSink(scratch / "merged", request.base, planned, "F16")
+    return Detour(request, planned, sinks, weights, adapter, scratch, changed)

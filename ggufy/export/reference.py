@@ -1,0 +1,103 @@
+"""The training model itself, base and adapter in transformers and peft, and what it says on a few texts.
+
+A file is only what was trained if it says the same. In float32, so that a difference is the file's and not this
+model's. Where torch is not installed, or the memory does not hold the model, there is nothing to compare with, and that
+is said.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufy.export import foreign
+from ggufy.template import ChatTemplate, text_of
+from ggufy.weights import Checkpoint
+
+log = logging.getLogger("ggufy")
+
+_LONGEST = 96
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Texts as token ids, and the logits after each token, float32 (tokens, vocabulary). Empty: nothing to compare."""
+
+    texts: Sequence[Sequence[int]]
+    logits: Sequence[Any]
+
+
+NOTHING = Reference((), ())
+
+
+def of(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Reference:
+    """The training model on `own` texts and on probes of ggufy's. Says why where there is nothing to compare."""
+    if missing := _missing(base, adapter):
+        log.info("logits are not compared with the training model: %s", missing)
+        return NOTHING
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as theirs
+
+    texts = [*own, *_probes(base)]
+    theirs.disable_progress_bar()
+    # peft imports it wherever it is installed, and it says then which of its kernels it lacks.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+        model.eval()
+        with torch.inference_mode():
+            logits = [model(torch.tensor([list(text)])).logits[0].float().numpy() for text in texts]
+    finally:
+        theirs.enable_progress_bar()
+    return Reference(texts, logits)
+
+
+def _probes(base: Path) -> list[list[int]]:
+    from tokenizers import Tokenizer
+
+    from ggufy.export.verify import DAY, PROBES, TURNS
+
+    tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
+    if not text_of(base):
+        return [tokenizer.encode(" ".join(PROBES)).ids[:_LONGEST]]
+    text = ChatTemplate.from_folder(base).render(TURNS, DAY, generate=True)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return [ids[:_LONGEST]]
+
+
+def _missing(base: Path, adapter: Path | None) -> str | None:
+    from importlib.util import find_spec
+
+    needed = ("torch", "transformers", *(["peft"] if adapter else []))
+    if lost := [name for name in needed if find_spec(name) is None]:
+        return f"{lost[0]} is not installed"
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        return "the base is in 4 bits"
+    if foreign.brings_code(base):
+        return "the model brings code of its own"
+    size = 4 * sum(math.prod(tensor.shape) for tensor in Checkpoint.open(base).tensors.values())
+    free = _available()
+    if free is not None and size * 1.2 > free:
+        return f"it needs {size * 1.2 / 1e9:.1f} GB of memory in float32, and {free / 1e9:.1f} GB are free"
+    return None
+
+
+def _available() -> int | None:
+    """Bytes of memory that can be had, where the system says it."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None

@@ -1,0 +1,48 @@
+"""JSON files that others wrote, checked key by key as far as an export uses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ggufy.errors import ExportError
+
+
+class Settings(BaseModel):
+    """Some keys of a file. Nothing is converted, so a value that passes is used as it stands; other keys may be any."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="ignore")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, without keys that are null. Raises ExportError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path.as_posix()} cannot be read: {error}", "copy the folder again") from None
+    if not isinstance(found, dict):
+        raise ExportError(f"{path.as_posix()} is not a JSON object", "copy the folder again")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def check(kind: type[S], values: dict[str, Any], path: Path) -> S:
+    """The values as `kind`. Raises ExportError that names file, key and value of the first mistake."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        what = "is missing"
+    elif first["type"] == "value_error":
+        what = str(first["ctx"]["error"])
+    else:
+        expected = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+        what = f"expected {expected}, not {first['input']!r:.60}"
+    raise ExportError(f"{path.as_posix()}: {key}: {what}", "copy the folder again, or mend that key")

@@ -1,0 +1,143 @@
+"""A GGUF run over whole texts on the CPU: the logits at every position, and what goes into every matrix.
+
+llama.cpp's own evaluation through its C interface. llama-cpp-python's `Llama` keeps the logits of a whole context in an
+array of its own, half a gigabyte for a Llama 3 vocabulary; here they come a batch at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ggufy import ggml
+from ggufy.errors import ModelError
+
+BATCH = 128
+Watch = Callable[[str, Any], None]
+"""Gets the name of a matrix and its inputs, float32 (rows, columns), for each product while it is computed."""
+
+
+class Forward:
+    """One loaded GGUF. Weights are mapped, not copied; memory is the context and one batch.
+
+    Raises ModelError where llama.cpp cannot load the file, saying why.
+    """
+
+    def __init__(self, path: Path, context: int, threads: int, watch: Watch | None = None, batch: int = BATCH) -> None:
+        import llama_cpp
+
+        self.path, self.batch, self.model, self.context = path, batch, None, None
+        self.failure: BaseException | None = None
+        self._library = llama_cpp
+        llama_cpp.llama_backend_init()
+        wanted = llama_cpp.llama_model_default_params()
+        # No copies repacked for speed: they are as large as the model.
+        wanted.n_gpu_layers, wanted.use_extra_bufts = 0, False
+        with ggml.quiet() as said:
+            self.model = llama_cpp.llama_model_load_from_file(path.as_posix().encode(), wanted)
+        if not self.model:
+            raise _cannot_load(path, said)
+        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
+        self.width = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = context, batch, batch, 1
+        params.n_threads = params.n_threads_batch = threads
+        params.offload_kqv = params.op_offload = False
+        self._callback = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(self._watcher(watch))
+        if watch:
+            params.cb_eval = self._callback
+        with ggml.quiet() as said:
+            self.context = llama_cpp.llama_init_from_model(self.model, params)
+        if not self.context:
+            self.close()
+            raise _cannot_load(path, said)
+
+    def __enter__(self) -> Forward:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del kind, error, trace
+        self.close()
+
+    def close(self) -> None:
+        with ggml.quiet():
+            if self.context:
+                self._library.llama_free(self.context)
+            if self.model:
+                self._library.llama_model_free(self.model)
+        self.context = self.model = None
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text, if the vocabulary has one."""
+        number = int(self._library.llama_vocab_bos(self.vocab))
+        return number if number >= 0 else None
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """The tokens of a text, without a BOS; with `special`, marks such as <|eot_id|> are read as their tokens."""
+        raw = text.encode()
+        room = len(raw) + 8
+        ids = (ctypes.c_int32 * room)()
+        count = self._library.llama_tokenize(self.vocab, raw, len(raw), ids, room, False, special)
+        if count < 0:
+            raise ModelError(f"{self.path.as_posix()}: llama.cpp cannot tokenize a text of {len(raw):,} bytes")
+        return list(ids[:count])
+
+    def logits(self, tokens: Sequence[int]) -> Iterator[Any]:
+        """The logits after each token of one text, float32 (n, vocabulary), batch by batch.
+
+        Each array is llama.cpp's own memory, good until the next is asked for. The batches are of nearly equal size.
+        """
+        import numpy as np
+
+        lib = self._library
+        lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
+        pieces = -(-len(tokens) // self.batch)
+        edges = [len(tokens) * n // pieces for n in range(pieces + 1)]
+        held = lib.llama_batch_init(self.batch, 0, 1)
+        try:
+            for start, stop in pairwise(edges):
+                count = held.n_tokens = stop - start
+                for i in range(count):
+                    held.token[i], held.pos[i] = tokens[start + i], start + i
+                    held.n_seq_id[i], held.seq_id[i][0], held.logits[i] = 1, 0, True
+                with ggml.quiet() as said:
+                    failed = lib.llama_decode(self.context, held)
+                if self.failure:
+                    raise self.failure
+                if failed:
+                    raise ModelError(f"{self.path.as_posix()}: llama.cpp cannot evaluate it: {' '.join(said[-1:])}")
+                found = lib.llama_get_logits(self.context)
+                yield np.ctypeslib.as_array(found, shape=(count * self.width,)).reshape(count, self.width)
+        finally:
+            lib.llama_batch_free(held)
+
+    def _watcher(self, watch: Watch | None) -> Callable[[int, bool, Any], bool]:
+        def step(address: int, ask: bool, data: Any) -> bool:
+            del data
+            if watch is None:
+                return False
+            try:
+                return ggml.is_product(address) if ask else _show(address, watch)
+            except BaseException as error:  # noqa: BLE001 - nothing may leave a function that C has called
+                self.failure = error
+                return False
+
+        return step
+
+
+def _show(address: int, watch: Watch) -> bool:
+    name, rows = ggml.product_inputs(address)
+    watch(name, rows)
+    return True
+
+
+def _cannot_load(path: Path, said: list[str]) -> ModelError:
+    reason = said[-1].partition(": ")[2] or said[-1] if said else "no reason given"
+    return ModelError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again")

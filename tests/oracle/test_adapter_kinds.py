@@ -1,0 +1,253 @@
+"""Adapters that train more than matrices of the layers: biases, the embedding, the output matrix, tied and untied.
+
+The oracles are peft's merge, peft's own forward pass on the base as it was trained, and llama.cpp's converter.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from ggufy.base import tiny
+from ggufy.data import source
+from ggufy.errors import ExportError, ModelError
+from ggufy.export import stage
+from tests.oracle.converter import contents, convert
+from tests.oracle.test_export_bytes import assert_same_file, logits
+
+# peft warns of most of what is tried here.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TOKENS = list(range(20, 60))
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
+
+
+@pytest.fixture(scope="module")
+def tied() -> Path:
+    return tiny.ensure(source.sample_texts())
+
+
+def changed(base: Path, folder: Path, extra: dict[str, Any], **settings: bool) -> Path:
+    """A copy of the tiny model with more tensors and other settings."""
+    shutil.copytree(base, folder)
+    config = json.loads((base / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+    save_file({**load_file(base / "model.safetensors"), **extra}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untied(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    head = load_file(tied / "model.safetensors")["model.embed_tokens.weight"] * 0.5
+    folder = tmp_path_factory.mktemp("untied") / "base"
+    return changed(tied, folder, {"lm_head.weight": head}, tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def biased(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    weights = load_file(tied / "model.safetensors")
+    extra = {
+        name.replace(".weight", ".bias"): torch.randn(len(tensor)).to(tensor.dtype) * 0.1
+        for name, tensor in weights.items()
+        if "_proj" in name
+    }
+    folder = tmp_path_factory.mktemp("biased") / "base"
+    return changed(tied, folder, extra, attention_bias=True, mlp_bias=True)
+
+
+def load(base: Path) -> Any:
+    torch.set_num_threads(1)
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+
+
+def train(base: Path, out: Path, *targets: str, **settings: Any) -> np.ndarray:
+    """An adapter whose every trained number has moved, and the logits that the model in training then gives."""
+    torch.manual_seed(7)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", *targets], **settings)
+    model = get_peft_model(load(base), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+        found = model.eval()(torch.tensor([TOKENS])).logits[0].numpy()
+    model.save_pretrained(out)
+    return found
+
+
+def assert_exact(base: Path, folder: Path, expected: np.ndarray, reference: dict[str, torch.Tensor]) -> set[str]:
+    """What is exported has the weights of the reference and speaks as the model in training; its GGUF's tensors."""
+    outputs = {"merged": folder / "merged", "f32": folder / "f32.gguf"}
+    stage.export(base, folder / "adapter", outputs, {"name": "tiny"})
+    ours = load(outputs["merged"]).state_dict()
+    assert ours.keys() == reference.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, reference[name], rtol=2.0**-11, atol=1e-7)
+    spoken = logits(outputs["f32"], TOKENS)
+    assert np.abs(spoken - expected).max() < 0.01 * np.abs(expected).max()
+    return set(contents(outputs["f32"]).tensors)
+
+
+def merged_by_peft(model: Any, adapter: Path) -> dict[str, torch.Tensor]:
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+
+
+WHOLE = {
+    "head": ([HEAD], {}),
+    "embedding": ([EMBEDDING], {}),
+    "both": ([EMBEDDING, HEAD], {}),
+    "embedding kept tied": ([EMBEDDING], {"ensure_weight_tying": True}),
+    "both kept tied": ([EMBEDDING, HEAD], {"ensure_weight_tying": True}),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_whole_matrices_of_a_tied_base(kind: str, tied: Path, tmp_path: Path) -> None:
+    modules, more = WHOLE[kind]
+    expected = train(tied, tmp_path / "adapter", modules_to_save=list(modules), **more)
+    tensors = assert_exact(tied, tmp_path, expected, merged_by_peft(load(tied), tmp_path / "adapter"))
+    assert ("output.weight" in tensors) == (not more)
+
+
+def test_an_untied_export_is_the_converters(tied: Path, tmp_path: Path) -> None:
+    train(tied, tmp_path / "adapter", modules_to_save=[EMBEDDING])
+    outputs = {"f16": tmp_path / "f16.gguf", "q4_k_m": tmp_path / "q4.gguf"}
+    stage.export(tied, tmp_path / "adapter", outputs, {"name": "tiny"})
+    PeftModel.from_pretrained(load(tied), tmp_path / "adapter").merge_and_unload().to(torch.float16).save_pretrained(
+        tmp_path / "theirs"
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tied / name, tmp_path / "theirs" / name)
+    convert(tmp_path / "theirs", tmp_path / "theirs.gguf")
+    ours, theirs = contents(outputs["f16"]), contents(tmp_path / "theirs.gguf")
+    assert list(ours.keys) == list(theirs.keys)
+    assert list(ours.tensors) == list(theirs.tensors)
+    for name in ("token_embd.weight", "output.weight"):
+        assert ours.tensors[name] == theirs.tensors[name]
+    assert "output.weight" in contents(outputs["q4_k_m"]).tensors
+
+
+LOW_RANK = {
+    "embedding": ([EMBEDDING], {}),
+    "head": ([HEAD], {}),
+    "both": ([EMBEDDING, HEAD], {}),
+    "kept tied": ([EMBEDDING, HEAD], {"ensure_weight_tying": True}),
+    "rslora": ([EMBEDDING, HEAD], {"use_rslora": True}),
+}
+
+
+@pytest.mark.parametrize("kind", LOW_RANK)
+def test_low_rank_changes_of_a_tied_base(kind: str, tied: Path, tmp_path: Path) -> None:
+    """peft merges the change of one into both, against its own forward pass; untied, as it advises, it does not."""
+    targets, more = LOW_RANK[kind]
+    expected = train(tied, tmp_path / "adapter", *targets, **more)
+    if more.get("ensure_weight_tying"):
+        # Here it would add the change twice; the change itself is peft's.
+        model = PeftModel.from_pretrained(load(tied), tmp_path / "adapter")
+        delta = model.get_input_embeddings().get_delta_weight("default").detach()
+        reference = model.merge_and_unload().state_dict()
+        once = load(tied).model.embed_tokens.weight.detach() + delta
+        reference |= {"model.embed_tokens.weight": once, "lm_head.weight": once}
+    else:
+        apart = AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32, tie_word_embeddings=False)
+        apart.lm_head.weight.data = apart.model.embed_tokens.weight.data.clone()
+        reference = merged_by_peft(apart, tmp_path / "adapter")
+    tensors = assert_exact(tied, tmp_path, expected, reference)
+    assert ("output.weight" in tensors) == ("ensure_weight_tying" not in more)
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": [EMBEDDING, HEAD]}, {"targets": [EMBEDDING, HEAD]}])
+def test_an_untied_base(settings: dict[str, list[str]], untied: Path, tmp_path: Path) -> None:
+    targets = settings.pop("targets", [])
+    expected = train(untied, tmp_path / "adapter", *targets, **settings)
+    assert_exact(untied, tmp_path, expected, merged_by_peft(load(untied), tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(
+    ("bias", "lora_bias"), [("all", False), ("lora_only", False), ("none", True), ("all", True), ("none", False)]
+)
+def test_biases(bias: str, lora_bias: bool, biased: Path, tmp_path: Path) -> None:
+    expected = train(biased, tmp_path / "adapter", "k_proj", "down_proj", bias=bias, lora_bias=lora_bias)
+    tensors = assert_exact(biased, tmp_path, expected, merged_by_peft(load(biased), tmp_path / "adapter"))
+    assert {"blk.0.attn_q.bias", "blk.0.attn_output.bias", "blk.0.ffn_down.bias"} <= tensors
+
+
+def test_biases_are_the_converters(biased: Path, tmp_path: Path) -> None:
+    train(biased, tmp_path / "adapter", "k_proj", bias="all")
+    outputs = {"f16": tmp_path / "f16.gguf", "merged": tmp_path / "merged"}
+    stage.export(biased, tmp_path / "adapter", outputs, {"name": "tiny"})
+    convert(outputs["merged"], tmp_path / "theirs.gguf")
+    assert_same_file(outputs["f16"], tmp_path / "theirs.gguf")
+
+
+def refused(base: Path, folder: Path, naming: str, output: str = "f16") -> None:
+    with pytest.raises(ExportError, match=naming) as caught:
+        stage.export(base, folder / "adapter", {output: folder / "out.gguf"}, {"name": "tiny"})
+    assert caught.value.hint
+    assert not (folder / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("settings", [{"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}], ids=str)
+def test_a_bias_that_the_base_has_not(settings: dict[str, Any], tied: Path, biased: Path, tmp_path: Path) -> None:
+    train(tied if "lora_bias" in settings else biased, tmp_path / "adapter", **settings)
+    refused(tied, tmp_path, r"_proj\.bias, which is not in the base")
+
+
+def test_a_base_without_a_bias_that_its_config_has(tied: Path, tmp_path: Path) -> None:
+    folder = changed(tied, tmp_path / "base", {}, attention_bias=True)
+    with pytest.raises(ModelError, match=r"q_proj\.bias is missing"):
+        stage.export(folder, None, {"f16": tmp_path / "f16.gguf"}, {"name": "tiny"})
+
+
+def test_no_bias_was_there_to_train(tied: Path, tmp_path: Path) -> None:
+    expected = train(tied, tmp_path / "adapter", bias="all")
+    assert_exact(tied, tmp_path, expected, merged_by_peft(load(tied), tmp_path / "adapter"))
+
+
+def test_added_tokens(tied: Path, tmp_path: Path) -> None:
+    """They need the base as it was resized, with its tokenizer, as the hint says."""
+    model, resized = load(tied), tmp_path / "resized"
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    shutil.copytree(tied, resized)
+    model.save_pretrained(resized)
+    expected = train(resized, tmp_path / "adapter", modules_to_save=[EMBEDDING])
+    refused(tied, tmp_path, r"is \[768, 256\] in the base, and the adapter brings one of \[776, 256\]")
+    assert_exact(resized, tmp_path, expected, merged_by_peft(load(resized), tmp_path / "adapter"))
+
+
+def test_single_trained_tokens(tied: Path, tmp_path: Path) -> None:
+    train(tied, tmp_path / "adapter", trainable_token_indices=[5, 6])
+    refused(tied, tmp_path, "trainable_tokens_delta is a kind of adapter weight")
+
+
+def test_dora_of_the_embedding(tied: Path, tmp_path: Path) -> None:
+    train(tied, tmp_path / "adapter", EMBEDDING, use_dora=True)
+    refused(tied, tmp_path, "DoRA of model.embed_tokens")
+
+
+def test_an_embedding_and_an_output_matrix_for_a_tied_base(tied: Path, untied: Path, tmp_path: Path) -> None:
+    model = get_peft_model(load(untied), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    refused(tied, tmp_path, "an embedding and an output matrix that differ")
+
+
+@pytest.mark.parametrize(
+    ("targets", "settings"), [([EMBEDDING], {}), ([HEAD], {}), ([], {"modules_to_save": [HEAD]})], ids=str
+)
+def test_what_an_adapter_gguf_cannot_hold(targets: list[str], settings: Any, tied: Path, tmp_path: Path) -> None:
+    train(tied, tmp_path / "adapter", *targets, **settings)
+    refused(tied, tmp_path, "unties the output matrix", output="adapter")
+
+
+def test_an_adapter_gguf_of_biases(biased: Path, tmp_path: Path) -> None:
+    train(biased, tmp_path / "adapter", lora_bias=True)
+    refused(biased, tmp_path, "cannot hold .* biases", output="adapter")
