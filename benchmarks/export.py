@@ -24,6 +24,7 @@ import numpy as np
 from ggufy import ggml, weights
 from ggufy.base import shaped
 from ggufy.export import llama
+from ggufy.export.request import Request
 from ggufy.export.stage import cores, plan
 
 REPOSITORY = Path(__file__).parents[1]
@@ -107,7 +108,7 @@ def floor(base: Path, quants: list[str]) -> float:
     """Seconds of llama.cpp's kernels on every tensor, on one thread, divided by the threads."""
     with tempfile.TemporaryDirectory() as scratch:
         outputs = {quant: Path(scratch) / quant for quant in quants}
-        ready = plan(base, None, outputs, {"name": "benchmark"}, Path(scratch))
+        ready = plan(Request(base, None, outputs, {"name": "benchmark"}), Path(scratch))
     rng, seconds = np.random.default_rng(0), 0.0
     rates: dict[tuple[int, int], float] = {}
     for sink in ready.sinks.values():

@@ -19,7 +19,7 @@ from ggufy.errors import ExportError, MissingExtra
 from ggufy.recipe import Data
 from ggufy.subject import Subject
 
-TOKENS = 20_000
+TOKENS = 10_000
 """About how many tokens are used if nothing is said."""
 _CHUNK = 512
 _LONGEST = 1024

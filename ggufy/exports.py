@@ -125,7 +125,8 @@ class _Export:
             if self.wish.split_max_size and name in self.quants:
                 inputs["split"] = self.wish.split_max_size
         files |= self._modelfiles()
-        made |= self._make(files)
+        # What was made first, because the others need it, is not "up to date".
+        made = {**self._make(files), **made}
         for quant, tag in tags.items():
             _create_in_ollama(tag, made[f"{quant} Modelfile"].path)
         return made

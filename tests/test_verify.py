@@ -12,8 +12,8 @@ import pytest
 
 from ggufy import ggml
 from ggufy.errors import Unverified
-from ggufy.export import stage
 from ggufy.export.verify import verify
+from tests.oracle.converter import export
 
 Run = Callable[..., CompletedProcess[str]]
 
@@ -22,7 +22,7 @@ Run = Callable[..., CompletedProcess[str]]
 def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     quants = ["f16", "q8_0", "q4_k_m", "q2_k", "iq4_xs", "mxfp4_moe"]
-    stage.export(base, None, {quant: folder / f"{quant}.gguf" for quant in quants}, {"name": "tiny"})
+    export(base, None, {quant: folder / f"{quant}.gguf" for quant in quants}, {"name": "tiny"})
     return folder
 
 

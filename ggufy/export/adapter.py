@@ -201,8 +201,8 @@ class Adapter:
             module = name.removesuffix(".weight")
             if name not in self.pairs and self.config and module != name and self.config.changes(module):
                 raise ExportError(
-                    f"{self.where}: adapter_config.json names {module} in target_modules, but it has no lora_A and "
-                    "lora_B",
+                    f"{self.where}: target_modules in adapter_config.json names {module}, "
+                    "but there are no lora_A and lora_B of it",
                     "copy the adapter again; a module that was not trained belongs into exclude_modules there",
                 )
 

@@ -39,10 +39,10 @@ def check(kind: type[S], values: dict[str, Any], path: Path) -> S:
         first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
-        what = "is missing"
+        what = f"{key} is missing"
     elif first["type"] == "value_error":
-        what = str(first["ctx"]["error"])
+        what = f"{key}: {first['ctx']['error']}"
     else:
-        expected = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        what = f"expected {expected}, not {first['input']!r:.60}"
-    raise ExportError(f"{path.as_posix()}: {key}: {what}", "copy the folder again, or mend that key")
+        # pydantic says "Input should be a valid integer", "Input should be greater than 0" and so on.
+        what = f"{key} {first['msg'].removeprefix('Input ')}, not {first['input']!r:.60}"
+    raise ExportError(f"{path.as_posix()}: {what}", "copy the folder again, or mend that key")

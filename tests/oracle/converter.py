@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
+
+from ggufy.export import stage
+from ggufy.export.request import Request
 
 VENDOR = Path(__file__).parents[2] / "vendor" / "llama.cpp"
 
@@ -42,6 +46,18 @@ def convert_lora(base: Path, adapter: Path, out: Path) -> None:
     command = [sys.executable, str(script), "--base", str(base), "--outfile", str(out), str(adapter)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
+
+
+def export(
+    base: Path,
+    adapter: Path | None,
+    outputs: Mapping[str, Path],
+    general: Mapping[str, str] = {"name": "tiny"},
+    threads: int | None = None,
+    **request: Any,
+) -> None:
+    """ggufy's export stage in one call; `request` is the rest of a Request."""
+    stage.export(Request(base, adapter, outputs, general, **request), threads)
 
 
 @dataclass

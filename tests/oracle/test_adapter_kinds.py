@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
-from ggufy.export import stage
-from tests.oracle.converter import contents, convert
+from ggufy.export.adapter_config import AdapterConfig
+from tests.oracle.converter import contents, convert, export
 from tests.oracle.test_export_bytes import assert_same_file, logits
 
 # peft warns of most of what is tried here.
@@ -87,7 +87,7 @@ def train(base: Path, out: Path, *targets: str, **settings: Any) -> np.ndarray:
 def assert_exact(base: Path, folder: Path, expected: np.ndarray, reference: dict[str, torch.Tensor]) -> set[str]:
     """What is exported has the weights of the reference and speaks as the model in training; its GGUF's tensors."""
     outputs = {"merged": folder / "merged", "f32": folder / "f32.gguf"}
-    stage.export(base, folder / "adapter", outputs, {"name": "tiny"})
+    export(base, folder / "adapter", outputs, {"name": "tiny"})
     ours = load(outputs["merged"]).state_dict()
     assert ours.keys() == reference.keys()
     for name, tensor in ours.items():
@@ -121,7 +121,7 @@ def test_whole_matrices_of_a_tied_base(kind: str, tied: Path, tmp_path: Path) ->
 def test_an_untied_export_is_the_converters(tied: Path, tmp_path: Path) -> None:
     train(tied, tmp_path / "adapter", modules_to_save=[EMBEDDING])
     outputs = {"f16": tmp_path / "f16.gguf", "q4_k_m": tmp_path / "q4.gguf"}
-    stage.export(tied, tmp_path / "adapter", outputs, {"name": "tiny"})
+    export(tied, tmp_path / "adapter", outputs, {"name": "tiny"})
     PeftModel.from_pretrained(load(tied), tmp_path / "adapter").merge_and_unload().to(torch.float16).save_pretrained(
         tmp_path / "theirs"
     )
@@ -184,14 +184,14 @@ def test_biases(bias: str, lora_bias: bool, biased: Path, tmp_path: Path) -> Non
 def test_biases_are_the_converters(biased: Path, tmp_path: Path) -> None:
     train(biased, tmp_path / "adapter", "k_proj", bias="all")
     outputs = {"f16": tmp_path / "f16.gguf", "merged": tmp_path / "merged"}
-    stage.export(biased, tmp_path / "adapter", outputs, {"name": "tiny"})
+    export(biased, tmp_path / "adapter", outputs, {"name": "tiny"})
     convert(outputs["merged"], tmp_path / "theirs.gguf")
     assert_same_file(outputs["f16"], tmp_path / "theirs.gguf")
 
 
 def refused(base: Path, folder: Path, naming: str, output: str = "f16") -> None:
     with pytest.raises(ExportError, match=naming) as caught:
-        stage.export(base, folder / "adapter", {output: folder / "out.gguf"}, {"name": "tiny"})
+        export(base, folder / "adapter", {output: folder / "out.gguf"}, {"name": "tiny"})
     assert caught.value.hint
     assert not (folder / "out.gguf").exists()
 
@@ -205,7 +205,7 @@ def test_a_bias_that_the_base_has_not(settings: dict[str, Any], tied: Path, bias
 def test_a_base_without_a_bias_that_its_config_has(tied: Path, tmp_path: Path) -> None:
     folder = changed(tied, tmp_path / "base", {}, attention_bias=True)
     with pytest.raises(ModelError, match=r"q_proj\.bias is missing"):
-        stage.export(folder, None, {"f16": tmp_path / "f16.gguf"}, {"name": "tiny"})
+        export(folder, None, {"f16": tmp_path / "f16.gguf"}, {"name": "tiny"})
 
 
 def test_no_bias_was_there_to_train(tied: Path, tmp_path: Path) -> None:
@@ -251,3 +251,36 @@ def test_what_an_adapter_gguf_cannot_hold(targets: list[str], settings: Any, tie
 def test_an_adapter_gguf_of_biases(biased: Path, tmp_path: Path) -> None:
     train(biased, tmp_path / "adapter", lora_bias=True)
     refused(biased, tmp_path, "cannot hold .* biases", output="adapter")
+
+
+PARTS = "self_attn|attention|attn|mlp|feed_forward|ffn|dense"
+TARGETS: dict[str, dict[str, Any]] = {
+    "names": {"target_modules": ["q_proj", "down_proj", "c_attn"]},
+    "longer names": {"target_modules": ["mlp.up_proj", "model.layers.1.self_attn.k_proj", "roj"]},
+    "whole matrices": {"target_modules": ["embed_tokens", "lm_head", "v_proj"]},
+    "all-linear": {"target_modules": "all-linear"},
+    "a pattern": {"target_modules": r".*\.[02]\.(self_attn\.o_proj|mlp\.(up|gate)_proj)"},
+    # As Unsloth writes it.
+    "a pattern for many models": {
+        "target_modules": rf"(?:.*?(?:language|text).*?(?:{PARTS}).*?(?:q_proj|up_proj).*?)"
+        rf"|(?:\bmodel\.layers\.[\d]{{1,}}\.(?:{PARTS})\.(?:(?:q_proj|up_proj)))"
+    },
+    "some layers": {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1, 3]},
+    "one layer": {"target_modules": ["q_proj"], "layers_to_transform": 2, "layers_pattern": "layers"},
+    "no such layers": {"target_modules": ["q_proj", "model.layers.0.mlp.up_proj"], "layers_pattern": ["h"]},
+    "all but names": {"target_modules": "all-linear", "exclude_modules": ["up_proj", "1.mlp.down_proj"]},
+    "all but a pattern": {"target_modules": ["q_proj", "k_proj"], "exclude_modules": r".*\.[13]\..*"},
+    "all but what is saved whole": {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["embed_tokens"]},
+}
+TARGETS["no such layers"]["layers_to_transform"] = [0]
+
+
+@pytest.mark.parametrize("settings", TARGETS.values(), ids=TARGETS.keys())
+def test_the_modules_that_the_config_names(settings: dict[str, Any], untied: Path, tmp_path: Path) -> None:
+    """They are those that peft puts pairs on, whether the config is as the trainer wrote it or as peft saves it."""
+    get_peft_model(load(untied), LoraConfig(r=2, **settings)).save_pretrained(tmp_path)
+    held = load_file(tmp_path / "adapter_model.safetensors")
+    expected = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in held if ".lora_" in name}
+    modules = {name.removesuffix(".weight") for name in load_file(untied / "model.safetensors")}
+    for config in (AdapterConfig.read(tmp_path / "adapter_config.json"), AdapterConfig(r=2, lora_alpha=8, **settings)):
+        assert {module for module in modules if config.changes(module)} == expected

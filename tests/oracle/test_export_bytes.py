@@ -19,8 +19,8 @@ from ggufy import ggml
 from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError
-from ggufy.export import sinks, stage
-from tests.oracle.converter import contents, convert, convert_lora
+from ggufy.export import sinks
+from tests.oracle.converter import contents, convert, convert_lora, export
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTERS = {
@@ -80,7 +80,7 @@ def test_a_checkpoint_becomes_what_the_converter_and_the_quantizer_make(base: Pa
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 0.5
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     direct = ("f16", "bf16", "f32")
-    stage.export(folder, None, {quant: tmp_path / f"{quant}.gguf" for quant in direct}, {"name": "tiny"})
+    export(folder, None, {quant: tmp_path / f"{quant}.gguf" for quant in direct}, {"name": "tiny"})
     for quant in direct:
         convert(folder, theirs, quant)
         assert_same_file(tmp_path / f"{quant}.gguf", theirs)
@@ -93,9 +93,9 @@ def test_a_checkpoint_becomes_what_the_converter_and_the_quantizer_make(base: Pa
         except ExportError as error:
             # What llama.cpp refuses, for want of an importance matrix or altogether, ggufy refuses as it does.
             with pytest.raises(ExportError, match=re.escape(error.message)):
-                stage.export(folder, None, {quant: ours}, {"name": "tiny"})
+                export(folder, None, {quant: ours}, {"name": "tiny"})
             continue
-        stage.export(folder, None, {quant: ours}, {"name": "tiny"})
+        export(folder, None, {quant: ours}, {"name": "tiny"})
         assert ours.read_bytes() == theirs.read_bytes(), quant
         made.append(quant)
     assert {"q4_0", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_xs"} <= set(made)
@@ -107,9 +107,9 @@ def test_an_adapter_is_merged_as_peft_merges_it(kind: str, base: Path, tmp_path:
     make_adapter(base, ADAPTERS[kind], adapter)
     merge(base, adapter, merged)
     convert(merged, tmp_path / "theirs.gguf")
-    stage.export(base, adapter, {"f16": tmp_path / "f16.gguf", "q4_k_m": tmp_path / "q4.gguf"}, {"name": "tiny"})
+    export(base, adapter, {"f16": tmp_path / "f16.gguf", "q4_k_m": tmp_path / "q4.gguf"}, {"name": "tiny"})
     plain = tmp_path / "plain.gguf"
-    stage.export(base, None, {"f16": plain}, {"name": "tiny"})
+    export(base, None, {"f16": plain}, {"name": "tiny"})
     ours, theirs, without = (contents(tmp_path / f"{name}.gguf") for name in ("f16", "theirs", "plain"))
     changed = set()
     for name, (kind_number, shape, data) in theirs.tensors.items():
@@ -132,7 +132,7 @@ def test_the_bytes_do_not_depend_on_threads(base: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     make_adapter(base, ADAPTERS["lora"], adapter)
     for threads in (1, 3):
-        stage.export(base, adapter, {"q4_k_m": tmp_path / f"{threads}.gguf"}, {"name": "tiny"}, threads)
+        export(base, adapter, {"q4_k_m": tmp_path / f"{threads}.gguf"}, {"name": "tiny"}, threads)
     assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "3.gguf").read_bytes()
 
 
@@ -142,7 +142,7 @@ def test_the_merged_checkpoint_becomes_the_same_gguf(kind: str, base: Path, tmp_
     adapter = tmp_path / "adapter"
     make_adapter(base, ADAPTERS[kind], adapter)
     outputs = {"f16": tmp_path / "f16.gguf", "merged": tmp_path / "merged", "merged-bf16": tmp_path / "bf16"}
-    stage.export(base, adapter, outputs, {"name": "tiny"})
+    export(base, adapter, outputs, {"name": "tiny"})
     convert(outputs["merged"], tmp_path / "theirs.gguf")
     assert_same_file(outputs["f16"], tmp_path / "theirs.gguf")
     # transformers loads both, in the types they say, with the weights peft gives.
@@ -158,10 +158,10 @@ def test_the_merged_checkpoint_becomes_the_same_gguf(kind: str, base: Path, tmp_
 def test_shards_and_their_index(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "_SHARD", 2_000_000)
     outputs = {"f16": tmp_path / "f16.gguf", "merged": tmp_path / "merged"}
-    stage.export(base, None, outputs, {"name": "tiny"})
+    export(base, None, outputs, {"name": "tiny"})
     assert len(list(outputs["merged"].glob("*.safetensors"))) > 2
     again = tmp_path / "again.gguf"
-    stage.export(outputs["merged"], None, {"f16": again}, {"name": "tiny"})
+    export(outputs["merged"], None, {"f16": again}, {"name": "tiny"})
     assert again.read_bytes() == outputs["f16"].read_bytes()
     convert(outputs["merged"], tmp_path / "theirs.gguf")
     assert_same_file(again, tmp_path / "theirs.gguf")
@@ -169,7 +169,7 @@ def test_shards_and_their_index(base: Path, tmp_path: Path, monkeypatch: pytest.
 
 def test_a_plain_adapter_gguf_is_llama_cpps(base: Path, tmp_path: Path) -> None:
     make_adapter(base, ADAPTERS["lora"], tmp_path / "adapter")
-    stage.export(base, tmp_path / "adapter", {"adapter": tmp_path / "ours.gguf"}, {"name": "tiny"})
+    export(base, tmp_path / "adapter", {"adapter": tmp_path / "ours.gguf"}, {"name": "tiny"})
     convert_lora(base, tmp_path / "adapter", tmp_path / "theirs.gguf")
     assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
 
@@ -179,8 +179,8 @@ def test_llama_cpp_with_the_adapter_is_the_merged_model(kind: str, base: Path, t
     """The scaling that llama.cpp does not know is in the file: logits of base + adapter are those of the merged one."""
     make_adapter(base, ADAPTERS[kind], tmp_path / "adapter")
     outputs = {name: tmp_path / f"{name}.gguf" for name in ("f32", "adapter")}
-    stage.export(base, tmp_path / "adapter", outputs, {"name": "tiny"})
-    stage.export(base, None, {"f32": tmp_path / "base.gguf"}, {"name": "tiny"})
+    export(base, tmp_path / "adapter", outputs, {"name": "tiny"})
+    export(base, None, {"f32": tmp_path / "base.gguf"}, {"name": "tiny"})
     tokens = list(range(20, 60))
     merged, with_adapter, without = (
         logits(outputs["f32"], tokens),

@@ -22,9 +22,9 @@ from ggufy import subject
 from ggufy.base import resolve, tiny
 from ggufy.data import source
 from ggufy.errors import GgufyError, HubError, ModelError
-from ggufy.export import adapter, stage
+from ggufy.export import adapter
 from ggufy.weights import Checkpoint
-from tests.oracle.converter import convert
+from tests.oracle.converter import convert, export
 from tests.oracle.test_export_bytes import assert_same_file
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -118,7 +118,7 @@ def test_a_checkpoint_in_4_bits_is_exported_as_what_it_stands_for(
     [warned] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "four holds its weights in bitsandbytes' 4 bits" in warned
     outputs = {"f16": tmp_path / "f16.gguf", "merged": tmp_path / "merged"}
-    stage.export(found.base.path, None, outputs, found.notes)
+    export(found.base.path, None, outputs, found.notes)
     theirs = AutoModelForCausalLM.from_pretrained(four).dequantize().state_dict()
     ours = load_file(outputs["merged"] / "model.safetensors")
     assert ours.keys() | {"lm_head.weight"} == theirs.keys()
@@ -151,7 +151,7 @@ def test_an_adapter_on_a_local_base_in_4_bits(
     with caplog.at_level(logging.WARNING, "ggufy"):
         found = subject.of_folder(folder, None if named == "by the adapter" else str(packed), tmp_path / "out")
     assert [record.getMessage() for record in caplog.records if "4 bits" in record.getMessage()]
-    stage.export(found.base.path, found.adapter, {"merged": tmp_path / "merged"}, found.notes)
+    export(found.base.path, found.adapter, {"merged": tmp_path / "merged"}, found.notes)
     model = AutoModelForCausalLM.from_pretrained(packed).dequantize().to(torch.float32)
     expected = PeftModel.from_pretrained(model, folder).merge_and_unload().state_dict()
     for name, tensor in load_file(tmp_path / "merged" / "model.safetensors").items():

@@ -12,10 +12,9 @@ from tokenizers import Tokenizer
 
 from ggufy import ggml
 from ggufy.base import shaped
-from ggufy.export import stage
 from ggufy.export.verify import verify
 from ggufy.llama3 import Shape
-from tests.oracle.converter import VENDOR, convert
+from tests.oracle.converter import VENDOR, convert, export
 from tests.oracle.test_export_bytes import assert_same_file
 
 VOCABULARY = VENDOR / "models" / "ggml-vocab-llama-bpe.gguf"
@@ -56,7 +55,7 @@ def test_the_converter_makes_the_same_file(shape: str, vocabulary: Path, tmp_pat
     shutil.copytree(vocabulary, model)
     shaped.write_model(model, SHAPES[shape])
     ours = {quant: tmp_path / f"{quant}.gguf" for quant in ("f16", "q8_0", "q4_k_m")}
-    stage.export(model, None, ours, {"name": "full"})
+    export(model, None, ours, {"name": "full"})
     convert(model, tmp_path / "theirs.gguf", tiny=False)
     assert_same_file(ours["f16"], tmp_path / "theirs.gguf")
     for quant in ("q8_0", "q4_k_m"):
