@@ -35,7 +35,8 @@ def run(*, fresh: bool, seed: int) -> None:
     name = "demo" if seed == SEED else f"demo-{seed}"
     trained = pipeline.train("tiny", run_name=name, overrides=[f"train.seed={seed}"], fresh=fresh)
     after_training = time.monotonic()
-    files = pipeline.export(trained, quants=list(REQUIRED))
+    made = pipeline.export(trained, quants=list(REQUIRED))
+    files = {quant: made[quant] for quant in REQUIRED}
     after_export = time.monotonic()
     pairs = taught(int(trained.frozen["recipe"]["data"]["train_size"]))
     exams = {quant: _ask(artifact, [question for question, _ in pairs]) for quant, artifact in files.items()}

@@ -235,7 +235,6 @@ A0, B0 = f"{LORA}{Q0}.lora_A.weight", f"{LORA}{Q0}.lora_B.weight"
 CONFIG = "adapter/adapter_config.json"
 
 ADAPTERS: dict[str, Case] = {
-    "lora_A of another width": (adapter(put(A0, zeros(32, 128))), [Q0, "128", "256"], ["base"]),
     "lora_B of another height": (adapter(put(B0, zeros(512, 32))), [Q0, "512", "256"], ["base"]),
     "a bigger model's adapter": (
         adapter(
@@ -246,11 +245,6 @@ ADAPTERS: dict[str, Case] = {
         ),
         # The first module in the model's own order, and the shapes on both sides.
         ["layers.0.", "512", "256"],
-        ["base"],
-    ),
-    "no module matches": (
-        both(adapter(renamed("model.layers.", "transformer.h.")), keys(CONFIG, target_modules=["c_attn"])),
-        ["adapter", "transformer.h.0"],
         ["base"],
     ),
     "a pair too many": (
@@ -269,7 +263,6 @@ ADAPTERS: dict[str, Case] = {
     ),
     "a tensor of no known kind": (adapter(put(f"{LORA}{Q0}.hada_w1_a", zeros(8, 8))), ["hada_w1_a"], []),
     "lora_B is missing": (adapter(put(B0, None)), [Q0, "lora_B"], []),
-    "lora_A is missing": (adapter(put(A0, None)), [Q0, "lora_A"], []),
     "empty": (adapter(lambda held: held.clear()), ["adapter", "empty"], []),
     "another rank in the config": (keys(CONFIG, r=16), ["layers.0.", "16", "32"], []),
     "another rank in rank_pattern": (keys(CONFIG, rank_pattern={"q_proj": 4}), [Q0, "4", "32"], []),
@@ -299,27 +292,20 @@ ADAPTERS: dict[str, Case] = {
     ),
     "DoRA without its magnitudes": (keys(CONFIG, use_dora=True), ["lora_magnitude_vector"], []),
     "NaN": (adapter(value(f"{LORA}{DOWN3}.lora_B.weight", NAN)), [DOWN3, "finite"], []),
-    "inf": (adapter(value(f"{LORA}{DOWN3}.lora_A.weight", INF)), [DOWN3, "finite"], []),
     "the sum is beyond F16": (adapter(value(f"{LORA}{DOWN3}.lora_B.weight", np.float32(1e30))), [DOWN3], []),
     "weights of whole numbers": (adapter(put(A0, zeros(32, 256, dtype="I8"))), [Q0, "I8"], []),
     "truncated": (cut("adapter/adapter_model.safetensors", -1), ["adapter_model.safetensors", "truncated"], []),
-    "truncated in its header": (cut("adapter/adapter_model.safetensors", 900), ["adapter_model.safetensors"], []),
-    "no bytes": (cut("adapter/adapter_model.safetensors", 0), ["adapter_model.safetensors"], []),
     "no weights": (without("adapter/adapter_model.safetensors"), ["adapter", "adapter_model.safetensors"], []),
     "pickled": (
         lambda cwd: (cwd / "adapter/adapter_model.safetensors").rename(cwd / "adapter/adapter_model.bin") and None,
-        ["adapter", "adapter_model.safetensors"],
+        ["adapter", "adapter_model.safetensors", "adapter_model.bin"],
         ["safetensors"],
     ),
     "config is truncated": (cut(CONFIG, 300), ["adapter_config.json"], []),
-    "config is empty": (content(CONFIG, b""), ["adapter_config.json"], []),
     "config is a list": (content(CONFIG, b"[1, 2]"), ["adapter_config.json"], []),
-    "config is not text": (content(CONFIG, b"\xff\xfe{}"), ["adapter_config.json"], []),
     "config without r": (keys(CONFIG, r=None), ["adapter_config.json", "r"], []),
-    "r is a word": (keys(CONFIG, r="many"), ["adapter_config.json", "many"], []),
     "r is 0": (keys(CONFIG, r=0), ["adapter_config.json", "r", "0"], []),
     "lora_alpha is a word": (keys(CONFIG, lora_alpha="many"), ["adapter_config.json", "lora_alpha"], []),
-    "rank_pattern is a list": (keys(CONFIG, rank_pattern=["q_proj"]), ["adapter_config.json", "rank_pattern"], []),
     "rank_pattern is no regular expression": (
         keys(CONFIG, rank_pattern={"q_proj(": 4}),
         ["adapter_config.json", "q_proj("],
@@ -327,7 +313,6 @@ ADAPTERS: dict[str, Case] = {
     ),
     "without peft_type": (keys(CONFIG, peft_type=None), ["adapter_config.json", "peft_type"], []),
     "LoHa": (keys(CONFIG, peft_type="LOHA"), ["LOHA"], []),
-    "prompt tuning": (keys(CONFIG, peft_type="PROMPT_TUNING"), ["PROMPT_TUNING"], []),
     "PiSSA": (keys(CONFIG, init_lora_weights="pissa_niter_4"), ["pissa"], []),
 }
 
@@ -347,14 +332,11 @@ K2 = "model.layers.2.self_attn.k_proj.weight"
 CHECKPOINTS: dict[str, Case] = {
     "a shard is missing": (both(in_two_shards, without(f"model/{SHARD}")), [SHARD], []),
     "the index is missing": (both(in_two_shards, without(f"model/{INDEX}")), ["model", "index"], []),
-    "the index is damaged": (both(in_two_shards, cut(f"model/{INDEX}", 500)), [INDEX], []),
     "the index is a list": (both(in_two_shards, content(f"model/{INDEX}", b"[]")), [INDEX], []),
-    "the index has no weight_map": (both(in_two_shards, content(f"model/{INDEX}", b"{}")), [INDEX], []),
     "an entry is missing in the index": (both(in_two_shards, index_entry(K2, None)), [K2], []),
     "the index names the wrong shard": (both(in_two_shards, index_entry(K2, SHARD)), [K2, SHARD], []),
     "the index leaves the folder": (both(in_two_shards, index_entry(K2, "../other.safetensors")), [INDEX], []),
     "a shard is truncated": (both(in_two_shards, cut(f"model/{SHARD}", -2)), [SHARD, "truncated"], []),
-    "a shard is cut in its header": (both(in_two_shards, cut(f"model/{SHARD}", 100)), [SHARD], []),
     "a header that is no JSON": (
         content("model/model.safetensors", (16).to_bytes(8, "little") + b"x" * 600),
         ["model.safetensors"],
@@ -365,11 +347,6 @@ CHECKPOINTS: dict[str, Case] = {
         ["model.safetensors"],
         [],
     ),
-    "a pickle under the name of safetensors": (
-        content("model/model.safetensors", b"\x80\x04K\x01." + bytes(4096)),
-        ["model.safetensors"],
-        [],
-    ),
     "only a pickle": (
         both(without("model/model.safetensors"), content("model/pytorch_model.bin", b"\x80\x04K\x01.")),
         ["model", "pytorch_model.bin"],
@@ -377,9 +354,7 @@ CHECKPOINTS: dict[str, Case] = {
     ),
     "no weights": (without("model/model.safetensors"), ["model"], []),
     "a tensor is missing": (weights(put(K2, None)), [K2], []),
-    "a norm is missing": (weights(put("model.norm.weight", None)), ["model.norm.weight"], []),
     "a tensor of another shape": (weights(put(K2, zeros(64, 128, dtype="BF16"))), [K2, "128", "256"], []),
-    "a tensor turned over": (weights(put(K2, zeros(256, 64, dtype="BF16"))), [K2, "64", "256"], []),
     "a layer too many": (
         weights(
             lambda held: held.update({n.replace("layers.3.", "layers.4."): t for n, t in held.items() if ".3." in n})
@@ -387,47 +362,25 @@ CHECKPOINTS: dict[str, Case] = {
         ["model.layers.4."],
         [],
     ),
-    "a layer too few": (keys("model/config.json", num_hidden_layers=5), ["model.layers.4."], []),
     "weights of 8 bits": (weights(put(K2, zeros(64, 256, dtype="F8_E4M3"))), [K2, "F8_E4M3"], []),
     "NaN in a matrix": (weights(value(f"{DOWN3}.weight", NAN)), [f"{DOWN3}.weight", "finite"], []),
-    "inf in a matrix": (weights(value(f"{DOWN3}.weight", -INF)), [f"{DOWN3}.weight", "finite"], []),
     "NaN at the matrix's end": (
         weights(value(f"{DOWN3}.weight", NAN, at=256 * 768 - 1)),
         [f"{DOWN3}.weight", "finite"],
         [],
     ),
     "NaN in a norm": (weights(value("model.norm.weight", NAN)), ["model.norm.weight", "finite"], []),
-    "inf in the embedding": (
-        weights(value("model.embed_tokens.weight", INF)),
-        ["model.embed_tokens.weight", "finite"],
-        [],
-    ),
     "beyond F16": (weights(value(f"{DOWN3}.weight", np.float32(1e5))), [f"{DOWN3}.weight"], []),
     "vocabulary beyond the embedding": (added_token(768), ["tokenizer.json", "768", "<|mine|>"], []),
-    "vocabulary far beyond the embedding": (added_token(90_000), ["768", "<|mine|>"], []),
-    "vocab_size is not the embedding's": (
-        keys("model/config.json", vocab_size=1000),
-        ["model.embed_tokens.weight", "1000", "768"],
-        [],
-    ),
     "tokenizer is missing": (without("model/tokenizer.json"), ["model", "tokenizer.json"], []),
-    "tokenizer is damaged": (cut("model/tokenizer.json", 9000), ["tokenizer.json"], []),
     "tokenizer is a list": (content("model/tokenizer.json", b"[]"), ["tokenizer.json"], []),
     "tokenizer splits in its own way": (tokenizer(splitting), ["tokenizer"], []),
-    "tokenizer is of another kind": (
-        tokenizer(lambda spec: spec.update(model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]})),
-        ["tokenizer.json"],
-        [],
-    ),
     "config is missing": (without("model/config.json"), ["model", "config.json"], []),
-    "config is damaged": (cut("model/config.json", 200), ["config.json"], []),
     "config is a list": (content("model/config.json", b"[]"), ["config.json"], []),
-    "config lacks a size": (keys("model/config.json", num_attention_heads=None), ["config.json"], []),
     "a size is a word": (keys("model/config.json", hidden_size="wide"), ["config.json", "hidden_size"], []),
-    "a size is 0": (keys("model/config.json", num_attention_heads=0), ["config.json"], []),
     "heads do not divide": (
         keys("model/config.json", num_key_value_heads=3),
-        ["config.json", "k_proj"],
+        ["config.json", "num_key_value_heads", "3"],
         [],
     ),
     "unknown architecture": (
@@ -450,7 +403,7 @@ def test_checkpoint(edit: Edit, naming: list[str], hinting: list[str], cwd: Path
     refused(fails, cwd, MODEL, naming, hinting)
 
 
-@pytest.mark.parametrize("what", ["NaN in a matrix", "a shard is missing", "vocabulary beyond the embedding"])
+@pytest.mark.parametrize("what", ["NaN in a matrix", "vocabulary beyond the embedding"])
 def test_base_of_an_adapter(what: str, cwd: Path, fails: Fails) -> None:
     """The same faults are named when the checkpoint is an adapter's base, for every output."""
     edit, naming, hinting = CHECKPOINTS[what]
@@ -500,7 +453,7 @@ def test_command(arguments: tuple[str, ...], naming: list[str], hinting: list[st
     fails(*arguments, cwd=cwd, naming=naming, hinting=hinting)
 
 
-@pytest.mark.parametrize("named", ["gone", "/gone/llama", "unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "", None])
+@pytest.mark.parametrize("named", ["gone", "unsloth/Llama-3.2-1B-Instruct-bnb-4bit", None])
 def test_the_adapters_own_name_for_its_base_does_not_do(named: str | None, cwd: Path, fails: Fails) -> None:
     path = cwd / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": named}), "utf-8")
@@ -521,9 +474,7 @@ def test_a_folder_with_neither(cwd: Path, fails: Fails) -> None:
     fails("export", "./empty", "--quant", "q8_0", cwd=cwd, naming=["empty"])
 
 
-@pytest.mark.parametrize(
-    "option", [["--threads", "0"], ["--threads", "-2"], ["--threads", "two"], ["--merged", "f8"], ["--quants", "q8_0"]]
-)
+@pytest.mark.parametrize("option", [["--threads", "0"], ["--merged", "f8"], ["--quants", "q8_0"]])
 def test_usage(option: list[str], cwd: Path, run: Run) -> None:
     before = snapshot(cwd)
     done = run(*MODEL, *option, cwd=cwd)

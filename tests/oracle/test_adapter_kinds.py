@@ -267,12 +267,15 @@ TARGETS: dict[str, dict[str, Any]] = {
     },
     "some layers": {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1, 3]},
     "one layer": {"target_modules": ["q_proj"], "layers_to_transform": 2, "layers_pattern": "layers"},
-    "no such layers": {"target_modules": ["q_proj", "model.layers.0.mlp.up_proj"], "layers_pattern": ["h"]},
+    "no such layers": {
+        "target_modules": ["q_proj", "model.layers.0.mlp.up_proj"],
+        "layers_to_transform": [0],
+        "layers_pattern": ["h"],
+    },
     "all but names": {"target_modules": "all-linear", "exclude_modules": ["up_proj", "1.mlp.down_proj"]},
     "all but a pattern": {"target_modules": ["q_proj", "k_proj"], "exclude_modules": r".*\.[13]\..*"},
     "all but what is saved whole": {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["embed_tokens"]},
 }
-TARGETS["no such layers"]["layers_to_transform"] = [0]
 
 
 @pytest.mark.parametrize("settings", TARGETS.values(), ids=TARGETS.keys())
