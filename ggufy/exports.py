@@ -68,10 +68,12 @@ class Wishes(TypedDict, total=False):
     check_files: bool
 
 
-def check(wish: Wish) -> None:
-    """What can be said against a wish before anything is looked for. Raises ExportError."""
-    if wish.quants:
-        layout.check_quants(wish.quants)
+def check(wish: Wish, room: Run) -> None:
+    """What can be said against a wish before anything is touched. Raises ExportError."""
+    weighed = wish.imatrix or wish.imatrix_data or wish.imatrix_file or room.exists
+    for quant in layout.check_quants(wish.quants) if wish.quants else ():
+        if not weighed and ggml.needs_imatrix(quant):
+            raise ExportError(f"{quant} needs an importance matrix", "give --imatrix-data, or choose another quant")
     if wish.imatrix_file and (wish.imatrix or wish.imatrix_data):
         raise ExportError("--imatrix-file is a finished matrix, and --imatrix computes one", "give one of the two")
 

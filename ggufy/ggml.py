@@ -77,6 +77,14 @@ def ftypes() -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
+def needs_imatrix(quant: str) -> bool:
+    """Whether a file type is of a block type that llama.cpp only quantizes with an importance matrix."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType.__members__.get(quant.upper())
+    return kind is not None and bool(library().ggml_quantize_requires_imatrix(int(kind)))
+
+
 def type_name(number: int) -> str:
     return str(library().ggml_type_name(number).decode()).lower()
 

@@ -108,7 +108,7 @@ def export(
     """
     wanted = exports.Wish(**wish)
     room, find = _subject(what, base, out)
-    exports.check(wanted)
+    exports.check(wanted, room)
     with room.lock():
         return exports.make(find(), wanted)
 
@@ -143,8 +143,8 @@ def plan_export(
     from tempfile import TemporaryDirectory
 
     wanted = exports.Wish(**wish)
-    exports.check(wanted)
-    _, find = _subject(what, base, None)
+    room, find = _subject(what, base, None)
+    exports.check(wanted, room)
     with TemporaryDirectory(prefix="ggufy-") as scratch:
         return exports.plan(find(), wanted, Path(scratch))
 

@@ -44,10 +44,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return kept | own | {"CUDA_VISIBLE_DEVICES": ""}
 
 
-@pytest.fixture(scope="session")
-def run(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
-    """run("recipes", "show", "tiny", cwd=tmp_path) is what a user types in that folder."""
-
+def runner(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
     def run(*args: str, cwd: Path, python: Sequence[str] = (), timeout: float = 180) -> CompletedProcess[str]:
         command = [sys.executable, *python, "-m", "ggufy", *args]
         return subprocess.run(
@@ -55,6 +52,25 @@ def run(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
+    """run("recipes", "show", "tiny", cwd=tmp_path) is what a user types in that folder."""
+    return runner(env)
+
+
+@pytest.fixture(scope="session")
+def light_env(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """As on a machine without it: an export then compares no logits, which takes ten times as long as the rest."""
+    folder = tmp_path_factory.mktemp("without-torch")
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n", "utf-8")
+    return env | {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="session")
+def light_run(light_env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
+    return runner(light_env)
 
 
 @pytest.fixture(scope="session")

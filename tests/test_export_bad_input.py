@@ -221,10 +221,10 @@ def splitting(spec: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("command", [ADAPTER, MODEL], ids=["adapter", "model"])
-def test_without_a_fault_it_works(command: tuple[str, ...], cwd: Path, run: Run) -> None:
+def test_without_a_fault_it_works(command: tuple[str, ...], cwd: Path, light_run: Run) -> None:
     for edit in (adapter(dict), weights(dict), in_two_shards):
         edit(cwd)
-        done = run(*command, cwd=cwd)
+        done = light_run(*command, cwd=cwd)
         assert done.returncode == 0, done.stderr
         shutil.rmtree(cwd / "exports")
 
@@ -422,11 +422,11 @@ def test_a_plan_refuses_them_too(cwd: Path, fails: Fails) -> None:
             path.write_bytes(data)
 
 
-def test_a_file_that_the_index_does_not_name_is_not_the_models(cwd: Path, run: Run) -> None:
+def test_a_file_that_the_index_does_not_name_is_not_the_models(cwd: Path, light_run: Run) -> None:
     """As in Meta's own repositories: the same weights once more, under other names."""
     in_two_shards(cwd)
     write(cwd / "model/consolidated.safetensors", {"layers.0.attention.wq.weight": zeros(256, 256, dtype="BF16")})
-    done = run(*MODEL, cwd=cwd)
+    done = light_run(*MODEL, cwd=cwd)
     assert done.returncode == 0, done.stderr
 
 
@@ -475,9 +475,9 @@ def test_a_folder_with_neither(cwd: Path, fails: Fails) -> None:
 
 
 @pytest.mark.parametrize("option", [["--threads", "0"], ["--merged", "f8"], ["--quants", "q8_0"]])
-def test_usage(option: list[str], cwd: Path, run: Run) -> None:
+def test_usage(option: list[str], cwd: Path, light_run: Run) -> None:
     before = snapshot(cwd)
-    done = run(*MODEL, *option, cwd=cwd)
+    done = light_run(*MODEL, *option, cwd=cwd)
     assert done.returncode == 2
     assert option[0] in done.stderr
     assert "Traceback" not in done.stderr
@@ -522,18 +522,18 @@ def test_out_may_not_be_written(exists: bool, cwd: Path, fails: Fails) -> None:
 # What is there already
 
 
-def test_a_run_does_not_write_over_what_is_not_its_own(quick: Path, fails: Fails, run: Run) -> None:
+def test_a_run_does_not_write_over_what_is_not_its_own(quick: Path, fails: Fails, light_run: Run) -> None:
     mine = quick / "runs/quick/export/quick-q4_k_m.gguf"
     mine.write_bytes(b"mine")
     command = ("export", "quick", "--quant", "f16", "--quant", "q4_k_m")
     fails(*command, cwd=quick, naming=["quick-q4_k_m.gguf"], hinting=["--force"])
-    done = run(*command, "--force", cwd=quick)
+    done = light_run(*command, "--force", cwd=quick)
     assert done.returncode == 0, done.stderr
     assert mine.read_bytes()[:4] == b"GGUF"
-    assert run("verify", "quick", cwd=quick).returncode == 0
+    assert light_run("verify", "quick", cwd=quick).returncode == 0
 
 
-def test_a_merged_folder_of_someone_else(cwd: Path, fails: Fails, run: Run) -> None:
+def test_a_merged_folder_of_someone_else(cwd: Path, fails: Fails, light_run: Run) -> None:
     """Refused before the GGUF beside it is made; replaced as a whole with --force."""
     mine = cwd / "out/adapter-merged"
     mine.mkdir(parents=True)
@@ -541,7 +541,7 @@ def test_a_merged_folder_of_someone_else(cwd: Path, fails: Fails, run: Run) -> N
     (mine / "notes.txt").write_text("mine")
     command = (*ADAPTER, "--merged", "--out", "out")
     refused(fails, cwd, command, ["adapter-merged"], ["--force"])
-    done = run(*command, "--force", cwd=cwd)
+    done = light_run(*command, "--force", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert (mine / "model.safetensors").stat().st_size > 1_000_000
     assert not (cwd / "out/partial").exists()
@@ -560,13 +560,13 @@ def test_a_folder_under_the_files_name(cwd: Path, fails: Fails) -> None:
     refused(fails, cwd, (*MODEL, "--out", "out"), ["model-q8_0.gguf"])
 
 
-def test_a_link_under_the_files_name(cwd: Path, fails: Fails, run: Run) -> None:
+def test_a_link_under_the_files_name(cwd: Path, fails: Fails, light_run: Run) -> None:
     """With --force the link is replaced; what it points to is someone else's and stays."""
     (cwd / "out").mkdir()
     (cwd / "theirs.gguf").write_bytes(b"theirs")
     (cwd / "out/model-q8_0.gguf").symlink_to(cwd / "theirs.gguf")
     refused(fails, cwd, (*MODEL, "--out", "out"), ["model-q8_0.gguf"], ["--force"])
-    done = run(*MODEL, "--out", "out", "--force", cwd=cwd)
+    done = light_run(*MODEL, "--out", "out", "--force", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert (cwd / "theirs.gguf").read_bytes() == b"theirs"
     assert (cwd / "out/model-q8_0.gguf").read_bytes()[:4] == b"GGUF"
@@ -579,9 +579,9 @@ def test_a_broken_link_under_the_files_name(cwd: Path, fails: Fails) -> None:
     assert (cwd / "out/model-q8_0.gguf").is_symlink()
 
 
-def test_a_failed_export_leaves_the_one_before(cwd: Path, fails: Fails, run: Run) -> None:
+def test_a_failed_export_leaves_the_one_before(cwd: Path, fails: Fails, light_run: Run) -> None:
     """A base gone bad after a good export: refused, and the good files stay and still verify."""
-    assert run(*ADAPTER, "--out", "out", cwd=cwd).returncode == 0
+    assert light_run(*ADAPTER, "--out", "out", cwd=cwd).returncode == 0
     CHECKPOINTS["NaN in a matrix"][0](cwd)
     refused(fails, cwd, (*ADAPTER, "--quant", "q4_k_m", "--out", "out"), [f"{DOWN3}.weight", "finite"], [])
-    assert run("verify", "out/adapter-q8_0.gguf", cwd=cwd).returncode == 0
+    assert light_run("verify", "out/adapter-q8_0.gguf", cwd=cwd).returncode == 0

@@ -173,12 +173,12 @@ def quickest() -> list[float]:
 
 @pytest.fixture(scope="module")
 def folder_exported(
-    bigger: Path, run: Run, quickest: list[float], tmp_path_factory: pytest.TempPathFactory
+    bigger: Path, light_run: Run, quickest: list[float], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What the undisturbed export leaves."""
     folder = Path(shutil.copytree(bigger, tmp_path_factory.mktemp("undisturbed") / "here"))
     begun = time.monotonic()
-    done = run(*FOLDER, cwd=folder)
+    done = light_run(*FOLDER, cwd=folder)
     assert done.returncode == 0, done.stderr
     quickest[0] = time.monotonic() - begun
     held = tidy(folder)
@@ -192,8 +192,8 @@ def test_killed_at_a_random_moment(
     bigger: Path,
     folder_exported: dict[str, Any],
     quickest: list[float],
-    env: dict[str, str],
-    run: Run,
+    light_env: dict[str, str],
+    light_run: Run,
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "here"
@@ -206,7 +206,7 @@ def test_killed_at_a_random_moment(
         process = subprocess.Popen(
             [sys.executable, "-m", "ggufy", *FOLDER],
             cwd=folder,
-            env=env,
+            env=light_env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -218,7 +218,7 @@ def test_killed_at_a_random_moment(
             process.kill()
         killed = process.wait() == -signal.SIGKILL
     no_partial_file(folder, folder_exported, before)
-    done = run(*FOLDER, cwd=folder)
+    done = light_run(*FOLDER, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert tidy(folder) == folder_exported
 
@@ -227,21 +227,21 @@ def test_killed_at_a_random_moment(
 
 
 @pytest.fixture(scope="module")
-def run_exported(quick_made: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def run_exported(quick_made: Path, light_run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = Path(shutil.copytree(quick_made, tmp_path_factory.mktemp("undisturbed") / "here"))
-    done = run(*RUN, cwd=folder)
+    done = light_run(*RUN, cwd=folder)
     assert done.returncode == 0, done.stderr
     return tidy(folder)
 
 
 def steps(step: str) -> list[int]:
-    """All of them; of the many writes, some."""
-    return [1, 2, 3, 8, 21, 55] if step == "write" else list(range(1, 100))
+    """All of them; of the many writes and opened files, some."""
+    return [1, 2, 3, 8, 21, 55] if step == "write" else list(range(1, 100, 2 if step == "open" else 1))
 
 
 @pytest.mark.parametrize("step", ["folder", "open", "write", "rename", "remove"])
 def test_killed_at_each_step(
-    step: str, quick_made: Path, run_exported: dict[str, Any], env: dict[str, str], run: Run, tmp_path: Path
+    step: str, quick_made: Path, run_exported: dict[str, Any], light_env: dict[str, str], light_run: Run, tmp_path: Path
 ) -> None:
     folder = tmp_path / "here"
     kills = 0
@@ -253,7 +253,7 @@ def test_killed_at_each_step(
         killed = subprocess.run(
             [sys.executable, "-c", KILLED_AT, step, str(number), *RUN],
             cwd=folder,
-            env=env,
+            env=light_env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -266,7 +266,7 @@ def test_killed_at_each_step(
             break
         kills += 1
         no_partial_file(folder, undisturbed, before)
-        done = run(*RUN, cwd=folder)
+        done = light_run(*RUN, cwd=folder)
         assert done.returncode == 0, f"{where}: {done.stderr}"
         assert tidy(folder) == undisturbed, where
     assert kills >= 3, f"{step}: no such step was seen"

@@ -16,6 +16,11 @@ from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
 
 
+def size(adapter: Adapter) -> int:
+    """Bytes of the file, from above: the pairs in float32, and room for the header."""
+    return sum(int(pair.a.nbytes + pair.b.nbytes) + 1024 for pair in adapter.pairs.values()) + 65536
+
+
 def write(path: Path, adapter: Adapter, planned: Sequence[Planned], general: dict[str, str]) -> None:
     """Write the pairs in float32. Raises ExportError for adapters that a GGUF of this kind cannot hold."""
     import gguf

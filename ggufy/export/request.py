@@ -41,7 +41,7 @@ class Plan(Protocol):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes by output, and of what lies on the disk meanwhile. The adapter's own small GGUF is not counted."""
+        """Bytes by output, and of what lies on the disk meanwhile. The adapter's own GGUF is an estimate from above."""
 
     def describe(self, threads: int) -> list[str]:
         """The plan for people."""

@@ -79,7 +79,10 @@ class OnePass:
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {name: sink.size for name, sink in self.sinks.items()}
+        sizes = {name: sink.size for name, sink in self.sinks.items()}
+        if ADAPTER in self.request.outputs:
+            sizes[ADAPTER] = adapter_gguf.size(self.adapter)
+        return sizes
 
     def write(self, threads: int) -> None:
         if place := self.request.outputs.get(ADAPTER):

@@ -1,0 +1,218 @@
+"""A file is compared with the training model itself: what says something else never gets its final name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM
+
+from ggufy import ggml, pipeline, subject
+from ggufy.base import shaped
+from ggufy.errors import Unverified
+from ggufy.export import imatrix, reference, stage
+from ggufy.export.reference import Reference
+from ggufy.export.verify import verify
+from ggufy.llama3 import Shape
+from tests.oracle.converter import export
+from tests.oracle.test_export_bytes import MODULES, make_adapter
+
+Run = Callable[..., CompletedProcess[str]]
+RNG = np.random.default_rng(11)
+OWN = [[736, *RNG.integers(0, 700, length).tolist()] for length in (20, 60)]
+WEIGHTS = "its weights are not those of the training model"
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    make_adapter(base, LoraConfig(r=8, lora_alpha=16, target_modules=MODULES), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(base: Path, adapter: Path) -> Reference:
+    return reference.of(base, adapter, OWN)
+
+
+@pytest.fixture(scope="module")
+def made(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    export(base, adapter, {name: folder / f"{name}.gguf" for name in ("f32", "f16", "bf16", "q8_0", "q4_k_m", "q2_k")})
+    imatrix.compute(folder / "f16.gguf", OWN, "own", folder / "matrix", 2)
+    matrix = imatrix.read(folder / "matrix")
+    export(base, adapter, {name: folder / f"{name}.gguf" for name in ("iq1_s", "iq2_xxs")}, imatrix=matrix)
+    return folder
+
+
+def test_the_reference_is_peft_in_float32(base: Path, adapter: Path, expected: Reference) -> None:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    merged = model.merge_and_unload().eval()
+    assert [list(text) for text in expected.texts[:2]] == OWN
+    assert len(expected.texts) == 3
+    with torch.inference_mode():
+        for text, logits in zip(expected.texts, expected.logits, strict=True):
+            theirs = merged(torch.tensor([list(text)])).logits[0].numpy()
+            np.testing.assert_allclose(logits, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_a_correct_file_passes_and_states_its_figures(made: Path, base: Path, expected: Reference) -> None:
+    positions = sum(len(text) for text in expected.texts)
+    near = {}
+    for path in made.glob("*.gguf"):
+        found = verify(path, base, 2, expected)
+        assert found.closeness is not None
+        assert found.closeness.positions == positions
+        near[path.stem] = found.closeness
+        figures = r"logits off by \S+%, \S+% same top token, KL \S+ over " + f"{positions} positions"
+        assert re.search(f"against the training model: {figures}$", found.text())
+    assert near["f32"].relative < 2e-3
+    assert near["f16"].relative < 2e-3
+    assert near["bf16"].relative < 2e-2
+    order = [near[name].divergence for name in ("f16", "q8_0", "q4_k_m", "q2_k", "iq1_s")]
+    assert order == sorted(order)
+    assert near["f16"].agreement > 0.98
+    assert -1e-9 < near["f16"].divergence < 1e-4
+
+
+@pytest.mark.parametrize("quant", ["f16", "bf16", "f32"])
+def test_weights_without_the_adapter(quant: str, base: Path, expected: Reference, tmp_path: Path) -> None:
+    """An adapter that was silently lost is the worst that can happen to an export."""
+    export(base, None, {quant: tmp_path / "x.gguf"})
+    with pytest.raises(Unverified, match=WEIGHTS):
+        verify(tmp_path / "x.gguf", base, 2, expected)
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "q2_k"])
+def test_weights_of_another_model(quant: str, base: Path, expected: Reference, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    vocab = json.loads((base / "config.json").read_text())["vocab_size"]
+    shaped.write_model(other, Shape(layers=4, hidden=256, heads=8, kv_heads=2, head_dim=32, ffn=768, vocab=vocab))
+    export(other, None, {quant: tmp_path / "x.gguf"})
+    with pytest.raises(Unverified, match=WEIGHTS):
+        verify(tmp_path / "x.gguf", base, 2, expected)
+
+
+def edited(source: Path, target: Path, tensor: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A copy with other, still valid, 16-bit values in one tensor."""
+    slot = next(slot for slot in ggml.read_gguf(source).tensors if slot.name == tensor)
+    data = bytearray(source.read_bytes())
+    values = np.frombuffer(data, np.float16, slot.size // 2, slot.offset).copy()
+    data[slot.offset : slot.offset + slot.size] = change(values).astype(np.float16).tobytes()
+    target.write_bytes(data)
+    return target
+
+
+CHANGES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "zeros": ("blk.2.ffn_up.weight", np.zeros_like),
+    "rows not permuted": ("blk.1.attn_q.weight", lambda values: np.roll(values.reshape(256, 256), 1, 0).reshape(-1)),
+    "another sign": ("blk.0.attn_v.weight", np.negative),
+    "another scale": ("blk.3.ffn_down.weight", lambda values: values * np.float16(1.1)),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_one_wrong_tensor(kind: str, made: Path, base: Path, expected: Reference, tmp_path: Path) -> None:
+    path = edited(made / "f16.gguf", tmp_path / "x.gguf", *CHANGES[kind])
+    assert verify(path, base, 2).tensors == 39
+    with pytest.raises(Unverified, match=WEIGHTS):
+        verify(path, base, 2, expected)
+
+
+def test_logits_that_are_no_numbers(made: Path, base: Path, expected: Reference) -> None:
+    broken = Reference(expected.texts, [np.full_like(logits, np.nan) for logits in expected.logits])
+    for quant in ("f16", "q4_k_m"):
+        with pytest.raises(Unverified, match=WEIGHTS):
+            verify(made / f"{quant}.gguf", base, 2, broken)
+
+
+def test_the_cause_is_named_before_the_weights(made: Path, base: Path, expected: Reference, tmp_path: Path) -> None:
+    """A wrong template or tokenizer says so, and not that the weights are wrong."""
+    other = Path(shutil.copytree(base, tmp_path / "template"))
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    config["chat_template"] += " "
+    (other / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(Unverified, match="its chat template is not the base's"):
+        verify(made / "f16.gguf", other, 2, expected)
+    other = Path(shutil.copytree(base, tmp_path / "tokenizer"))
+    spec = json.loads((other / "tokenizer.json").read_text())
+    vocab = spec["model"]["vocab"]
+    vocab["e"], vocab["t"] = vocab["t"], vocab["e"]
+    (other / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(Unverified, match="differently from the base's tokenizer"):
+        verify(made / "f16.gguf", other, 2, expected)
+
+
+def test_a_wrong_file_stays_under_partial(quick: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that writes one matrix wrong, through the whole of `export`."""
+    monkeypatch.chdir(quick)
+    whole = stage.export
+
+    def wrong(request: stage.Request, threads: int | None = None) -> None:
+        whole(request, threads)
+        place = request.outputs["f16"]
+        edited(place, place, "blk.1.attn_output.weight", np.negative)
+
+    monkeypatch.setattr(stage, "export", wrong)
+    found = subject.of_run(pipeline.run.find("quick"))
+    monkeypatch.setattr(pipeline.subject, "of_run", lambda this: subject.Subject(**{**vars(found), "room": this}))
+    with pytest.raises(Unverified, match=WEIGHTS):
+        pipeline.export("quick", quants=["f16"])
+    assert base.is_dir()
+    assert not (quick / "runs/quick/export/quick-f16.gguf").exists()
+    assert len(list((quick / "runs/quick/partial").rglob("quick-f16.gguf"))) == 1
+    monkeypatch.setattr(stage, "export", whole)
+    made = pipeline.export("quick", quants=["f16"])
+    assert made["f16"].path.is_file()
+    assert not (quick / "runs/quick/partial").exists()
+
+
+def test_the_command_states_the_figures(quick: Path, run: Run) -> None:
+    done = run("export", "quick", "--quant", "f16", cwd=quick)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"verified quick-f16\.gguf: .*; against the training model: logits off by 0\.\d+%", done.stderr)
+
+
+# As on a machine with only the light core: these packages are not there.
+LIGHT = """
+import importlib.util, sys
+there = importlib.util.find_spec
+gone = ("torch", "transformers", "peft", "datasets", "pyarrow", "trl", "bitsandbytes", "accelerate", "safetensors")
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in gone:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Gone())
+importlib.util.find_spec = lambda name, package=None: None if name.partition(".")[0] in gone else there(name, package)
+sys.argv = ["ggufy", *sys.argv[1:]]
+from ggufy.cli import entry
+sys.exit(entry())
+"""
+
+
+def light(env: dict[str, str], cwd: Path, *args: str) -> CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", LIGHT, *args], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_without_torch(quick: Path, env: dict[str, str]) -> None:
+    """A checkpoint and a run alike are exported and verified, and it is said what was not compared."""
+    (quick / "mine").symlink_to(quick / "runs/quick/adapter")
+    for what in ("quick", "mine"):
+        done = light(env, quick, "export", what, "--quant", "f16")
+        assert done.returncode == 0, done.stderr
+        said = "logits are not compared with the training model: torch is not installed"
+        assert done.stderr.count(said) == 1
+        assert "15 probe texts tokenized as the base does" in done.stderr
+        assert "logits off" not in done.stderr
+    done = light(env, quick, "verify", "quick")
+    assert done.returncode == 0, done.stderr
