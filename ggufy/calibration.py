@@ -57,7 +57,10 @@ def texts(this: Subject, file: Path | None, budget: int) -> Texts:
 
 
 def probes(this: Subject) -> list[list[int]]:
-    """A few of a run's own conversations, cut short, to compare a file with the training model on."""
+    """A few of a run's own conversations, cut short, to compare a file with the training model on.
+
+    Raises MissingExtra where the training data cannot be read.
+    """
     data = this.room.valid("data") if this.folder else None
     if data is None:
         return []
@@ -116,18 +119,28 @@ def _chunks(file: Path, base: Path, budget: int) -> list[list[int]]:
     """A text in chunks of 512 tokens, each begun with the BOS where there is one, as llama.cpp's tool does."""
     from tokenizers import Tokenizer
 
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ExportError(f"{file.as_posix()}: not UTF-8 text: {error.reason}", "save the file as UTF-8") from None
     tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a").ids
     bos = whole[0] if whole and whole[: len(plain)] != plain else None
     # Marks such as <|eot_id|> in a text are text.
     tokenizer.encode_special_tokens = True
-    ids = list(tokenizer.encode(text, add_special_tokens=False).ids)
+    ids: list[int] = []
+    for piece in _pieces(file):
+        ids += tokenizer.encode(piece, add_special_tokens=False).ids
+        if len(ids) > budget + _CHUNK:
+            break
     ids = ids if bos is None else [bos, *ids]
     full = len(ids) // _CHUNK or 1
     chunks = [ids[n * _CHUNK : (n + 1) * _CHUNK] for n in range(min(full, max(1, budget // _CHUNK)))]
     return chunks if bos is None else [[bos, *chunk[1:]] for chunk in chunks]
+
+
+def _pieces(file: Path) -> Iterator[str]:
+    """A text in pieces of about a megabyte that end with a line, so that a large file costs no more than is used."""
+    try:
+        with file.open(encoding="utf-8") as opened:
+            while piece := opened.read(1 << 20):
+                yield piece + opened.readline()
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{file.as_posix()}: not UTF-8 text: {error.reason}", "save the file as UTF-8") from None

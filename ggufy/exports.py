@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 
 from ggufy import calibration, digest, ggml, recipe
 from ggufy.calibration import Texts
 from ggufy.errors import ChatError, ExportError
-from ggufy.export import imatrix, layout, modelfile, reference, stage
+from ggufy.export import foreign, imatrix, layout, modelfile, reference, stage
 from ggufy.export import verify as verifying
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.request import ADAPTER, MERGED, Request
@@ -93,6 +94,7 @@ def plan(this: Subject, wish: Wish, scratch: Path) -> list[str]:
     ready = stage.plan(request, scratch, weighed=weighed)
     lines = ready.describe(wish.threads or stage.cores())
     if weighed:
+        calibration.texts(this, wish.imatrix_data, wish.imatrix_tokens)
         lines.append(f"and before it an importance matrix from about {wish.imatrix_tokens:,} tokens, on an f16 file")
     return lines
 
@@ -104,6 +106,8 @@ class _Export:
         self.this, self.wish = this, wish
         self.threads = wish.threads or stage.cores()
         self.inputs = {**this.inputs, "llama_cpp": metadata.version("llama-cpp-python")}
+        if foreign.is_foreign(this.base.path):
+            self.inputs["converter"] = foreign.fingerprint()
         self.quants = _wanted_quants(this, wish)
         self.matrix: Imatrix | None = None
         self.reference: reference.Reference | None = None
@@ -114,6 +118,7 @@ class _Export:
         if self.wish.imatrix_file:
             self.matrix, weighed = imatrix.read(self.wish.imatrix_file), digest.of_file(self.wish.imatrix_file)
         elif _wants_imatrix(self.this, self.wish):
+            self._refuse_early()
             if "f16" in self.quants and not self.wish.split_max_size:
                 # It is needed now, so it is made now.
                 made |= self._make({self._file("f16"): {**self.inputs, "quant": "f16"}})
@@ -132,6 +137,17 @@ class _Export:
         for quant, tag in tags.items():
             _create_in_ollama(tag, made[f"{quant} Modelfile"].path)
         return made
+
+    def _refuse_early(self) -> None:
+        """What would be refused after the importance matrix is refused before it, which takes minutes."""
+        this, room = self.this, self.this.room.path
+        outputs = {name: room / name for name in (*self.quants, *self.wish.extras)}
+        request = Request(this.base.path, this.adapter, outputs, this.notes, None, self.wish.split_max_size)
+        with TemporaryDirectory(prefix="ggufy-") as scratch:
+            sizes = stage.plan(request, Path(scratch), weighed=True).sizes
+        there = [self._file(name) for name in outputs if self.this.room.valid(self._file(name))]
+        if not there:
+            stage.check_space(room, sizes)
 
     def _make(self, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Artifact]:
         def build(places: dict[str, Path]) -> None:
@@ -154,19 +170,20 @@ class _Export:
 
     def _verify(self, path: Path) -> verifying.Verified:
         if self.reference is None:
-            self.reference = reference.of(self.this.base.path, self.this.adapter, calibration.probes(self.this))
+            self.reference = reference.of(self.this.base.path, self.this.adapter, lambda: calibration.probes(self.this))
         return verifying.verify(path, self.this.base.path, self.threads, self.reference)
 
     def _make_imatrix(self) -> dict[str, Artifact]:
         texts = calibration.texts(self.this, self.wish.imatrix_data, self.wish.imatrix_tokens)
         output = self._file("imatrix")
-        inputs = {**self.inputs, "texts": texts.fingerprint, "tokens": self.wish.imatrix_tokens}
+        inputs = {**self.inputs, "texts": [texts.name, texts.fingerprint], "tokens": self.wish.imatrix_tokens}
         made = self.this.room.make(
             {output: inputs}, lambda places: self._compute(texts, places[output]), force=self.wish.force
         )
         return {"imatrix": made[output]}
 
     def _compute(self, texts: Texts, out: Path) -> None:
+        tokens = texts.tokens()
         there = self.this.room.valid(self._file("f16", split=False), {**self.inputs, "quant": "f16"})
         model = there.path if there else out.with_name("model-f16.gguf")
         try:
@@ -175,7 +192,7 @@ class _Export:
                 stage.export(
                     Request(self.this.base.path, self.this.adapter, {"f16": model}, self.this.notes), self.threads
                 )
-            imatrix.compute(model, texts.tokens(), texts.name, out, self.threads)
+            imatrix.compute(model, tokens, texts.name, out, self.threads)
         finally:
             if not there:
                 model.unlink(missing_ok=True)
@@ -228,16 +245,18 @@ def _wanted_quants(this: Subject, wish: Wish) -> list[str]:
 def _wants_imatrix(this: Subject, wish: Wish) -> bool:
     if wish.imatrix or wish.imatrix_data:
         return True
-    return bool(this.folder) and recipe.from_values(this.room.frozen["recipe"]).export.imatrix
+    # A recipe's wish is for the quants that it can be of use to.
+    weighed = [quant for quant in _wanted_quants(this, wish) if quant not in _PLAIN]
+    return bool(this.folder and weighed) and recipe.from_values(this.room.frozen["recipe"]).export.imatrix
 
 
 def models(this: Run) -> dict[str, str]:
     """The GGUF models among a run's outputs, oldest first: output -> quant."""
     found = {}
     for output in this.stamped("export/"):
-        quant = output.removesuffix(".gguf").rpartition("-")[2]
-        if quant in ggml.ftypes():
-            found[output] = quant
+        inputs = (this.stamp(output) or {}).get("inputs") or {}
+        if inputs.get("quant") in ggml.ftypes() and "modelfile" not in inputs:
+            found[output] = str(inputs["quant"])
     return found
 
 

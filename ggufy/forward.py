@@ -79,14 +79,27 @@ class Forward:
         number = int(self._library.llama_vocab_bos(self.vocab))
         return number if number >= 0 else None
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """The tokens of a text, without a BOS; with `special`, marks such as <|eot_id|> are read as their tokens."""
+    @property
+    def eos(self) -> int:
+        return int(self._library.llama_vocab_eos(self.vocab))
+
+    def ends_turn(self, token: int) -> bool:
+        """Whether generation stops after a token."""
+        return bool(self._library.llama_vocab_is_eog(self.vocab, token))
+
+    def tokenize(self, text: str, *, special: bool, ends: bool = False) -> list[int]:
+        """The tokens of a text. With `special`, marks such as <|eot_id|> are read as their tokens.
+
+        With `ends`, the BOS and EOS that the vocabulary puts around a text are there.
+        """
         raw = text.encode()
         room = len(raw) + 8
         ids = (ctypes.c_int32 * room)()
-        count = self._library.llama_tokenize(self.vocab, raw, len(raw), ids, room, False, special)
+        count = self._library.llama_tokenize(self.vocab, raw, len(raw), ids, room, ends, special)
         if count < 0:
-            raise ModelError(f"{self.path.as_posix()}: llama.cpp cannot tokenize a text of {len(raw):,} bytes")
+            raise ModelError(
+                f"{self.path.as_posix()}: llama.cpp cannot tokenize a text of {len(raw):,} bytes", "export it again"
+            )
         return list(ids[:count])
 
     def logits(self, tokens: Sequence[int]) -> Iterator[Any]:

@@ -48,6 +48,10 @@ def library() -> Any:
         "gguf_find_key": (i64, [c, ctypes.c_char_p]),
         "gguf_get_kv_type": (i32, [c, i64]),
         "gguf_get_val_str": (ctypes.c_char_p, [c, i64]),
+        "gguf_get_val_u32": (ctypes.c_uint32, [c, i64]),
+        "gguf_get_arr_type": (i32, [c, i64]),
+        "gguf_get_arr_n": (size, [c, i64]),
+        "gguf_get_arr_str": (ctypes.c_char_p, [c, i64, size]),
         "ggml_quantize_requires_imatrix": (ctypes.c_bool, [i32]),
         "ggml_op_name": (ctypes.c_char_p, [i32]),
         "ggml_backend_buffer_is_host": (ctypes.c_bool, [c]),
@@ -202,13 +206,20 @@ class GgufFile:
     data_offset: int
     tensors: tuple[GgufTensor, ...]
     texts: Mapping[str, str]
+    lists: Mapping[str, list[str]]
+    numbers: Mapping[str, int]
 
 
-_STRING = 8
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 
 
-def read_gguf(path: Path, texts: tuple[str, ...] = ()) -> GgufFile:
-    """Read and check a GGUF's header with llama.cpp's reader. Raises ModelError where it is none, or is truncated."""
+def read_gguf(
+    path: Path, texts: tuple[str, ...] = (), lists: tuple[str, ...] = (), numbers: tuple[str, ...] = ()
+) -> GgufFile:
+    """Read and check a GGUF's header with llama.cpp's reader: its tensors, and the values of these keys that it has.
+
+    `lists` are of texts, `numbers` 32-bit. Raises ModelError where it is none, or is truncated.
+    """
     where, hint = path.as_posix(), "download or export it again"
     with path.open("rb") as file:
         magic = file.read(4)
@@ -236,13 +247,30 @@ def read_gguf(path: Path, texts: tuple[str, ...] = ()) -> GgufFile:
             number = lib.gguf_find_key(context, key.encode())
             if number >= 0 and lib.gguf_get_kv_type(context, number) == _STRING:
                 values[key] = lib.gguf_get_val_str(context, number).decode("utf-8", "replace")
+        arrays = {}
+        for key in lists:
+            number = lib.gguf_find_key(context, key.encode())
+            if (
+                number >= 0
+                and lib.gguf_get_kv_type(context, number) == _ARRAY
+                and lib.gguf_get_arr_type(context, number) == _STRING
+            ):
+                count = lib.gguf_get_arr_n(context, number)
+                arrays[key] = [
+                    lib.gguf_get_arr_str(context, number, n).decode("utf-8", "replace") for n in range(count)
+                ]
+        counts = {}
+        for key in numbers:
+            number = lib.gguf_find_key(context, key.encode())
+            if number >= 0 and lib.gguf_get_kv_type(context, number) == _UINT32:
+                counts[key] = int(lib.gguf_get_val_u32(context, number))
     finally:
         lib.gguf_free(context)
     size = path.stat().st_size
     end = max((tensor.offset + tensor.size for tensor in tensors), default=start)
     if end > size:
         raise ModelError(f"{where} is truncated: {size:,} bytes of {end:,}", hint)
-    return GgufFile(path, start, tensors, values)
+    return GgufFile(path, start, tensors, values, arrays, counts)
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def verify(what: str | os.PathLike[str] | None = None, *, threads: int | None = 
             raise Unverified(f"{problem} since it was made", f"the command that made {path.as_posix()} mends it")
         yield f"{path.as_posix()}: as it was made"
     found = subject.of_run(this)
-    same = reference.of(found.base.path, found.adapter, calibration.probes(found))
+    same = reference.of(found.base.path, found.adapter, lambda: calibration.probes(found))
     for output in exports.models(this):
         yield verifying.verify(this.path / output, found.base.path, cores, same).text()
 

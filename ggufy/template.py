@@ -43,12 +43,14 @@ class ChatTemplate:
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:
         """The template of a model folder: chat_template.jinja, else the one in tokenizer_config.json."""
+        return cls(text_of(folder), cls.specials(folder), folder.as_posix())
+
+    @staticmethod
+    def specials(folder: Path) -> dict[str, str]:
+        """The special tokens that a model folder names: {"bos_token": "<|begin_of_text|>", ...}."""
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        special = {}
-        for key, value in config.items():
-            if key.endswith("_token") and value:
-                special[key] = value["content"] if isinstance(value, dict) else str(value)
-        return cls(text_of(folder), special, folder.as_posix())
+        named = {key: value for key, value in config.items() if key.endswith("_token") and value}
+        return {key: value["content"] if isinstance(value, dict) else str(value) for key, value in named.items()}
 
     def render(self, messages: Sequence[Message], day: date, *, generate: bool = False) -> str:
         """The text of a conversation on a day; with `generate`, up to where the assistant begins to speak."""

@@ -19,6 +19,8 @@ from ggufy.export.request import ADAPTER, Request, merged_sinks
 from ggufy.export.sinks import MergedSink
 from ggufy.weights import FOUR_BIT, Checkpoint
 
+_SCRATCH = "a merged copy, removed again"
+
 
 @dataclass(frozen=True)
 class Detour:
@@ -50,7 +52,8 @@ class Detour:
         quants = {name: self.request.outputs[name] for name in self.request.quants}
         if not quants:
             return
-        folder = next(iter(self.sinks.values())).folder if self.changed else self.request.base
+        merged = self.sinks.get("merged") or self.sinks.get(_SCRATCH)
+        folder = merged.folder if merged and self.changed else self.request.base
         try:
             foreign.write(folder, quants, self.request.general, self.scratch, threads, self.request.imatrix)
         finally:
@@ -79,6 +82,7 @@ def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path)
         )
     sinks = merged_sinks(request, planned)
     changed = bool(adapter.pairs or adapter.whole) or any(t.dtype == FOUR_BIT for t in weights.tensors.values())
-    if request.quants and changed and not sinks:
-        sinks["merged, removed again"] = MergedSink(scratch / "merged", request.base, planned, "F16")
+    # Always from F16, whatever else is asked for: the bytes of a quant may not depend on it.
+    if request.quants and changed and "merged" not in sinks:
+        sinks[_SCRATCH] = MergedSink(scratch / "merged", request.base, planned, "F16")
     return Detour(request, planned, sinks, weights, adapter, scratch, changed)

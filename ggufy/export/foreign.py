@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ggufy import ggml
+from ggufy import digest, ggml
 from ggufy.errors import ExportError, ModelError
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.llama import ARCHITECTURES, Planned
@@ -72,6 +72,13 @@ def converter() -> Path:
             "in a source checkout run `make vendor`, or set GGUFY_LLAMA_CPP to a folder with llama.cpp's sources",
         )
     return script
+
+
+def fingerprint() -> str:
+    """What the converter is: another llama.cpp may write another file."""
+    script = converter()
+    sources = [script, *sorted((script.parent / "conversion").glob("*.py"))]
+    return digest.of_values([digest.of_file(path) for path in sources])
 
 
 def check(folder: Path) -> None:
@@ -173,6 +180,8 @@ def write(
         made = scratch / f"converted-{kind}.gguf"
         try:
             _convert(script, folder, made, kind, general.get("name"), threads)
+            if imatrix:
+                _check_imatrix(imatrix, made)
             for quant in quants:
                 log.info("writing %s", quant)
                 matrix = None if quant == kind else imatrix
@@ -190,6 +199,19 @@ def write(
                     raise ExportError(f"{quant}: {error.message}", error.hint) from None
         finally:
             made.unlink(missing_ok=True)
+
+
+def _check_imatrix(imatrix: Imatrix, made: Path) -> None:
+    """Refuse a matrix of another model. Column counts are llama.cpp's to check."""
+    have = {tensor.name: tensor.type for tensor in ggml.read_gguf(made).tensors if tensor.name.startswith("blk.")}
+    extra = [name for name in imatrix.means if name.startswith("blk.") and name not in have]
+    missing = [name for name, kind in have.items() if kind == ggml.F16 and name not in imatrix.means]
+    for names, said in ((extra, "is of {}, which this model has not"), (missing, "has no entry for {}")):
+        if names:
+            raise ExportError(
+                f"{imatrix.file}: the importance matrix {said.format(names[0])}",
+                "use the matrix of this very model, or let --imatrix compute one",
+            )
 
 
 def _convert(script: Path, folder: Path, out: Path, kind: str, name: str | None, threads: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufy import progress
+from ggufy import ggml, progress
 from ggufy.errors import ExportError, ModelError
 from ggufy.export.llama import Planned
 from ggufy.forward import Forward
@@ -22,6 +22,8 @@ CHUNK = 512
 """Tokens of a chunk, in which llama.cpp counts."""
 FEWEST = 16
 """Texts of fewer tokens are not counted, as in llama.cpp's tool."""
+_DATASETS, _CHUNKS = "imatrix.datasets", "imatrix.chunk_count"
+_HUGE = 1e15
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
@@ -62,13 +64,18 @@ class Imatrix:
     @property
     def notes(self) -> dict[str, str | int]:
         """The keys that llama.cpp's quantize tool adds to a file made with an importance matrix."""
-        notes: dict[str, str | int] = {"quantize.imatrix.file": self.file}
+        notes: dict[str, str | int] = {"quantize.imatrix.file": _short(self.file)}
         if self.dataset:
-            notes["quantize.imatrix.dataset"] = self.dataset
+            notes["quantize.imatrix.dataset"] = _short(self.dataset)
         notes["quantize.imatrix.entries_count"] = len(self.means)
         if self.chunks:
             notes["quantize.imatrix.chunks_count"] = self.chunks
         return notes
+
+
+def _short(text: str) -> str:
+    """At most the 127 bytes that llama.cpp takes."""
+    return text.encode()[:127].decode("utf-8", "ignore")
 
 
 _OTHER = "use the matrix of this very model, or let --imatrix compute one"
@@ -127,12 +134,12 @@ def _write(out: Path, sums: dict[str, Any], counts: dict[str, int], dataset: str
 
     writer = Writer(path=None, arch="imatrix")
     writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", [dataset])
-    writer.add_uint32("imatrix.chunk_count", max(1, max(counts.values()) // CHUNK))
+    writer.add_array(_DATASETS, [dataset])
+    writer.add_uint32(_CHUNKS, max(1, max(counts.values()) // CHUNK))
     writer.add_uint32("imatrix.chunk_size", CHUNK)
     for name in sorted(sums):
-        writer.add_tensor(name + _SUMS, sums[name][None])
-        writer.add_tensor(name + _COUNTS, np.array([[counts[name]]], np.float32))
+        writer.add_tensor(name + _SUMS, sums[name])
+        writer.add_tensor(name + _COUNTS, np.array([counts[name]], np.float32))
     writer.write_header_to_file(out)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -141,36 +148,33 @@ def _write(out: Path, sums: dict[str, Any], counts: dict[str, int], dataset: str
 
 def read(path: Path) -> Imatrix:
     """An importance matrix in llama.cpp's GGUF format. Raises ModelError for anything else."""
-    import gguf
     import numpy as np
 
     where, hint = path.as_posix(), "name a file that llama-imatrix or `ggufy export --imatrix` made"
     if not path.is_file():
         raise ModelError(f"no file {where}", hint)
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{where} is not an importance matrix in GGUF format", hint)
-    try:
-        reader = gguf.GGUFReader(path)
-        tensors = {tensor.name: np.array(tensor.data, np.float32).reshape(-1) for tensor in reader.tensors}
-        datasets = reader.get_field("imatrix.datasets")
-        chunks = reader.get_field("imatrix.chunk_count")
-        if datasets is None or chunks is None:
-            raise ModelError(f"{where} is not an importance matrix: it has no imatrix.datasets", hint)
-        named = [str(name) for name in datasets.contents()]
-        count = int(chunks.contents())
-    except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{where} is truncated or damaged: {error}", hint) from None
+    # llama.cpp's reader checks every length against the file, which gguf-py's does not.
+    header = ggml.read_gguf(path, lists=(_DATASETS,), numbers=(_CHUNKS,))
+    if _DATASETS not in header.lists:
+        raise ModelError(f"{where} is not an importance matrix: it has no {_DATASETS}", hint)
+    data = np.memmap(path, np.uint8, "r")
+    tensors = {}
+    for tensor in header.tensors:
+        if tensor.type != ggml.F32:
+            raise ModelError(f"{where}: {tensor.name} is not float32", hint)
+        tensors[tensor.name] = np.array(data[tensor.offset : tensor.offset + tensor.size]).view(np.float32)
+    named, count = header.lists[_DATASETS], header.numbers.get(_CHUNKS, 0)
     means = {}
     for name, sums in tensors.items():
         if not name.endswith(_SUMS):
             continue
         name = name.removesuffix(_SUMS)
         counted = tensors.get(name + _COUNTS)
-        if counted is None or sums.size % counted.size:
+        if counted is None or not counted.size or sums.size % counted.size or not np.isfinite(counted).all():
             raise ModelError(f"{where}: sums and counts of {name} do not fit each other", hint)
-        if not np.isfinite(sums).all():
-            raise ModelError(f"{where}: the values of {name} are not finite", hint)
+        # llama.cpp ends the process over others.
+        if not ((sums >= 0) & (sums < _HUGE)).all():
+            raise ModelError(f"{where}: {name} has values that are no mean squares", hint)
         # An expert that no text reached weighs every column alike.
         rounded = np.rint(counted).astype(np.float32)[:, None]
         shaped = sums.reshape(len(rounded), -1)

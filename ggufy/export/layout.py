@@ -84,36 +84,35 @@ def check_quants(quants: Sequence[str]) -> list[str]:
 
 def make(quants: Sequence[str], wanted: Wanted, scratch: Path) -> dict[str, Layout]:
     """The layout of each quant. `scratch` is a folder for skeletons, which are removed."""
-    ftypes = ggml.ftypes()
-    f16 = _skeleton(scratch, "f16", wanted)
-    layouts = {}
-    for quant in quants:
-        if quant in _DIRECT:
-            path = f16 if quant == "f16" else _skeleton(scratch, quant, wanted)
-        else:
-            path = scratch / f"skeleton-{quant}.gguf"
-            matrix = wanted.imatrix
-            try:
-                ggml.quantize_file(
-                    f16,
-                    path,
-                    ftypes[quant],
-                    overrides=matrix.notes if matrix else {},
-                    imatrix=matrix.for_llama_cpp() if matrix else None,
-                )
-            except ExportError as error:
-                path.unlink(missing_ok=True)
-                f16.unlink(missing_ok=True)
-                needs = "imatrix" in error.message and not matrix
-                hint = "give --imatrix, or" if needs else ""
-                raise ExportError(
-                    f"{quant}: {error.message}", f"{hint} choose a quant that fits, such as q4_k_m".strip()
-                ) from None
-        layouts[quant] = _stretch(quant, path, wanted)
-        if path != f16:
-            path.unlink()
-    f16.unlink()
-    return layouts
+    made: dict[str, Path] = {}
+    try:
+        return {quant: _stretch(quant, _ask(quant, wanted, scratch, made), wanted) for quant in quants}
+    finally:
+        for quant in (*quants, "f16"):
+            (scratch / f"skeleton-{quant}.gguf").unlink(missing_ok=True)
+
+
+def _ask(quant: str, wanted: Wanted, scratch: Path, made: dict[str, Path]) -> Path:
+    """llama.cpp's answer for a quant: a skeleton file. `made` keeps the F16 skeleton that they start from."""
+    if quant in _DIRECT and quant != "f16":
+        return _skeleton(scratch, quant, wanted)
+    f16 = made.get("f16") or _skeleton(scratch, "f16", wanted)
+    made["f16"] = f16
+    if quant == "f16":
+        return f16
+    path, matrix = scratch / f"skeleton-{quant}.gguf", wanted.imatrix
+    try:
+        ggml.quantize_file(
+            f16,
+            path,
+            ggml.ftypes()[quant],
+            overrides=matrix.notes if matrix else {},
+            imatrix=matrix.for_llama_cpp() if matrix else None,
+        )
+    except ExportError as error:
+        hint = "give --imatrix, or " if "imatrix" in error.message and not matrix else ""
+        raise ExportError(f"{quant}: {error.message}", f"{hint}choose a quant that fits, such as q4_k_m") from None
+    return path
 
 
 def _skeleton(scratch: Path, quant: str, wanted: Wanted) -> Path:

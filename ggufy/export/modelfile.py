@@ -2,7 +2,8 @@
 
 The Go template is not written by hand for each family: the model's own Jinja template is rendered with marks in place
 of what people say, and cut at the marks. Whether that says the same is then proved on conversations of every kind that
-Ollama sends: with and without a system prompt, one turn and many. A template that depends on more is refused.
+Ollama sends: with and without a system prompt, one turn and many. A template that depends on more is refused. One thing
+Go templates cannot do is trim: where the Jinja template trims what people say, spaces around it are kept in Ollama.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from ggufy.errors import ExportError, ModelError
+from ggufy.export import settings
 from ggufy.template import ChatTemplate, Message
 
 _SYSTEM, _USER, _ANSWER = ("ggufy-system-7f3a", "ggufy-user-7f3a", "ggufy-answer-7f3a")
@@ -78,8 +81,8 @@ def derive(template: ChatTemplate, day: date) -> Pieces:
         raise _not_in_go(str(error)) from None
     if wrong is not None:
         raise _not_in_go(f"{len(wrong)} turns from {wrong[0]['role']} are written in another way")
-    if '"""' in pieces.go():
-        raise _not_in_go('it writes """')
+    if '"""' in pieces.go() or pieces.go().endswith('"'):
+        raise _not_in_go('it writes """, or ends with a quotation mark')
     return pieces
 
 
@@ -127,8 +130,8 @@ def _same(pieces: Pieces, template: ChatTemplate, messages: list[Message], day: 
 
 
 def _go_text(text: str) -> str:
-    """Plain text in a Go template: only its own opening braces mean something."""
-    return text.replace("{{", '{{ "{{" }}')
+    """Plain text in a Go template: only an opening brace can mean something, with the one after it."""
+    return text.replace("{", '{{ "{" }}')
 
 
 def _not_in_go(reason: str) -> ExportError:
@@ -140,25 +143,25 @@ def _not_in_go(reason: str) -> ExportError:
 
 def _stops(base: Path) -> list[str]:
     """The texts of the tokens that end an answer."""
-    spec = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    spec = settings.read(base / "tokenizer.json")
     names = {entry["id"]: entry["content"] for entry in spec.get("added_tokens", [])}
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = settings.read(base / "config.json")
     ids = _generation(base).get("eos_token_id", config.get("eos_token_id"))
     ids = ids if isinstance(ids, list) else [ids]
     eos = ChatTemplate.from_folder(base).special.get("eos_token")
     return list(dict.fromkeys([*([eos] if eos else []), *(names[number] for number in ids if number in names)]))
 
 
-def _generation(base: Path) -> dict[str, object]:
+def _generation(base: Path) -> dict[str, Any]:
     path = base / "generation_config.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return settings.read(path) if path.is_file() else {}
 
 
 def tags(name: str | None, quants: Sequence[str], *, split: bool) -> dict[str, str]:
     """The Ollama model of each quant: NAME, or NAME:quant where there are several. Known before the work begins."""
     if name is None:
         return {}
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+){0,2}(:[\w.-]+)?", name):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*){0,2}(:\w[\w.-]*)?", name):
         raise ExportError(f"{name!r} cannot be the name of an Ollama model", "for example --ollama mymodel")
     if shutil.which("ollama") is None:
         raise ExportError("ollama is not installed, or not on the PATH", "install it, or leave out --ollama")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,26 @@ class Reference:
 
     texts: Sequence[Sequence[int]]
     logits: Sequence[Any]
+    untrained: Sequence[Any] | None = None
+    """The base's own logits, without the adapter."""
 
 
 NOTHING = Reference((), ())
 
 
-def of(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Reference:
-    """The training model on `own` texts and on probes of ggufy's. Says why where there is nothing to compare."""
-    if missing := _missing(base, adapter):
-        log.info("logits are not compared with the training model: %s", missing)
-        return NOTHING
+def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int]]]) -> Reference:
+    """The training model on its `own` texts and on probes of ggufy's. Says why where there is nothing to compare."""
+    missing = _missing(base, adapter)
+    try:
+        if not missing:
+            return _run(base, adapter, own())
+    except Exception as error:  # noqa: BLE001 - the comparison is one more check, and may not cost anybody the file
+        missing = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    log.info("logits are not compared with the training model: %s", missing)
+    return NOTHING
+
+
+def _run(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Reference:
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as theirs
@@ -49,30 +59,41 @@ def of(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Refere
     # peft imports it wherever it is installed, and it says then which of its kernels it lacks.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
         if adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
         model.eval()
         with torch.inference_mode():
-            logits = [model(torch.tensor([list(text)])).logits[0].float().numpy() for text in texts]
+            logits = [_logits(model, text) for text in texts]
+            untrained = None
+            if adapter:
+                with model.disable_adapter():
+                    untrained = [_logits(model, text) for text in texts]
     finally:
         theirs.enable_progress_bar()
-    return Reference(texts, logits)
+    return Reference(texts, logits, untrained)
+
+
+def _logits(model: Any, text: Sequence[int]) -> Any:
+    import torch
+
+    return model(torch.tensor([list(text)])).logits[0].float().numpy()
 
 
 def _probes(base: Path) -> list[list[int]]:
     from tokenizers import Tokenizer
 
-    from ggufy.export.verify import DAY, PROBES, TURNS
+    from ggufy.export.verify import PROBES, rendered
 
     tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
     if not text_of(base):
         return [tokenizer.encode(" ".join(PROBES)).ids[:_LONGEST]]
-    text = ChatTemplate.from_folder(base).render(TURNS, DAY, generate=True)
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    return [ids[:_LONGEST]]
+    shown = rendered(ChatTemplate.from_folder(base))
+    return [tokenizer.encode(text, add_special_tokens=False).ids[:_LONGEST] for text in shown[-1:]]
 
 
 def _missing(base: Path, adapter: Path | None) -> str | None:
@@ -94,10 +115,20 @@ def _missing(base: Path, adapter: Path | None) -> str | None:
 
 
 def _available() -> int | None:
-    """Bytes of memory that can be had, where the system says it."""
+    """Bytes of memory that can be had, where the system says it; within the limit of a container."""
+    found = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        group = Path("/sys/fs/cgroup")
+        try:
+            found.append(int((group / limit).read_text()) - int((group / used).read_text()))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+    return min(found, default=None)

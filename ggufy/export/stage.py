@@ -120,7 +120,8 @@ def export(request: Request, threads: int | None = None) -> None:
     """Plan and write the outputs, in place; callers move them to their final names."""
     folder = next(iter(request.outputs.values())).parent
     ready = plan(request, folder)
-    _check_space(request.outputs, ready.sizes)
+    # What an interrupted attempt already wrote is written over.
+    check_space(folder, ready.sizes, _blocks(folder.parent))
     ready.write(threads or cores())
 
 
@@ -129,11 +130,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_space(outputs: Mapping[str, Path], sizes: Mapping[str, int]) -> None:
-    folder = next(iter(outputs.values())).parent
+def check_space(folder: Path, sizes: Mapping[str, int], there: int = 0) -> None:
+    """Raise ExportError where the disk of a folder does not hold outputs of these sizes, `there` of it being theirs."""
     needed = sum(sizes.values())
-    # What an interrupted attempt already wrote is written over.
-    free = shutil.disk_usage(folder).free + sum(_blocks(path) for path in outputs.values())
+    free = shutil.disk_usage(folder).free + there
     if needed > free:
         unit, name = (1e9, "GB") if needed >= 2e9 else (1e6, "MB")
         raise ExportError(
@@ -144,5 +144,4 @@ def _check_space(outputs: Mapping[str, Path], sizes: Mapping[str, int]) -> None:
 
 
 def _blocks(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+    return sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file())

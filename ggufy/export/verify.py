@@ -7,6 +7,7 @@ tokenizer and the file's own chat template are compared with those of the model 
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,11 +60,16 @@ class Closeness:
     """Mean KL divergence from the training model, in nats."""
     correlation: float
     """Of all logits with the training model's."""
+    kept: float | None = None
+    """Of what training changed in the logits, how much is in the file: 1 is all of it, 0 is the base. None: unknown."""
+    noise: float = 0.0
+    """What else is different, as a share of what training changed."""
 
     def text(self) -> str:
+        kept = f", {100 * self.kept:.0f}% of what training changed" if self.kept is not None else ""
         return (
             f"logits off by {100 * self.relative:.3g}%, {100 * self.agreement:.1f}% same top token, "
-            f"KL {self.divergence:.2g} over {self.positions} positions"
+            f"KL {self.divergence:.2g}{kept}, over {self.positions} positions"
         )
 
 
@@ -71,6 +77,10 @@ class Closeness:
 _EXACT = {"f32": 1e-2, "f16": 1e-2, "bf16": 4e-2}
 # Any quant, however coarse: below this the logits have nothing to do with each other.
 _RELATED = 0.1
+# Rounding moves the logits every way. What is missing of the training beyond that, and beyond this, was lost.
+_LOST = 0.1
+# A training that changed less of the logits than this cannot be told from rounding.
+_FAINT = 0.01
 
 
 @dataclass(frozen=True)
@@ -82,11 +92,13 @@ class Verified:
     probes: int
     """Texts and conversations that llama.cpp reads as the base's tokenizer does; 0 where no base was given."""
     closeness: Closeness | None = None
+    loaded: bool = True
 
     def text(self) -> str:
         compared = f", {self.probes} probe texts tokenized as the base does" if self.probes else ""
         near = f"; against the training model: {self.closeness.text()}" if self.closeness else ""
-        return f"{self.path.name}: {self.tensors} tensors valid, loads in llama.cpp{compared}{near}"
+        loads = ", loads in llama.cpp" if self.loaded else ""
+        return f"{self.path.name}: {self.tensors} tensors valid{loads}{compared}{near}"
 
 
 def verify(path: Path, base: Path | None, threads: int, reference: Reference | None = None) -> Verified:
@@ -95,6 +107,8 @@ def verify(path: Path, base: Path | None, threads: int, reference: Reference | N
     Raises Unverified, naming the cause: data, loading, tokenizer, template or weights.
     """
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
+    if not files:
+        raise Unverified(f"{path.as_posix()}: no .gguf file is in it", "export it again")
     try:
         headers = [ggml.read_gguf(file, (TEMPLATE, "general.type")) for file in files]
     except ModelError as error:
@@ -104,7 +118,7 @@ def verify(path: Path, base: Path | None, threads: int, reference: Reference | N
     tensors = [tensor for header in headers for tensor in header.tensors]
     texts = headers[0].texts
     if texts.get("general.type") in ("adapter", "imatrix"):
-        return Verified(path, len(tensors), 0)
+        return Verified(path, len(tensors), 0, loaded=False)
     context = max((len(text) for text in reference.texts), default=_CONTEXT) if reference else _CONTEXT
     try:
         model = Forward(files[0], max(context, _CONTEXT), threads)
@@ -122,29 +136,53 @@ _CONTEXT = 64
 
 
 def closeness(model: Forward, reference: Reference) -> Closeness:
-    """Run a file over the reference's texts. One batch of logits is held at a time."""
+    """Run a file over the reference's texts. One batch of logits is held at a time. Raises Unverified."""
     import numpy as np
 
-    off = length = own = product = divergence = 0.0
-    same = positions = 0
-    for text, expected in zip(reference.texts, reference.logits, strict=True):
+    sums = dict.fromkeys(("off", "length", "own", "product", "change", "moved", "along"), 0.0)
+    divergence, same, positions = 0.0, 0, 0
+    bases = reference.untrained or [None] * len(reference.texts)
+    for text, expected, base in zip(reference.texts, reference.logits, bases, strict=True):
+        if expected.shape[1] != model.width:
+            raise Unverified(
+                f"{model.path.as_posix()}: {model.width:,} tokens, and the training model has {expected.shape[1]:,}",
+                "the tokenizer and the weights are of different models",
+            )
         start = 0
         for found in model.logits(text):
-            ours = found.astype(np.float64)
-            theirs = expected[start : start + len(found)].astype(np.float64)
+            part = slice(start, start + len(found))
             start += len(found)
-            ours -= ours.mean(axis=1, keepdims=True)
-            theirs -= theirs.mean(axis=1, keepdims=True)
-            off += float(np.square(ours - theirs).sum())
-            length += float(np.square(theirs).sum())
-            own += float(np.square(ours).sum())
-            product += float((ours * theirs).sum())
+            ours, theirs = _centred(found), _centred(expected[part])
+            sums["off"] += float(np.square(ours - theirs).sum())
+            sums["length"] += float(np.square(theirs).sum())
+            sums["own"] += float(np.square(ours).sum())
+            sums["product"] += float((ours * theirs).sum())
+            if base is not None:
+                before = _centred(base[part])
+                sums["change"] += float(np.square(theirs - before).sum())
+                sums["moved"] += float(np.square(ours - before).sum())
+                sums["along"] += float(((ours - before) * (theirs - before)).sum())
             same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
             log_ours, log_theirs = _log_softmax(ours), _log_softmax(theirs)
             divergence += float((np.exp(log_theirs) * (log_theirs - log_ours)).sum())
             positions += len(found)
-    relative, correlation = (off / max(length, 1e-30)) ** 0.5, product / max((length * own) ** 0.5, 1e-30)
-    return Closeness(positions, relative, same / positions, divergence / positions, correlation)
+    length = max(sums["length"], 1e-30)
+    relative = (sums["off"] / length) ** 0.5
+    correlation = sums["product"] / max((length * sums["own"]) ** 0.5, 1e-30)
+    kept, noise = None, 0.0
+    if (sums["change"] / length) ** 0.5 > _FAINT:
+        kept = sums["along"] / sums["change"]
+        noise = max(0.0, sums["moved"] / sums["change"] - kept * kept) ** 0.5
+    return Closeness(positions, relative, same / positions, divergence / positions, correlation, kept, noise)
+
+
+def _centred(logits: Any) -> Any:
+    """In float64 and without each position's mean, which changes no probability."""
+    import numpy as np
+
+    wide = logits.astype(np.float64)
+    wide -= wide.mean(axis=1, keepdims=True)
+    return wide
 
 
 def _log_softmax(logits: Any) -> Any:
@@ -158,11 +196,16 @@ def _judge(path: Path, near: Closeness, types: set[str]) -> None:
     """Raise Unverified where the weights are not those that were trained."""
     exact = max(_EXACT[name] for name in types) if types <= _EXACT.keys() else None
     # Written so that a value that is not a number fails.
-    good = near.relative <= exact if exact else near.correlation >= _RELATED
-    if not good:
+    if not (near.relative <= exact if exact else near.correlation >= _RELATED):
+        expected = f"at most {100 * exact:.0f}% is expected" if exact else "they have nothing in common"
         raise Unverified(
             f"{path.as_posix()}: its weights are not those of the training model: {near.text()}",
-            f"at most {100 * exact:.0f}% is expected" if exact else "they have nothing in common; please report it",
+            f"{expected}; please report it with the command that made it",
+        )
+    if near.kept is not None and not abs(1 - near.kept) <= max(_LOST, near.noise):
+        raise Unverified(
+            f"{path.as_posix()}: its weights are not those of the training model: {near.text()}",
+            "the adapter is not in it as it was trained; please report it with the command that made it",
         )
 
 
@@ -186,11 +229,8 @@ def _compare(model: Forward, template: str, base: Path, path: Path) -> int:
     if template != text_of(base):
         raise Unverified(f"{path.as_posix()}: its chat template is not the base's", "export it again")
     tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
-    rendered = []
-    if template:
-        expected = ChatTemplate.from_folder(base)
-        rendered = [expected.render(TURNS[:stop], DAY, generate=stop != 3) for stop in (2, 3, 4)]
-    for text in (*PROBES, *rendered):
+    shown = rendered(ChatTemplate.from_folder(base)) if template else []
+    for text in (*PROBES, *shown):
         theirs = tokenizer.encode(text, add_special_tokens=False).ids
         ours = model.tokenize(text, special=True)
         if ours != theirs:
@@ -200,8 +240,46 @@ def _compare(model: Forward, template: str, base: Path, path: Path) -> int:
                 f"at token {at}",
                 "the tokenizer is not one that llama.cpp knows under this name",
             )
-    for text in rendered:
+    for text in shown:
         count = model.tokenize(text, special=True).count(model.bos) if model.bos is not None else 0
         if count > 1:
             raise Unverified(f"{path.as_posix()}: its chat template writes {count} BOS tokens", "it must be one")
-    return len(PROBES) + len(rendered)
+    _compare_ends(model, tokenizer, base, path)
+    return len(PROBES) + len(shown)
+
+
+def _compare_ends(model: Forward, tokenizer: Any, base: Path, path: Path) -> None:
+    """How texts begin and answers end: BOS, EOS, what is put around a text, and every token that ends a turn."""
+    special = ChatTemplate.specials(base)
+    for kind, number in (("bos", model.bos), ("eos", model.eos)):
+        expected = tokenizer.token_to_id(special.get(f"{kind}_token", ""))
+        if expected is not None and expected != number:
+            raise Unverified(
+                f"{path.as_posix()}: its {kind.upper()} is token {number}, and the base's is {expected}",
+                "the tokenizer of the file is not the base's",
+            )
+    plain = PROBES[0]
+    if (ours := model.tokenize(plain, special=False, ends=True)) != (theirs := tokenizer.encode(plain).ids):
+        raise Unverified(
+            f"{path.as_posix()}: llama.cpp reads a text as {len(ours)} tokens, the base's tokenizer as {len(theirs)}",
+            "one of them puts a BOS or an EOS around it, and the other does not",
+        )
+    generation = base / "generation_config.json"
+    ids = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
+    for number in ids if isinstance(ids, list) else [ids]:
+        if isinstance(number, int) and not model.ends_turn(number):
+            raise Unverified(
+                f"{path.as_posix()}: token {number} ends an answer of the base, and llama.cpp would go on after it",
+                "generation_config.json and the tokenizer do not fit",
+            )
+
+
+def rendered(template: ChatTemplate) -> list[str]:
+    """The probe conversation at three of its turns, without what this template refuses, such as a system prompt."""
+    for turns in (TURNS, TURNS[1:], TURNS[1:2]):
+        try:
+            stops = sorted({1, len(turns) - 1, len(turns)} - {0})
+            return [template.render(turns[:stop], DAY, generate=turns[stop - 1]["role"] == "user") for stop in stops]
+        except ModelError:
+            continue
+    return []
