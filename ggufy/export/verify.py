@@ -77,8 +77,9 @@ class Closeness:
 _EXACT = {"f32": 1e-2, "f16": 1e-2, "bf16": 4e-2}
 # Any quant, however coarse: below this the logits have nothing to do with each other.
 _RELATED = 0.1
-# Rounding moves the logits every way. What is missing of the training beyond that, and beyond this, was lost.
-_LOST = 0.1
+# Rounding moves the logits every way, and less than this share of that along what training changed: of the quants tried,
+# down to 1.6 bits, at most half. What is missing of the training beyond that, and beyond _LOST, is not there.
+_ASTRAY, _LOST = 0.6, 0.1
 # A training that changed less of the logits than this cannot be told from rounding.
 _FAINT = 0.01
 
@@ -202,7 +203,7 @@ def _judge(path: Path, near: Closeness, types: set[str]) -> None:
             f"{path.as_posix()}: its weights are not those of the training model: {near.text()}",
             f"{expected}; please report it with the command that made it",
         )
-    if near.kept is not None and not abs(1 - near.kept) <= max(_LOST, near.noise):
+    if near.kept is not None and not abs(1 - near.kept) <= max(_LOST, _ASTRAY * near.noise):
         raise Unverified(
             f"{path.as_posix()}: its weights are not those of the training model: {near.text()}",
             "the adapter is not in it as it was trained; please report it with the command that made it",

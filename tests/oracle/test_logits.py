@@ -42,7 +42,9 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(base: Path, adapter: Path) -> Reference:
-    return reference.of(base, adapter, OWN)
+    found = reference.of(base, adapter, lambda: OWN)
+    assert found.texts
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,10 @@ def test_a_correct_file_passes_and_states_its_figures(made: Path, base: Path, ex
         assert found.closeness is not None
         assert found.closeness.positions == positions
         near[path.stem] = found.closeness
-        figures = r"logits off by \S+%, \S+% same top token, KL \S+ over " + f"{positions} positions"
+        figures = (
+            r"logits off by \S+%, \S+% same top token, KL \S+, \S+ of what training changed, over "
+            + f"{positions} positions"
+        )
         assert re.search(f"against the training model: {figures}$", found.text())
     assert near["f32"].relative < 2e-3
     assert near["f16"].relative < 2e-3
@@ -85,11 +90,23 @@ def test_a_correct_file_passes_and_states_its_figures(made: Path, base: Path, ex
     assert -1e-9 < near["f16"].divergence < 1e-4
 
 
-@pytest.mark.parametrize("quant", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("quant", ["f16", "bf16", "f32", "q8_0", "q4_k_m"])
 def test_weights_without_the_adapter(quant: str, base: Path, expected: Reference, tmp_path: Path) -> None:
     """An adapter that was silently lost is the worst that can happen to an export."""
     export(base, None, {quant: tmp_path / "x.gguf"})
     with pytest.raises(Unverified, match=WEIGHTS):
+        verify(tmp_path / "x.gguf", base, 2, expected)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_half_an_adapter(share: float, base: Path, adapter: Path, expected: Reference, tmp_path: Path) -> None:
+    less = Path(shutil.copytree(adapter, tmp_path / "less"))
+    config = json.loads((less / "adapter_config.json").read_text())
+    (less / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] * share}))
+    export(base, less, {"q8_0": tmp_path / "x.gguf"})
+    with pytest.raises(
+        Unverified, match=rf"{WEIGHTS}.* ({10 * share:.0f}\d|{10 * share - 1:.0f}9)% of what training changed"
+    ):
         verify(tmp_path / "x.gguf", base, 2, expected)
 
 
