@@ -77,8 +77,8 @@ class Closeness:
 _EXACT = {"f32": 1e-2, "f16": 1e-2, "bf16": 4e-2}
 # Any quant, however coarse: below this the logits have nothing to do with each other.
 _RELATED = 0.1
-# Rounding moves the logits every way, and less than this share of that along what training changed: of the quants tried,
-# down to 1.6 bits, at most half. What is missing of the training beyond that, and beyond _LOST, is not there.
+# Rounding moves the logits every way, and less than this share of that along what training changed: at most half of it
+# in the quants tried, down to 1.6 bits. What is missing of the training beyond that, and beyond _LOST, is not there.
 _ASTRAY, _LOST = 0.6, 0.1
 # A training that changed less of the logits than this cannot be told from rounding.
 _FAINT = 0.01
