@@ -41,8 +41,8 @@ def of_sample(path: Path) -> str:
     return digest.hexdigest()
 
 
-def of_folder(folder: Path, patterns: Iterable[str]) -> str:
-    """One hash over the files of a folder that match; weight files by sample, the others whole."""
+def of_folder(folder: Path, patterns: Iterable[str], *, whole: bool = False) -> str:
+    """One hash over the files of a folder that match; weight files by sample unless `whole`, the others whole."""
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    large = {".safetensors", ".gguf"}
+    large = set() if whole else {".safetensors", ".gguf"}
     return of_values({p.name: of_sample(p) if p.suffix in large else of_file(p) for p in files})

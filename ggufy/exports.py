@@ -81,6 +81,7 @@ def check(wish: Wish, room: Run) -> None:
 
 def make(this: Subject, wish: Wish) -> dict[str, Artifact]:
     """Make what is asked for, or find it made, by name. The caller holds the lock of the room."""
+    this.claim(force=wish.force)
     return _Export(this, wish).make()
 
 

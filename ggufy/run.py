@@ -29,6 +29,7 @@ log = logging.getLogger("ggufy")
 Inputs = Mapping[str, Any]
 
 _WAITING = "stamp.json"
+_SOURCE = "source.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Everything ggufy puts into a run's folder, but the lock.
@@ -101,6 +102,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._source: str | None = None
 
     @property
     def name(self) -> str:
@@ -137,6 +139,24 @@ class Run:
         """Raise RunError where the place for exports is a file."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path.as_posix()} is a file, not a folder", "choose another --out")
+
+    def claim(self, source: str, content: Inputs, *, force: bool = False) -> None:
+        """Raise RunError where outputs are of another `source`, and not of the same `content`: parts of their inputs.
+
+        The same source with other content is made again. `source.json` gets it with the next output that is made.
+        """
+        try:
+            known = json.loads((self.path / _SOURCE).read_text(encoding="utf-8"))["source"]
+        except (OSError, ValueError, LookupError, TypeError):
+            known = source
+        if known != source and not force:
+            held = [stamp["inputs"] for output in self.stamped() if (stamp := self.stamp(output))]
+            if any(inputs.get(key, value) != value for inputs in held for key, value in content.items()):
+                raise RunError(
+                    f"{self.path.as_posix()} holds exports of another adapter or model",
+                    "choose another --out, or give --force to replace them",
+                )
+        self._source = source
 
     def clear(self, keep: str) -> None:
         """Remove what a run holds but its lock and the output `keep`, the record first: half cleared, it is no run.
@@ -189,15 +209,16 @@ class Run:
         there is the unfinished work of an earlier attempt with the same inputs. A file of that name which ggufy did not
         make is only written over with `force`; else RunError.
         """
-        for output, inputs in wanted.items():
-            self._finish_move(output, inputs)
+        self._finish_moves()
         done = {output: self.valid(output, inputs) for output, inputs in wanted.items()}
         missing = [output for output in wanted if done[output] is None]
-        # A kill right after the stamp leaves the folder it was in.
-        self._forget_partial(self._partial(output, wanted[output]) for output in wanted if output not in missing)
+        if missing and not force:
+            self._refuse_to_replace(missing)
+        # What an attempt with other inputs, or at other outputs, left.
+        keep = {self._partial(output, wanted[output]) for output in missing}
+        partial = self.path / "partial"
+        self._forget_partial([path for path in partial.iterdir() if path not in keep] if partial.is_dir() else ())
         if missing:
-            if not force:
-                self._refuse_to_replace(missing)
             places = self._partials({output: wanted[output] for output in missing})
             try:
                 build(places)
@@ -266,12 +287,8 @@ class Run:
         return self.path / "partial" / f"{output.replace('/', '--')}.{digest.of_values(_plain(inputs))[:16]}"
 
     def _partials(self, wanted: Mapping[str, Inputs]) -> dict[str, Path]:
-        """Where to write each output. What an attempt with other inputs, or at other outputs, left is removed."""
-        partial = self.path / "partial"
+        """Where to write each output."""
         folders = {output: self._partial(output, inputs) for output, inputs in wanted.items()}
-        for other in partial.iterdir() if partial.is_dir() else ():
-            if other not in folders.values():
-                _remove(other)
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         return {output: folder / Path(output).name for output, folder in folders.items()}
@@ -283,6 +300,37 @@ class Run:
                     f"{(self.path / output).as_posix()} is there already, and ggufy did not make it",
                     "move it away, or give --force to write over it",
                 )
+            if changed := self._replaced(output):
+                raise RunError(
+                    f"{changed.as_posix()} is not the file that ggufy made",
+                    "move it away, or give --force to write over it",
+                )
+            if others := self._others(output):
+                raise RunError(
+                    f"{others[0].as_posix()} is in the way, and ggufy did not make it",
+                    "move it away, or give --force to write beside it",
+                )
+
+    def _replaced(self, output: str) -> Path | None:
+        """A file of an output that somebody has put in the place of the stamped one.
+
+        One of the same size, or with the same time, is taken for the stamped one, damaged: it is made again.
+        """
+        for name, facts in (self.stamp(output) or {"files": {}})["files"].items():
+            path = self.path / str(name)
+            if path.exists():
+                state = path.stat()
+                if state.st_size != facts["size"] and state.st_mtime_ns != facts["mtime_ns"]:
+                    return path
+        return None
+
+    def _others(self, output: str) -> list[Path]:
+        """The files in the folder of an output that its stamp does not list; none where there is no stamp."""
+        folder, stamp = self.path / output, self.stamp(output)
+        if stamp is None or folder.is_symlink() or not folder.is_dir():
+            return []
+        own = {self.path / name for name in stamp["files"]}
+        return sorted(p for p in folder.rglob("*") if p not in own and (p.is_symlink() or not p.is_dir()))
 
     def _give_up(self, places: Mapping[str, Path]) -> None:
         """Remove the unfinished outputs. Of one that already has its final name only the stamp is missing."""
@@ -323,14 +371,42 @@ class Run:
             "ggufy": __version__,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
+        if self._source is not None:
+            write_json(place.parent / _SOURCE, {"source": self._source})
+            (place.parent / _SOURCE).replace(self.path / _SOURCE)
         write_json(place.parent / _WAITING, stamp)
         final.parent.mkdir(parents=True, exist_ok=True)
-        if final.is_dir() or place.is_dir():
-            _remove(final)
-        place.replace(final)
+        if place.is_dir() and self._others(output):
+            self._move_beside(output, place, files)
+        else:
+            if final.is_dir() or place.is_dir():
+                _remove(final)
+            place.replace(final)
         sync(final.parent)
         self._finish_move(output, inputs)
         return Artifact(final, sha256, sum(facts["size"] for facts in stamped.values()), reused=False)
+
+    def _move_beside(self, output: str, place: Path, files: list[Path]) -> None:
+        """Replace what the stamp of a folder lists by these files, and leave what else is there."""
+        stamp = self.stamp(output)
+        for name in stamp["files"] if stamp else ():
+            _remove(self.path / name)
+        for file in files:
+            moved = self.path / output / file.relative_to(place)
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(moved)
+            sync(moved.parent)
+        _remove(place)
+
+    def _finish_moves(self) -> None:
+        """Stamp whatever an earlier attempt has moved, of these outputs or of others."""
+        for waiting in sorted(self.path.glob(f"partial/*/{_WAITING}")):
+            try:
+                stamp = json.loads(waiting.read_text(encoding="utf-8"))
+                output, inputs = stamp["output"], stamp["inputs"]
+            except (OSError, ValueError, LookupError, TypeError):
+                continue
+            self._finish_move(output, inputs)
 
     def _finish_move(self, output: str, inputs: Inputs) -> None:
         """Put the stamp of an output that has been moved into its place; also after a crash between the two."""

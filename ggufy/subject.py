@@ -37,17 +37,28 @@ class Subject:
     """Where in the room the outputs are: `export/` in a run."""
     notes: dict[str, str]
     """What is written into the GGUF under `general.`."""
+    source: str | None = None
+    """Of a folder or a repository: which, said relative to the room, so that both can be moved together."""
 
     @property
     def inputs(self) -> dict[str, Any]:
         """What every output depends on."""
-        return {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "general": self.notes}
+        return {**self._content, "base_files": digest.of_folder(self.base.path, bases.BESIDE), "general": self.notes}
 
     @property
     def day(self) -> date:
         """The date in its prompts: the one it was trained with, else the one that Llama 3.2's template has itself."""
         pinned = self.notes.get("ggufy.date")
         return date.fromisoformat(pinned) if pinned else date(2024, 7, 26)
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        return {"adapter": self.adapter_sha256, "base": self.base.fingerprint}
+
+    def claim(self, *, force: bool = False) -> None:
+        """Raise RunError where the room holds exports of another source. The caller holds the lock of the room."""
+        if self.source is not None:
+            self.room.claim(self.source, self._content, force=force)
 
 
 def of_run(this: Run) -> Subject:
@@ -73,6 +84,7 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
     folder, name = _local(os.fspath(what))
     room = Run(out or Path("exports") / name)
     room.refuse_foreign_names()
+    origin = os.path.relpath(folder.resolve(), room.path.resolve()) if Path(what).is_dir() else f"hub:{what}"
     if (folder / "adapter_config.json").is_file():
         config = settings.read(folder / "adapter_config.json")
         try:
@@ -80,13 +92,15 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
         except ModelError as error:
             hint = "name the 16-bit base with --base" if base is None else error.hint
             raise ModelError(f"the base of {name}: {error.message}", hint) from None
-        return Subject(name, found, folder, digest.of_folder(folder, _ADAPTER_FILES), room, "", _notes(name))
+        # Whole: between two states of a training little may change.
+        content = digest.of_folder(folder, _ADAPTER_FILES, whole=True)
+        return Subject(name, found, folder, content, room, "", _notes(name), origin)
     if base is not None:
         raise ExportError(f"{folder.as_posix()} is no adapter, so --base does not apply", "leave out --base")
     bases.check(folder, name, four_bit=True, said="the name")
     found = Base(name, folder, None, digest.of_folder(folder, bases.CONTENT))
     _warn_of_four_bit(found)
-    return Subject(name, found, None, None, room, "", _notes(name))
+    return Subject(name, found, None, None, room, "", _notes(name), origin)
 
 
 def is_run(what: str | os.PathLike[str] | None) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ggufy import subject
 from ggufy.errors import RunError
 from ggufy.run import Run
 
@@ -106,6 +109,130 @@ def test_unfinished_work_is_found_by_the_same_inputs_and_removed_for_others(tmp_
             run.make({"big": inputs}, interrupted)
     assert seen == [False, True, False]
     assert len(list((run.path / "partial").iterdir())) == 1
+
+
+def test_what_a_kill_left_goes_also_where_all_is_up_to_date(tmp_path: Path) -> None:
+    run = Run(tmp_path / "r")
+    make(run, "one", x=1)
+
+    def killed(places: dict[str, Path]) -> None:
+        places["big"].with_name("between").write_text("large")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.make({"big": {"x": 1}}, killed)
+    assert (run.path / "partial").exists()
+    assert make(run, "never", x=1)
+    assert not (run.path / "partial").exists()
+
+
+def test_another_command_stamps_what_was_moved_before_a_crash(tmp_path: Path) -> None:
+    run = Run(tmp_path / "r")
+    make(run, "one", x=1)
+    run._finish_move = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        make(run, "other", x=2)
+    again = Run(run.path)
+    again.make({"b.txt": {}}, build("b"))  # type: ignore[arg-type]
+    assert make(again, "never", x=2)
+    assert (run.path / "out/a.txt").read_text() == "other"
+
+
+@pytest.mark.parametrize("x", [1, 2], ids=["same inputs", "other inputs"])
+def test_a_file_put_in_the_place_of_ours_is_left_alone(x: int, tmp_path: Path) -> None:
+    run = Run(tmp_path / "r")
+    make(run, "one", x=1)
+    path = run.path / "out/a.txt"
+    path.write_text("my own")
+    os.utime(path, (1, 1))
+    with pytest.raises(RunError, match="not the file that ggufy made") as caught:
+        make(run, "two", x=x)
+    assert "--force" in str(caught.value.hint)
+    assert path.read_text() == "my own"
+    run.make({"out/a.txt": {"x": x}}, build("two"), force=True)  # type: ignore[arg-type]
+    assert path.read_text() == "two"
+    assert make(run, "never", x=x)
+
+
+def parts(*names: str) -> object:
+    def build(places: dict[str, Path]) -> None:
+        for place in places.values():
+            for name in names:
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / name).write_text(name)
+
+    return build
+
+
+def test_a_file_of_somebody_in_a_folder_of_ours_stays(tmp_path: Path) -> None:
+    """Without --force nothing is touched; with it ours are replaced, and the others stay beside them."""
+    run = Run(tmp_path / "r")
+    run.make({"merged": {"x": 1}}, parts("1-of-2", "sub/2-of-2"))  # type: ignore[arg-type]
+    mine = run.path / "merged/sub/notes.txt"
+    mine.write_text("mine")
+    with pytest.raises(RunError, match=r"merged/sub/notes.txt is in the way"):
+        run.make({"merged": {"x": 2}}, parts("1-of-1"))  # type: ignore[arg-type]
+    assert (run.path / "merged/1-of-2").exists()
+    run.make({"merged": {"x": 2}}, parts("1-of-1"), force=True)  # type: ignore[arg-type]
+    held = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file()}
+    assert held == {"merged/1-of-1", "merged/sub/notes.txt", "stamps/merged.json"}
+    assert mine.read_text() == "mine"
+    assert run.make({"merged": {"x": 2}}, parts("never"))["merged"].reused  # type: ignore[arg-type]
+
+
+def test_exports_of_another_source_are_kept(tmp_path: Path) -> None:
+    """The same source trained further is made again, and so is a moved one that is the same."""
+
+    def export(source: str, adapter: str, *, force: bool = False) -> bool:
+        run = Run(tmp_path / "r")
+        run.claim(source, {"adapter": adapter, "base": "b"}, force=force)
+        inputs = {"adapter": adapter, "base": "b", "quant": "q8_0"}
+        made = run.make({"a.gguf": inputs, "a.Modelfile": {"modelfile": "FROM"}}, build(adapter), force=force)  # type: ignore[arg-type]
+        return made["a.gguf"].reused
+
+    assert not export("../g/a", "one")
+    assert not export("../g/a", "more")
+    assert export("../moved/a", "more")
+    with pytest.raises(RunError, match="holds exports of another adapter") as caught:
+        export("../g/b", "two")
+    assert "--out" in str(caught.value.hint)
+    assert (tmp_path / "r/a.gguf").read_text() == "more"
+    assert not export("../g/b", "two", force=True)
+    assert not export("../g/b", "three")
+    assert not (tmp_path / "r/partial").exists()
+
+
+def test_a_claim_alone_leaves_nothing(tmp_path: Path) -> None:
+    Run(tmp_path / "r").claim("../a", {"adapter": "one"})
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_inputs_of_an_export_hold_all_of_the_adapter_and_the_small_files_of_the_base(
+    base: Path, tmp_path: Path
+) -> None:
+    model, adapter = Path(shutil.copytree(base, tmp_path / "model")), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    data = bytearray(16 << 20)
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(data)
+    seen = []
+
+    def look() -> None:
+        found = subject.of_folder(adapter, str(model), tmp_path / "out")
+        seen.append((found.inputs["adapter"], found.inputs["base_files"], found.base.fingerprint))
+        assert found.source == "../adapter"
+
+    look()
+    # Between two of the pieces that a sample of it has.
+    data[100_000] = 1
+    weights.write_bytes(data)
+    look()
+    (model / "generation_config.json").write_text("{}")
+    look()
+    (model / "merges.txt").write_text("a b")
+    look()
+    assert [len(set(column)) for column in zip(*seen, strict=True)] == [2, 3, 1]
 
 
 def test_one_writer(tmp_path: Path) -> None:

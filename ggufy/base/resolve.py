@@ -22,6 +22,15 @@ _FILES = (
     "*.jinja",
 )
 CONTENT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
+# What an export uses too. It is apart, because the fingerprints in the records of runs are of CONTENT.
+BESIDE = (
+    "generation_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 
 @dataclass(frozen=True)
