@@ -1,0 +1,976 @@
+/* llama.cpp's quantizations at vector speed, with the same bytes.
+ *
+ * The searches of ggml-quants.c are chains of float sums whose order makes the bytes, so a chain cannot be split. But
+ * blocks are independent: here every vector lane holds another (super-)block, and does for it what the scalar code does,
+ * in the scalar code's order. Branches become selects. The formulas and their constants are those of llama.cpp's
+ * ggml/src/ggml-quants.c (MIT), named at each function; the block layouts those of ggml/src/ggml-common.h.
+ *
+ * This file is compiled once for each variant:
+ *   -DGGUFY_VARIANT=avx2 -DGGUFY_LANES=8 -mavx2      symbols end in _avx2
+ *   -DGGUFY_DISPATCH (one of the variants)           also holds ggufy_kernels_supported
+ * with -O3 -ffp-contract=off. Fast-math is out; a fused multiply-add would round once where llama.cpp rounds twice.
+ * Byte order is little-endian, as GGUF's.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#ifndef GGUFY_VARIANT
+#define GGUFY_VARIANT generic
+#endif
+#ifndef GGUFY_LANES
+#define GGUFY_LANES 4
+#endif
+#if !defined(__GNUC__)
+#error "GCC or Clang is needed: vector types"
+#endif
+#if defined(__FAST_MATH__) || !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "exact arithmetic and a little-endian machine are needed"
+#endif
+
+enum { LANES = GGUFY_LANES };
+#define INLINE static inline __attribute__((always_inline))
+#define PASTE_(a, b) ggufy_quantize_##a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+#define NAME(type) PASTE(type, GGUFY_VARIANT)
+
+typedef float V __attribute__((vector_size(4 * GGUFY_LANES)));
+typedef int32_t I __attribute__((vector_size(4 * GGUFY_LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * GGUFY_LANES)));
+
+/* ---- Lanes: what a vector type cannot say by itself. A comparison with a NaN is false, as in C. ---- */
+
+INLINE V splat(float f) { return f - (V){0}; } /* f - 0 is f, also for -0 */
+INLINE I splat_int(int i) { return i + (I){0}; }
+
+#if defined(__AVX512F__) && GGUFY_LANES == 16
+#include <immintrin.h>
+typedef __mmask16 M;
+INLINE M lt(V a, V b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+INLINE M not_lt(V a, V b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLT_UQ); }
+INLINE M equal(V a, V b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+INLINE M differ(I a, I b) { return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE M below(I a, I b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE M both(M a, M b) { return (M)(a & b); }
+INLINE M but(M a, M b) { return (M)(a & ~b); }
+INLINE int any(M m) { return m != 0; }
+INLINE V select(M m, V a, V b) { return (V)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
+INLINE I select_int(M m, I a, I b) { return (I)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
+INLINE V add_if(M m, V a, float b) { return (V)_mm512_mask_add_ps((__m512)a, m, (__m512)a, _mm512_set1_ps(b)); }
+INLINE V smaller(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); } /* a < b ? a : b */
+INLINE V larger(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }  /* a > b ? a : b */
+INLINE V square_root(V a) { return (V)_mm512_sqrt_ps((__m512)a); }
+#else
+typedef I M;
+INLINE M lt(V a, V b) { return (M)(a < b); }
+INLINE M not_lt(V a, V b) { return ~(M)(a < b); }
+INLINE M equal(V a, V b) { return (M)(a == b); }
+INLINE M differ(I a, I b) { return (M)(a != b); }
+INLINE M below(I a, I b) { return (M)(a < b); }
+INLINE M both(M a, M b) { return a & b; }
+INLINE M but(M a, M b) { return a & ~b; }
+INLINE I select_int(M m, I a, I b) { return (a & m) | (b & ~m); }
+INLINE V add_if(M m, V a, float b) { return a + (V)(m & (I)splat(b)); } /* never with a = -0 */
+#if defined(__AVX2__) && GGUFY_LANES == 8
+#include <immintrin.h>
+INLINE int any(M m) { return _mm256_movemask_ps((__m256)m) != 0; }
+INLINE V select(M m, V a, V b) { return (V)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }
+INLINE V smaller(V a, V b) { return (V)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE V larger(V a, V b) { return (V)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE V square_root(V a) { return (V)_mm256_sqrt_ps((__m256)a); }
+#elif defined(__SSE2__) && GGUFY_LANES == 4
+#include <emmintrin.h>
+INLINE int any(M m) { return _mm_movemask_ps((__m128)m) != 0; }
+INLINE V select(M m, V a, V b) { return (V)select_int(m, (I)a, (I)b); }
+INLINE V smaller(V a, V b) { return (V)_mm_min_ps((__m128)a, (__m128)b); }
+INLINE V larger(V a, V b) { return (V)_mm_max_ps((__m128)a, (__m128)b); }
+INLINE V square_root(V a) { return (V)_mm_sqrt_ps((__m128)a); }
+#else
+INLINE int any(M m) {
+    int32_t found = 0;
+    for (int i = 0; i < LANES; i++) found |= m[i];
+    return found != 0;
+}
+INLINE V select(M m, V a, V b) { return (V)select_int(m, (I)a, (I)b); }
+INLINE V smaller(V a, V b) { return select((M)(a < b), a, b); }
+INLINE V larger(V a, V b) { return select((M)(a > b), a, b); }
+#if defined(__ARM_NEON) && defined(__aarch64__) && GGUFY_LANES == 4
+#include <arm_neon.h>
+INLINE V square_root(V a) { return (V)vsqrtq_f32((float32x4_t)a); }
+#else
+INLINE V square_root(V a) {
+    for (int i = 0; i < LANES; i++) a[i] = __builtin_sqrtf(a[i]); /* IEEE: correctly rounded */
+    return a;
+}
+#endif
+#endif
+#endif
+
+INLINE M is_zero(V a) { return equal(a, splat(0)); }
+INLINE V absolute(V a) { return (V)((I)a & 0x7fffffff); }
+INLINE V to_float(I a) { return __builtin_convertvector(a, V); }
+
+/* One stage of a transposition: the rows' first or second halves, element by element in turn. */
+#if GGUFY_LANES == 4
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#elif GGUFY_LANES == 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#elif GGUFY_LANES == 16
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#endif
+
+/* n values at p[lane] + offset of every lane, into n vectors; n is a multiple of LANES. */
+INLINE void load(const float *const *p, int64_t offset, int n, V *out) {
+    for (int start = 0; start < n; start += LANES) {
+        V rows[LANES], turned[LANES];
+        for (int i = 0; i < LANES; i++) memcpy(&rows[i], p[i] + offset + start, sizeof(V));
+        for (int width = 1; width < LANES; width *= 2) {
+            for (int i = 0; i < LANES / 2; i++) {
+                turned[2 * i] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], LOW);
+                turned[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], HIGH);
+            }
+            memcpy(rows, turned, sizeof(rows));
+        }
+        memcpy(out + start, rows, sizeof(rows));
+    }
+}
+
+/* ---- Rounding ---- */
+
+/* nearest_int adds 1.5 * 2^23 and reads the mantissa. Out of its range it gives what the bits give, and so do these. */
+#define MAGIC 12582912.0f
+
+INLINE I nearest(V v) { return ((I)(v + MAGIC) & 0x007fffff) - 0x00400000; }
+
+/* The same, clamped and left on MAGIC: MAGIC + max(low, min(high, nearest_int(v))). */
+INLINE V on_grid(V v, float low, float high) {
+    V r = (V)(((I)(v + MAGIC) & 0x007fffff) | 0x4b000000);
+    return smaller(larger(r, splat(MAGIC + low)), splat(MAGIC + high));
+}
+
+/* The same where |v| is known to be below 2^22. */
+INLINE V on_grid_near(V v, float low, float high) {
+    return smaller(larger(v + MAGIC, splat(MAGIC + low)), splat(MAGIC + high));
+}
+
+INLINE V clamped(V v, float low, float high) { return on_grid(v, low, high) - MAGIC; }
+INLINE I clamped_int(V v, float low, float high) { return (I)on_grid(v, low, high) - 0x4b400000; }
+INLINE I at_most(I a, int high) { return select_int(below(splat_int(high), a), splat_int(high), a); }
+INLINE I at_least(I a, int low) { return select_int(below(a, splat_int(low)), splat_int(low), a); }
+INLINE I signed_byte(I a) { return (I)((U)a << 24) >> 24; }
+
+/* float32 to float16, to the nearest, ties to even; a NaN becomes 0x7e00 with its sign, as ggml does it. */
+INLINE I to_half(V v) {
+    U bits = (U)v, a = bits & 0x7fffffff;
+    U normal = (a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13;
+    I small = (I)((V)a + 0.5f) - 0x3f000000; /* half's subnormals are multiples of the last place of 0.5 */
+    I half = select_int(below((I)a, splat_int(0x38800000)), small, at_most((I)normal, 0x7c00));
+    return select_int(below(splat_int(0x7f800000), (I)a), splat_int(0x7e00), half) | (I)((bits >> 16) & 0x8000);
+}
+
+INLINE V from_half(I half) {
+    I a = half & 0x7fff;
+    V value = (V)(a << 13) * 0x1p112f;
+    I wide = select_int(below(a, splat_int(0x7c00)), (I)value, (a << 13) | 0x7f800000);
+    return (V)(wide | (I)((U)(half & 0x8000) << 16));
+}
+
+/* ---- A batch: one (super-)block in each lane ---- */
+
+typedef struct {
+    const float *x[LANES];
+    const float *w[LANES]; /* its columns' importance, where there is one */
+    uint8_t *y[LANES];
+    int count;    /* lanes that are written; the others repeat the last */
+    V sigma2;     /* mean square of the lane's row, for the types that weigh by it */
+} Batch;
+
+INLINE void put_byte(const Batch *b, int offset, I value) {
+    for (int i = 0; i < b->count; i++) b->y[i][offset] = (uint8_t)value[i];
+}
+INLINE void put_half(const Batch *b, int offset, I value) {
+    for (int i = 0; i < b->count; i++) {
+        uint16_t half = (uint16_t)value[i];
+        memcpy(b->y[i] + offset, &half, 2);
+    }
+}
+INLINE void put_word(const Batch *b, int offset, U value) {
+    uint32_t words[LANES];
+    memcpy(words, &value, sizeof(words));
+    for (int i = 0; i < b->count; i++) memcpy(b->y[i] + offset, &words[i], 4);
+}
+
+/* make_qx_quants and the block loops weigh with qw * sqrt(sigma2 + x^2) where there is an importance matrix. */
+INLINE void weigh(const Batch *b, int offset, int n, const V *x, V sigma2, V *w) {
+    load(b->w, offset, n, w);
+    for (int i = 0; i < n; i++) w[i] = w[i] * square_root(sigma2 + x[i] * x[i]);
+}
+
+INLINE V sum_of_squares(const V *x, int n) {
+    V sum = splat(0);
+    for (int i = 0; i < n; i++) sum += x[i] * x[i];
+    return sum;
+}
+
+/* ---- Searches ---- */
+
+/* x is about scale * l - offset with l from 0; l came from iscale * (x - origin). */
+typedef struct {
+    V scale, offset, iscale, origin;
+} Affine;
+
+/* make_qkx2_quants and make_qkx3_quants, which differ in nothing that is reached from here. */
+INLINE Affine search_affine(const V *x, const V *w, int n, int nmax, float rmin, float rdelta, int nstep, int mad) {
+    V lo = x[0], hi = x[0], sum_w = w[0], sum_x = w[0] * x[0], l[32];
+    for (int i = 1; i < n; i++) {
+        lo = smaller(x[i], lo);
+        hi = larger(x[i], hi);
+        sum_w += w[i];
+        sum_x += w[i] * x[i];
+    }
+    const V least = lo;
+    V min = smaller(splat(0), lo);
+    M flat = equal(hi, min);
+    V iscale = splat((float)nmax) / (hi - min), scale = 1.0f / iscale, best = splat(0);
+    Affine a = {scale, min, iscale, min};
+    for (int i = 0; i < n; i++) {
+        V diff = scale * clamped(iscale * (x[i] - min), 0, (float)nmax) + min - x[i];
+        best += w[i] * (mad ? absolute(diff) : diff * diff);
+    }
+    for (int step = 0; step <= nstep; step++) {
+        iscale = splat(rmin + rdelta * (float)step + (float)nmax) / (hi - min);
+        V sum_l = splat(0), sum_l2 = splat(0), sum_xl = splat(0);
+        /* x - min and its product grow with x, so the extremes say whether all are in nearest_int's range. */
+        V far = larger(absolute(iscale * (hi - min)), absolute(iscale * (least - min)));
+        if (!any(not_lt(far, splat(4e6f)))) {
+            _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
+                l[i] = on_grid_near(iscale * (x[i] - min), 0, (float)nmax) - MAGIC;
+                V wl = w[i] * l[i];
+                sum_l += wl;
+                sum_l2 += wl * l[i];
+                sum_xl += wl * x[i];
+            }
+        } else {
+            for (int i = 0; i < n; i++) {
+                l[i] = clamped(iscale * (x[i] - min), 0, (float)nmax);
+                V wl = w[i] * l[i];
+                sum_l += wl;
+                sum_l2 += wl * l[i];
+                sum_xl += wl * x[i];
+            }
+        }
+        V det = sum_w * sum_l2 - sum_l * sum_l;
+        V this_scale = (sum_w * sum_xl - sum_x * sum_l) / det;
+        V this_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
+        M above = lt(splat(0), this_min);
+        this_scale = select(above, sum_xl / sum_l2, this_scale);
+        this_min = select(above, splat(0), this_min);
+        V error = splat(0);
+        _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
+            V diff = this_scale * l[i] + this_min - x[i];
+            error += w[i] * (mad ? absolute(diff) : diff * diff);
+        }
+        M better = but(both(lt(splat(0), det), lt(error, best)), flat);
+        best = select(better, error, best);
+        a.scale = select(better, this_scale, a.scale);
+        a.iscale = select(better, iscale, a.iscale);
+        a.origin = select(better, min, a.origin);
+        min = select(better, this_min, min); /* the later steps start from it */
+    }
+    a.scale = select(flat, splat(0), a.scale);
+    a.iscale = select(flat, splat(0), a.iscale); /* so that every l is 0 */
+    a.offset = -min;
+    return a;
+}
+
+/* x is about scale * l with l from -nmax; l came from iscale * x. Where all is zero, l + nmax is 0 too. */
+typedef struct {
+    V scale, iscale;
+    M zero;
+} Symmetric;
+
+/* The first value of the greatest magnitude. */
+INLINE V extreme(const V *x, int n, V *magnitude) {
+    V most = splat(0), max = splat(0);
+    for (int i = 0; i < n; i++) {
+        V ax = absolute(x[i]);
+        M more = lt(most, ax);
+        max = select(more, x[i], max);
+        most = select(more, ax, most);
+    }
+    *magnitude = most;
+    return max;
+}
+
+#define TINY 1e-15f /* GROUP_MAX_EPS */
+
+/* make_qx_quants with rmse_type 1; weighed with w, or with x^2 where w is null. */
+INLINE Symmetric search_symmetric(const V *x, const V *w, int n, int nmax) {
+    V most, max = extreme(x, n, &most), wx[32], squares[32];
+    if (!w) {
+        for (int i = 0; i < n; i++) squares[i] = x[i] * x[i];
+        w = squares;
+    }
+    V odd = splat(0), best = splat(0);
+    for (int i = 0; i < n; i++) {
+        wx[i] = w[i] * x[i];
+        odd += x[i] - x[i]; /* 0, or NaN where a value is not finite */
+    }
+    Symmetric s = {splat(0), splat(0), lt(most, splat(TINY))};
+    const int finite = !any(not_lt(odd, splat(1)));
+    for (int step = -10; step <= 9; step++) {
+        if (step == 0) continue;
+        /* The first round is that of the plain scale; no other is as early. */
+        V iscale = step == -10 ? splat((float)-nmax) / max : splat(-((float)nmax + 0.1f * (float)step)) / max;
+        V sumlx = splat(0), suml2 = splat(0);
+        if (finite) { /* |iscale * x| is at most about nmax + 1, but for the zero lanes, which do not count */
+            _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
+                V l = on_grid_near(iscale * x[i], (float)-nmax, (float)(nmax - 1)) - MAGIC;
+                sumlx += wx[i] * l;
+                suml2 += w[i] * l * l;
+            }
+        } else {
+            for (int i = 0; i < n; i++) {
+                V l = clamped(iscale * x[i], (float)-nmax, (float)(nmax - 1));
+                sumlx += wx[i] * l;
+                suml2 += w[i] * l * l;
+            }
+        }
+        if (step == -10) {
+            s.iscale = iscale;
+            s.scale = select(is_zero(suml2), splat(0), sumlx / suml2);
+            best = s.scale * sumlx;
+            continue;
+        }
+        M better = both(lt(splat(0), suml2), lt(best * suml2, sumlx * sumlx));
+        if (!any(better)) continue;
+        V scale = sumlx / suml2;
+        s.scale = select(better, scale, s.scale);
+        s.iscale = select(better, iscale, s.iscale);
+        best = select(better, scale * sumlx, best);
+    }
+    s.scale = select(s.zero, splat(0), s.scale);
+    return s;
+}
+
+/* What make_qx_quants leaves in L. */
+INLINE I symmetric_level(const Symmetric *s, V x, int nmax) {
+    return select_int(s->zero, splat_int(0), clamped_int(s->iscale * x, (float)-nmax, (float)(nmax - 1)) + nmax);
+}
+
+/* make_q3_quants with do_rmse. Leaves the levels, from 0 to 2 nmax - 1, in l; returns the scale. */
+INLINE V search_descent(const V *x, int n, int nmax, V *l) {
+    V most, max = extreme(x, n, &most), w[16], wx[16];
+    M zero = lt(most, splat(TINY));
+    V iscale = splat((float)-nmax) / max, sumlx = splat(0), suml2 = splat(0);
+    for (int i = 0; i < n; i++) {
+        w[i] = x[i] * x[i];
+        wx[i] = w[i] * x[i];
+        l[i] = clamped(iscale * x[i], (float)-nmax, (float)(nmax - 1));
+        sumlx += wx[i] * l[i];
+        suml2 += w[i] * l[i] * l[i];
+    }
+    for (int round = 0; round < 5; round++) {
+        M changed = lt(splat(0), splat(0));
+        for (int i = 0; i < n; i++) {
+            V slx = sumlx - wx[i] * l[i], sl2 = suml2 - w[i] * l[i] * l[i];
+            V level = clamped(x[i] * sl2 / slx, (float)-nmax, (float)(nmax - 1));
+            M take = both(lt(splat(0), slx), differ((I)level, (I)l[i])); /* neither is ever -0 */
+            slx += wx[i] * level;
+            sl2 += w[i] * level * level;
+            take = both(take, both(lt(splat(0), sl2), lt(sumlx * sumlx * sl2, slx * slx * suml2)));
+            l[i] = select(take, level, l[i]);
+            sumlx = select(take, slx, sumlx);
+            suml2 = select(take, sl2, suml2);
+            changed |= take;
+        }
+        if (!any(but(changed, zero))) break; /* a lane that stood still once stands still for good */
+    }
+    for (int i = 0; i < n; i++) l[i] = select(zero, splat(0), l[i] + (float)nmax);
+    return select(both(lt(splat(0), suml2), ~zero), sumlx / suml2, splat(0));
+}
+
+/* make_qp_quants: levels from 0, as bytes. Returns the scale. */
+INLINE V search_positive(const V *x, const V *w, int n, int nmax, I *l) {
+    V max = splat(0), best = splat(0);
+    for (int i = 0; i < n; i++) max = larger(max, x[i]);
+    M zero = lt(max, splat(TINY));
+    V iscale = splat((float)nmax) / max, scale = 1.0f / iscale;
+    for (int i = 0; i < n; i++) {
+        V diff = x[i] - scale * to_float(nearest(iscale * x[i]) & 255);
+        best += w[i] * diff * diff;
+    }
+    for (int step = -4; step <= 4; step++) {
+        if (step == 0) continue;
+        V iscale_is = splat(0.1f * (float)step + (float)nmax) / max, scale_is = 1.0f / iscale_is, error = splat(0);
+        for (int i = 0; i < n; i++) {
+            V diff = x[i] - scale_is * to_float(at_most(nearest(iscale_is * x[i]), nmax));
+            error += w[i] * diff * diff;
+        }
+        M better = lt(error, best);
+        best = select(better, error, best);
+        iscale = select(better, iscale_is, iscale);
+    }
+    V sumlx = splat(0), suml2 = splat(0);
+    for (int i = 0; i < n; i++) {
+        I level = at_most(nearest(iscale * x[i]), nmax);
+        V f = to_float(level);
+        l[i] = level & 255;
+        sumlx += w[i] * x[i] * f;
+        suml2 += w[i] * f * f;
+    }
+    for (int round = 0; round < 5; round++) {
+        M changed = lt(splat(0), splat(0));
+        for (int i = 0; i < n; i++) {
+            V f = to_float(l[i]);
+            V slx = sumlx - w[i] * x[i] * f, sl2 = suml2 - w[i] * f * f;
+            M take = both(lt(splat(0), slx), lt(splat(0), sl2));
+            I level = at_most(nearest(x[i] * sl2 / slx), nmax);
+            take = both(take, differ(level, l[i]));
+            f = to_float(level);
+            slx += w[i] * x[i] * f;
+            sl2 += w[i] * f * f;
+            take = both(take, lt(sumlx * sumlx * sl2, slx * slx * suml2));
+            l[i] = select_int(take, level & 255, l[i]);
+            sumlx = select(take, slx, sumlx);
+            suml2 = select(take, sl2, suml2);
+            changed |= take;
+        }
+        if (!any(changed)) break;
+    }
+    for (int i = 0; i < n; i++) l[i] = select_int(zero, splat_int(0), l[i]);
+    return select(both(lt(splat(0), suml2), ~zero), sumlx / suml2, splat(0));
+}
+
+/* ---- Super-blocks of 256 ---- */
+
+/* The last rounding of an affine sub-block: a scale of zero leaves what the search found. */
+typedef struct {
+    V d, dm;
+    M none;
+    int some;
+} Step;
+
+INLINE Step step_of(V d, V dm) {
+    M none = is_zero(d);
+    return (Step){d, dm, none, any(none)};
+}
+INLINE I affine_level(const Step *s, const Affine *a, V x, int nmax) {
+    I l = clamped_int((x + s->dm) / s->d, 0, (float)nmax);
+    if (s->some) l = select_int(s->none, clamped_int(a->iscale * (x - a->origin), 0, (float)nmax), l);
+    return l;
+}
+
+/* quantize_row_q4_K_ref, quantize_row_q5_K_ref and their _impl. block_q4_K: d, dmin, scales[12], qs[128]; block_q5_K
+ * has qh[32] before qs. */
+INLINE void batch_q4_q5(const Batch *b, int bits, int weighted) {
+    const int nmax = (1 << bits) - 1;
+    V x[256], w[32], scales[8], mins[8], sums[8];
+    I ls[8], lm[8];
+    Affine found[8];
+    Step step[8];
+    load(b->x, 0, 256, x);
+    V sigma2 = weighted ? 2.0f * sum_of_squares(x, 256) / 256.0f : splat(0);
+    for (int j = 0; j < 8; j++) {
+        const V *xj = x + 32 * j;
+        if (weighted) {
+            weigh(b, 32 * j, 32, xj, sigma2, w);
+            sums[j] = splat(0);
+            for (int i = 0; i < 32; i++) sums[j] += w[i];
+            found[j] = search_affine(xj, w, 32, nmax, -0.9f, 0.05f, 36, 0);
+        } else {
+            V average = square_root(sum_of_squares(xj, 32) / 32.0f);
+            for (int i = 0; i < 32; i++) w[i] = average + absolute(xj[i]);
+            found[j] = bits == 4 ? search_affine(xj, w, 32, nmax, -1.0f, 0.1f, 20, 0)
+                                 : search_affine(xj, w, 32, nmax, -0.5f, 0.1f, 15, 0);
+        }
+        scales[j] = found[j].scale;
+        mins[j] = found[j].offset;
+    }
+    V d, dmin;
+    if (weighted) {
+        d = search_positive(scales, sums, 8, 63, ls);
+        dmin = search_positive(mins, sums, 8, 63, lm);
+        if (bits == 5) {
+            for (int j = 0; j < 8; j++) ls[j] = at_most(ls[j], 63), lm[j] = at_most(lm[j], 63);
+        }
+    } else {
+        V max_scale = splat(0), max_min = splat(0);
+        for (int j = 0; j < 8; j++) {
+            max_scale = larger(scales[j], max_scale);
+            max_min = larger(mins[j], max_min);
+        }
+        V inv_scale = select(lt(splat(0), max_scale), 63.0f / max_scale, splat(0));
+        V inv_min = select(lt(splat(0), max_min), 63.0f / max_min, splat(0));
+        for (int j = 0; j < 8; j++) {
+            ls[j] = at_most(nearest(inv_scale * scales[j]) & 255, 63);
+            lm[j] = at_most(nearest(inv_min * mins[j]) & 255, 63);
+        }
+        d = max_scale / 63.0f;
+        dmin = max_min / 63.0f;
+    }
+    I half_d = to_half(d), half_min = to_half(dmin), packed[12];
+    put_word(b, 0, (U)half_d | (U)half_min << 16);
+    for (int j = 0; j < 4; j++) { /* six bits each; the upper two of the last four ride on the first */
+        packed[j] = ls[j] | ls[j + 4] >> 4 << 6;
+        packed[j + 4] = lm[j] | lm[j + 4] >> 4 << 6;
+        packed[j + 8] = (ls[j + 4] & 15) | (lm[j + 4] & 15) << 4;
+    }
+    for (int j = 0; j < 12; j += 4) {
+        U word = (U)splat_int(0);
+        for (int k = 0; k < 4; k++) word |= ((U)packed[j + k] & 255) << (8 * k);
+        put_word(b, 4 + j, word);
+    }
+    d = from_half(half_d);
+    dmin = from_half(half_min);
+    for (int j = 0; j < 8; j++) { /* get_scale_min_k4 */
+        I sc = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | ((packed[j - 4] & 255) >> 6) << 4;
+        I m = j < 4 ? packed[j + 4] & 63 : ((packed[j + 4] & 255) >> 4) | ((packed[j] & 255) >> 6) << 4;
+        step[j] = step_of(d * to_float(sc), dmin * to_float(m));
+    }
+    U high[8];
+    memset(high, 0, sizeof(high));
+    const int qs = bits == 4 ? 16 : 48;
+    for (int j = 0; j < 8; j += 2) {
+        for (int i = 0; i < 32; i += 4) {
+            U word = (U)splat_int(0);
+            for (int k = 0; k < 4; k++) {
+                I low = affine_level(&step[j], &found[j], x[32 * j + i + k], nmax);
+                I up = affine_level(&step[j + 1], &found[j + 1], x[32 * j + 32 + i + k], nmax);
+                word |= (U)((low & 15) | (up & 15) << 4) << (8 * k);
+                high[i / 4] |= (U)(low >> 4 | up >> 4 << 1) << (8 * k + j);
+            }
+            put_word(b, qs + 16 * j + i, word);
+        }
+    }
+    if (bits == 5) {
+        for (int i = 0; i < 8; i++) put_word(b, 16 + 4 * i, high[i]);
+    }
+}
+
+/* quantize_row_q2_K_ref and quantize_row_q2_K_impl. block_q2_K: scales[16], qs[64], d, dmin. */
+INLINE void batch_q2(const Batch *b, int weighted) {
+    V x[256], w[16], scales[16], mins[16], sums[16];
+    I ls[16], lm[16];
+    Affine found[16];
+    Step step[16];
+    load(b->x, 0, 256, x);
+    V sigma2 = weighted ? sum_of_squares(x, 256) / 256.0f : splat(0);
+    for (int j = 0; j < 16; j++) {
+        const V *xj = x + 16 * j;
+        if (weighted) {
+            weigh(b, 16 * j, 16, xj, sigma2, w);
+            sums[j] = splat(0);
+            for (int i = 0; i < 16; i++) sums[j] += w[i];
+            found[j] = search_affine(xj, w, 16, 3, -0.9f, 0.05f, 36, 0);
+        } else {
+            for (int i = 0; i < 16; i++) w[i] = absolute(xj[i]);
+            found[j] = search_affine(xj, w, 16, 3, -0.5f, 0.1f, 15, 1);
+        }
+        scales[j] = found[j].scale;
+        mins[j] = found[j].offset;
+    }
+    V d, dmin;
+    if (weighted) {
+        d = search_positive(scales, sums, 16, 15, ls);
+        dmin = search_positive(mins, sums, 16, 15, lm);
+    } else {
+        V max_scale = splat(0), max_min = splat(0);
+        for (int j = 0; j < 16; j++) {
+            max_scale = larger(scales[j], max_scale);
+            max_min = larger(mins[j], max_min);
+        }
+        M has_scale = lt(splat(0), max_scale), has_min = lt(splat(0), max_min);
+        for (int j = 0; j < 16; j++) {
+            ls[j] = select_int(has_scale, nearest(15.0f / max_scale * scales[j]), splat_int(0));
+            lm[j] = select_int(has_min, nearest(15.0f / max_min * mins[j]), splat_int(0));
+        }
+        d = select(has_scale, max_scale / 15.0f, splat(0));
+        dmin = select(has_min, max_min / 15.0f, splat(0));
+    }
+    I half_d = to_half(d), half_min = to_half(dmin);
+    put_word(b, 80, (U)half_d | (U)half_min << 16);
+    d = from_half(half_d);
+    dmin = from_half(half_min);
+    for (int j = 0; j < 16; j += 4) {
+        U word = (U)splat_int(0);
+        for (int k = 0; k < 4; k++) {
+            I both_scales = (ls[j + k] | (I)((U)lm[j + k] << 4)) & 255;
+            step[j + k] = step_of(d * to_float(both_scales & 15), dmin * to_float(both_scales >> 4));
+            word |= (U)both_scales << (8 * k);
+        }
+        put_word(b, j, word);
+    }
+    for (int half = 0; half < 2; half++) {
+        for (int i = 0; i < 32; i += 4) {
+            U word = (U)splat_int(0);
+            for (int q = 0; q < 4; q++) {
+                const int j = 8 * half + 2 * q + i / 16;
+                for (int k = 0; k < 4; k++) {
+                    I l = affine_level(&step[j], &found[j], x[128 * half + 32 * q + i + k], 3);
+                    word |= (U)l << (8 * k + 2 * q);
+                }
+            }
+            put_word(b, 16 + 32 * half + i, word);
+        }
+    }
+}
+
+/* quantize_row_q3_K_ref and quantize_row_q3_K_impl. block_q3_K: hmask[32], qs[64], scales[12], d. */
+INLINE void batch_q3(const Batch *b, int weighted) {
+    V x[256], w[16], l[16], scales[16], sums[16], d;
+    I ls[16];
+    load(b->x, 0, 256, x);
+    V sigma2 = weighted ? 2.0f * sum_of_squares(x, 256) / 256.0f : splat(0);
+    Symmetric found[16];
+    for (int j = 0; j < 16; j++) {
+        if (weighted) {
+            weigh(b, 16 * j, 16, x + 16 * j, sigma2, w);
+            sums[j] = splat(0);
+            for (int i = 0; i < 16; i++) sums[j] += w[i];
+            found[j] = search_symmetric(x + 16 * j, w, 16, 4);
+            scales[j] = found[j].scale;
+        } else {
+            scales[j] = search_descent(x + 16 * j, 16, 4, l);
+        }
+    }
+    if (weighted) {
+        Symmetric block = search_symmetric(scales, sums, 16, 32);
+        d = block.scale;
+        for (int j = 0; j < 16; j++) ls[j] = symmetric_level(&block, scales[j], 32);
+    } else {
+        V most, max = extreme(scales, 16, &most), iscale = -32.0f / max;
+        M none = is_zero(max);
+        for (int j = 0; j < 16; j++) {
+            I level = at_least(at_most(signed_byte(nearest(iscale * scales[j])), 31), -32) + 32;
+            ls[j] = select_int(none, splat_int(0), level);
+        }
+        d = select(none, splat(0), 1.0f / iscale);
+    }
+    I half = to_half(d);
+    put_half(b, 108, half);
+    d = from_half(half);
+    for (int j = 0; j < 4; j++) {
+        put_byte(b, 96 + j, (ls[j] & 15) | (ls[j + 8] & 15) << 4);
+        put_byte(b, 100 + j, (ls[j + 4] & 15) | (ls[j + 12] & 15) << 4);
+        put_byte(b, 104 + j, ls[j] >> 4 | ls[j + 4] >> 4 << 2 | ls[j + 8] >> 4 << 4 | ls[j + 12] >> 4 << 6);
+    }
+    U high[8], low[16];
+    memset(high, 0, sizeof(high));
+    memset(low, 0, sizeof(low));
+    for (int j = 0; j < 16; j++) {
+        V dj = d * to_float(ls[j] - 32);
+        M none = is_zero(dj);
+        int some = any(none);
+        if (some && !weighted) search_descent(x + 16 * j, 16, 4, l); /* its levels stay; seldom, so again */
+        for (int i = 0; i < 16; i++) {
+            I level = clamped_int(x[16 * j + i] / dj, -4, 3) + 4;
+            if (some) {
+                I kept = weighted ? symmetric_level(&found[j], x[16 * j + i], 4) : __builtin_convertvector(l[i], I);
+                level = select_int(none, kept, level);
+            }
+            const int place = 16 * (j % 2) + i; /* element 32 * (j / 2) + place */
+            high[place / 4] |= (U)(level >> 2) << (8 * (place % 4) + j / 2);
+            low[8 * (j / 8) + place / 4] |= (U)(level & 3) << (8 * (place % 4) + 2 * (j / 2 % 4));
+        }
+    }
+    for (int i = 0; i < 8; i++) put_word(b, 4 * i, high[i]);
+    for (int i = 0; i < 16; i++) put_word(b, 32 + 4 * i, low[i]);
+}
+
+/* quantize_row_q6_K_ref and quantize_row_q6_K_impl. block_q6_K: ql[128], qh[64], scales[16], d. */
+INLINE void batch_q6(const Batch *b, int weighted) {
+    V x[256], w[16], scales[16], most, steps[16];
+    Symmetric found[16];
+    M none[16];
+    int some[16];
+    load(b->x, 0, 256, x);
+    for (int j = 0; j < 16; j++) {
+        if (weighted) load(b->w, 16 * j, 16, w);
+        found[j] = search_symmetric(x + 16 * j, weighted ? w : 0, 16, 32);
+        scales[j] = found[j].scale;
+    }
+    V max = extreme(scales, 16, &most), iscale = -128.0f / max;
+    M empty = lt(most, splat(TINY));
+    I half = select_int(empty, splat_int(0), to_half(1.0f / iscale));
+    put_half(b, 208, half);
+    V d = from_half(half);
+    for (int j = 0; j < 16; j += 4) {
+        U word = (U)splat_int(0);
+        for (int k = 0; k < 4; k++) {
+            I scale = signed_byte(at_most(nearest(iscale * scales[j + k]), 127));
+            scale = select_int(empty, splat_int(0), scale);
+            word |= ((U)scale & 255) << (8 * k);
+            steps[j + k] = d * to_float(scale);
+            none[j + k] = is_zero(steps[j + k]);
+            some[j + k] = any(none[j + k]);
+        }
+        put_word(b, 192 + j, word);
+    }
+    for (int half_block = 0; half_block < 2; half_block++) {
+        for (int i = 0; i < 32; i += 4) {
+            U ql0 = (U)splat_int(0), ql1 = ql0, qh = ql0;
+            for (int k = 0; k < 4; k++) {
+                U q[4];
+                for (int n = 0; n < 4; n++) {
+                    const int j = 8 * half_block + 2 * n + i / 16;
+                    V value = x[128 * half_block + 32 * n + i + k];
+                    I level = clamped_int(value / steps[j], -32, 31) + 32;
+                    if (some[j]) {
+                        level = select_int(none[j], symmetric_level(&found[j], value, 32), level);
+                        level = select_int(empty, splat_int(0), level);
+                    }
+                    q[n] = (U)level;
+                }
+                ql0 |= ((q[0] & 15) | (q[2] & 15) << 4) << (8 * k);
+                ql1 |= ((q[1] & 15) | (q[3] & 15) << 4) << (8 * k);
+                qh |= (q[0] >> 4 | q[1] >> 4 << 2 | q[2] >> 4 << 4 | q[3] >> 4 << 6) << (8 * k);
+            }
+            put_word(b, 64 * half_block + i, ql0);
+            put_word(b, 64 * half_block + 32 + i, ql1);
+            put_word(b, 128 + 32 * half_block + i, qh);
+        }
+    }
+}
+
+/* ---- Blocks of 32 ---- */
+
+/* quantize_row_q4_0_ref, quantize_row_q5_0_ref and their _impl. block_q4_0: d, qs[16]; block_q5_0: d, qh[4], qs[16]. */
+INLINE void batch_q4_0_q5_0(const Batch *b, int bits, int weighted) {
+    const int half = 1 << (bits - 1);
+    V x[32], w[32], most, id = splat(0);
+    Symmetric found = {id, id, lt(id, id)};
+    load(b->x, 0, 32, x);
+    if (weighted) {
+        weigh(b, 0, 32, x, b->sigma2, w);
+        found = search_symmetric(x, w, 32, half);
+        put_half(b, 0, to_half(found.scale));
+    } else {
+        V d = extreme(x, 32, &most) / (float)-half;
+        id = select(is_zero(d), splat(0), 1.0f / d);
+        put_half(b, 0, to_half(d));
+    }
+    U high = (U)splat_int(0);
+    for (int i = 0; i < 16; i += 4) {
+        U word = (U)splat_int(0);
+        for (int k = 0; k < 4; k++) {
+            U q[2];
+            for (int n = 0; n < 2; n++) {
+                V value = x[16 * n + i + k];
+                if (weighted) {
+                    q[n] = (U)symmetric_level(&found, value, half);
+                } else { /* truncated, and to a byte before the limit */
+                    I t = __builtin_convertvector(value * id + ((float)half + 0.5f), I);
+                    q[n] = (U)at_most(signed_byte(t), 2 * half - 1) & 255;
+                }
+                high |= (q[n] >> 4 & 1) << (16 * n + i + k);
+            }
+            word |= (bits == 4 ? (q[0] | q[1] << 4) & 255 : (q[0] & 15) | (q[1] & 15) << 4) << (8 * k);
+        }
+        put_word(b, (bits == 4 ? 2 : 6) + i, word);
+    }
+    if (bits == 5) put_word(b, 2, high);
+}
+
+/* kvalues_iq4nl of ggml-common.h. Its best_index_int8 finds the nearest, of two as near the upper: the count of the
+ * middles that the value is not below (the differences it compares are exact where they are close to each other). */
+static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+#define MIDDLE(k) (0.5f * (float)(iq4_values[k] + iq4_values[(k) + 1]))
+
+INLINE V iq4_value(V v) {
+    V q = splat(iq4_values[0]);
+    _Pragma("GCC unroll 15") for (int k = 0; k < 15; k++) {
+        q = add_if(not_lt(v, splat(MIDDLE(k))), q, (float)(iq4_values[k + 1] - iq4_values[k]));
+    }
+    return q;
+}
+INLINE U iq4_index(V v) {
+    V q = splat(0);
+    _Pragma("GCC unroll 15") for (int k = 0; k < 15; k++) q = add_if(not_lt(v, splat(MIDDLE(k))), q, 1.0f);
+    return (U)__builtin_convertvector(q, I);
+}
+
+INLINE V iq4_round(const V *x, const V *w, V id, V *sumqx) {
+    V sumq2 = splat(0);
+    *sumqx = splat(0);
+    for (int i = 0; i < 32; i++) {
+        V q = iq4_value(id * x[i]), wq = w[i] * q;
+        *sumqx += wq * x[i];
+        sumq2 += wq * q;
+    }
+    return sumq2;
+}
+
+/* The search of quantize_row_iq4_nl_impl, with ntry 7. */
+INLINE V search_iq4(const V *x, const V *w) {
+    V most, max = extreme(x, 32, &most), sumqx, sumq2;
+    sumq2 = iq4_round(x, w, 1.0f / (-max / (float)iq4_values[0]), &sumqx);
+    V d = select(lt(splat(0), sumq2), sumqx / sumq2, splat(0)), best = d * sumqx;
+    for (int step = -7; step <= 7; step++) {
+        sumq2 = iq4_round(x, w, splat((float)(step + iq4_values[0])) / max, &sumqx);
+        M better = both(lt(splat(0), sumq2), lt(best * sumq2, sumqx * sumqx));
+        d = select(better, sumqx / sumq2, d);
+        best = select(better, d * sumqx, best);
+    }
+    return select(lt(most, splat(TINY)), splat(0), d);
+}
+
+INLINE void put_iq4(const Batch *b, int offset, const V *x, V id) {
+    for (int i = 0; i < 16; i += 4) {
+        U word = (U)splat_int(0);
+        for (int k = 0; k < 4; k++) {
+            word |= (iq4_index(id * x[i + k]) | iq4_index(id * x[16 + i + k]) << 4) << (8 * k);
+        }
+        put_word(b, offset + i, word);
+    }
+}
+
+/* quantize_row_iq4_nl_impl: a block alone (block_iq4_nl: d, qs[16]) or eight (block_iq4_xs: d, scales_h, scales_l[4],
+ * qs[128]). */
+INLINE void batch_iq4(const Batch *b, int blocks, int weighted) {
+    V x[256], w[32], scales[8], most;
+    load(b->x, 0, 32 * blocks, x);
+    V sigma2 = sum_of_squares(x, 32 * blocks) * (2.0f / (float)(32 * blocks));
+    for (int j = 0; j < blocks; j++) {
+        const V *xj = x + 32 * j;
+        if (weighted) {
+            weigh(b, 32 * j, 32, xj, sigma2, w);
+        } else {
+            for (int i = 0; i < 32; i++) w[i] = xj[i] * xj[i];
+        }
+        scales[j] = search_iq4(xj, w);
+    }
+    if (blocks == 1) {
+        put_half(b, 0, to_half(scales[0]));
+        put_iq4(b, 2, x, select(is_zero(scales[0]), splat(0), 1.0f / scales[0]));
+        return;
+    }
+    V d = -extreme(scales, blocks, &most) / 32.0f, id = select(is_zero(d), splat(0), 1.0f / d);
+    U low = (U)splat_int(0), high = (U)to_half(d);
+    for (int j = 0; j < blocks; j++) {
+        I level = clamped_int(id * scales[j], -32, 31);
+        V dl = d * to_float(level);
+        put_iq4(b, 8 + 16 * j, x + 32 * j, select(is_zero(dl), splat(0), 1.0f / dl));
+        low |= ((U)(level + 32) & 15) << (4 * j);
+        high |= (U)(level + 32) >> 4 << (16 + 2 * j);
+    }
+    put_word(b, 0, high);
+    put_word(b, 4, low);
+}
+
+/* quantize_row_q8_0_ref. block_q8_0: d, qs[32]. A maximum has no order, so here a block's values are the lanes. */
+static void rows_q8_0(const float *x, uint8_t *y, int64_t blocks) {
+    typedef int8_t Bytes __attribute__((vector_size(GGUFY_LANES)));
+    for (int64_t block = 0; block < blocks; block++, x += 32, y += 34) {
+        V v[32 / LANES], most = splat(0);
+        memcpy(v, x, sizeof(v));
+        for (int i = 0; i < 32 / LANES; i++) most = larger(absolute(v[i]), most);
+        float amax = most[0];
+        for (int i = 1; i < LANES; i++) amax = amax > most[i] ? amax : most[i];
+        V d = splat(amax) / 127.0f, id = select(is_zero(d), splat(0), 1.0f / d);
+        uint16_t half = (uint16_t)to_half(d)[0];
+        memcpy(y, &half, 2);
+        for (int i = 0; i < 32 / LANES; i++) {
+            /* roundf: the greatest float below a half, with the value's sign, and cut. */
+            V q = v[i] * id;
+            q += (V)(((I)q & (int32_t)0x80000000) | (I)splat(0x1.fffffep-2f));
+            Bytes bytes = __builtin_convertvector(__builtin_convertvector(q, I), Bytes);
+            memcpy(y + 2 + LANES * i, &bytes, sizeof(bytes));
+        }
+    }
+}
+
+/* ---- Rows ---- */
+
+typedef void (*Quantizer)(const Batch *);
+
+/* Blocks of `width` values and `bytes` bytes, in the order of the rows, LANES at a time. */
+INLINE void in_order(const float *src, uint8_t *dst, int64_t rows, int64_t columns, const float *importance, int width,
+                     int bytes, Quantizer quantize) {
+    const int64_t in_row = columns / width, blocks = rows * in_row;
+    for (int64_t start = 0; start < blocks; start += LANES) {
+        Batch b;
+        b.count = blocks - start < LANES ? (int)(blocks - start) : LANES;
+        for (int i = 0; i < LANES; i++) {
+            const int64_t block = start + (i < b.count ? i : b.count - 1);
+            b.x[i] = src + block * width;
+            b.w[i] = importance ? importance + block % in_row * width : 0;
+            b.y[i] = dst + block * bytes;
+        }
+        quantize(&b);
+    }
+}
+
+/* The same with LANES rows side by side, for the weights that need the whole row's mean square. */
+INLINE void side_by_side(const float *src, uint8_t *dst, int64_t rows, int64_t columns, const float *importance,
+                         int width, int bytes, Quantizer quantize) {
+    for (int64_t start = 0; start < rows; start += LANES) {
+        Batch b;
+        V sum = splat(0), x[32];
+        b.count = rows - start < LANES ? (int)(rows - start) : LANES;
+        for (int i = 0; i < LANES; i++) {
+            const int64_t row = start + (i < b.count ? i : b.count - 1);
+            b.x[i] = src + row * columns;
+            b.w[i] = importance;
+            b.y[i] = dst + row * (columns / width) * bytes;
+        }
+        for (int64_t column = 0; column < columns; column += 32) {
+            load(b.x, column, 32, x);
+            for (int i = 0; i < 32; i++) sum += x[i] * x[i];
+        }
+        b.sigma2 = sum / (float)columns;
+        for (int64_t block = 0; block < columns / width; block++) {
+            quantize(&b);
+            for (int i = 0; i < LANES; i++) b.x[i] += width, b.w[i] += width, b.y[i] += bytes;
+        }
+    }
+}
+
+/* void ggufy_quantize_<type>_<variant>(src, dst, rows, columns, importance or null): float32 rows, packed; importance
+ * is one float32 a column. Columns are a multiple of the block's width (256 for the K types and iq4_xs, else 32). */
+#define KERNEL(type, width, bytes, weighted_order, batch)                                                             \
+    static void PASTE(plain_##type, GGUFY_VARIANT)(const Batch *b) { enum { WEIGHTED = 0 }; batch; }                  \
+    static void PASTE(weighted_##type, GGUFY_VARIANT)(const Batch *b) { enum { WEIGHTED = 1 }; batch; }               \
+    __attribute__((visibility("default"))) void NAME(type)(const float *src, void *dst, int64_t rows,                 \
+                                                           int64_t columns, const float *importance) {                \
+        if (importance) {                                                                                             \
+            weighted_order(src, dst, rows, columns, importance, width, bytes, PASTE(weighted_##type, GGUFY_VARIANT)); \
+        } else {                                                                                                      \
+            in_order(src, dst, rows, columns, 0, width, bytes, PASTE(plain_##type, GGUFY_VARIANT));                   \
+        }                                                                                                             \
+    }
+
+KERNEL(q2_k, 256, 84, in_order, batch_q2(b, WEIGHTED))
+KERNEL(q3_k, 256, 110, in_order, batch_q3(b, WEIGHTED))
+KERNEL(q4_k, 256, 144, in_order, batch_q4_q5(b, 4, WEIGHTED))
+KERNEL(q5_k, 256, 176, in_order, batch_q4_q5(b, 5, WEIGHTED))
+KERNEL(q6_k, 256, 210, in_order, batch_q6(b, WEIGHTED))
+KERNEL(q4_0, 32, 18, side_by_side, batch_q4_0_q5_0(b, 4, WEIGHTED))
+KERNEL(q5_0, 32, 22, side_by_side, batch_q4_0_q5_0(b, 5, WEIGHTED))
+KERNEL(iq4_nl, 32, 18, in_order, batch_iq4(b, 1, WEIGHTED))
+KERNEL(iq4_xs, 256, 136, in_order, batch_iq4(b, 8, WEIGHTED))
+
+__attribute__((visibility("default"))) void NAME(q8_0)(const float *src, void *dst, int64_t rows, int64_t columns,
+                                                       const float *importance) {
+    (void)importance; /* as in llama.cpp */
+    rows_q8_0(src, dst, rows * (columns / 32));
+}
+
+#ifdef GGUFY_DISPATCH
+/* The variants of this library that this processor can run, the fastest first. */
+__attribute__((visibility("default"))) const char *ggufy_kernels_supported(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2")) {
+        return "avx512 avx2 sse2";
+    }
+    return __builtin_cpu_supports("avx2") ? "avx2 sse2" : "sse2";
+#elif defined(__aarch64__)
+    return "neon";
+#else
+    return "generic";
+#endif
+}
+#endif
