@@ -360,36 +360,36 @@ INLINE I symmetric_level(const Symmetric *s, V x, int nmax) {
     return select_int(s->zero, splat_int(0), clamped_int(s->iscale * x, (float)-nmax, (float)(nmax - 1)) + nmax);
 }
 
-/* make_q3_quants with do_rmse. Leaves the levels, from 0 to 2 nmax - 1, in l; returns the scale. */
-INLINE V search_descent(const V *x, int n, int nmax, V *l) {
-    V most, max = extreme(x, n, &most), w[16], wx[16];
+/* make_q3_quants with do_rmse. Leaves the levels, from 0 to 7, in l; returns the scale. */
+INLINE V search_descent(const V *x, V *l) {
+    V most, max = extreme(x, 16, &most), w[16], wx[16];
+    V iscale = -4.0f / max, sumlx = splat(0), suml2 = splat(0);
     M zero = lt(most, splat(TINY));
-    V iscale = splat((float)-nmax) / max, sumlx = splat(0), suml2 = splat(0);
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < 16; i++) {
         w[i] = x[i] * x[i];
         wx[i] = w[i] * x[i];
-        l[i] = clamped(iscale * x[i], (float)-nmax, (float)(nmax - 1));
+        l[i] = clamped(iscale * x[i], -4, 3);
         sumlx += wx[i] * l[i];
         suml2 += w[i] * l[i] * l[i];
     }
-    for (int round = 0; round < 5; round++) {
-        M changed = lt(splat(0), splat(0));
-        for (int i = 0; i < n; i++) {
+    for (int round = 0, changed = 1; round < 5 && changed; round++) {
+        changed = 0; /* a lane that stood still in a round stands still for good */
+        for (int i = 0; i < 16; i++) {
             V slx = sumlx - wx[i] * l[i], sl2 = suml2 - w[i] * l[i] * l[i];
-            V level = clamped(x[i] * sl2 / slx, (float)-nmax, (float)(nmax - 1));
-            M take = both(lt(splat(0), slx), differ((I)level, (I)l[i])); /* neither is ever -0 */
+            V level = clamped(x[i] * sl2 / slx, -4, 3);
+            M take = but(both(lt(splat(0), slx), differ((I)level, (I)l[i])), zero); /* neither is ever -0 */
+            if (!any(take)) continue; /* mostly; and the next step need not wait for this one's division */
             slx += wx[i] * level;
             sl2 += w[i] * level * level;
             take = both(take, both(lt(splat(0), sl2), lt(sumlx * sumlx * sl2, slx * slx * suml2)));
             l[i] = select(take, level, l[i]);
             sumlx = select(take, slx, sumlx);
             suml2 = select(take, sl2, suml2);
-            changed |= take;
+            changed |= any(take);
         }
-        if (!any(but(changed, zero))) break; /* a lane that stood still once stands still for good */
     }
-    for (int i = 0; i < n; i++) l[i] = select(zero, splat(0), l[i] + (float)nmax);
-    return select(both(lt(splat(0), suml2), ~zero), sumlx / suml2, splat(0));
+    for (int i = 0; i < 16; i++) l[i] = select(zero, splat(0), l[i] + 4.0f);
+    return select(but(lt(splat(0), suml2), zero), sumlx / suml2, splat(0));
 }
 
 /* make_qp_quants: levels from 0, as bytes. Returns the scale. */
@@ -633,7 +633,7 @@ INLINE void batch_q3(const Batch *b, int weighted) {
             found[j] = search_symmetric(x + 16 * j, w, 16, 4);
             scales[j] = found[j].scale;
         } else {
-            scales[j] = search_descent(x + 16 * j, 16, 4, l);
+            scales[j] = search_descent(x + 16 * j, l);
         }
     }
     if (weighted) {
@@ -664,7 +664,7 @@ INLINE void batch_q3(const Batch *b, int weighted) {
         V dj = d * to_float(ls[j] - 32);
         M none = is_zero(dj);
         int some = any(none);
-        if (some && !weighted) search_descent(x + 16 * j, 16, 4, l); /* its levels stay; seldom, so again */
+        if (some && !weighted) search_descent(x + 16 * j, l); /* its levels stay: seldom, so again */
         for (int i = 0; i < 16; i++) {
             I level = clamped_int(x[16 * j + i] / dj, -4, 3) + 4;
             if (some) {
@@ -860,25 +860,41 @@ INLINE void batch_iq4(const Batch *b, int blocks, int weighted) {
     put_word(b, 4, low);
 }
 
+/* 32 values, cut to integers, their low bytes. */
+INLINE void put_bytes(uint8_t *y, const V *v) {
+#if defined(__AVX2__) && GGUFY_LANES == 8
+    __m256i a[4];
+    for (int i = 0; i < 4; i++) a[i] = _mm256_and_si256(_mm256_cvttps_epi32((__m256)v[i]), _mm256_set1_epi32(255));
+    a[0] = _mm256_packus_epi16(_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(a[2], a[3]));
+    a[0] = _mm256_permutevar8x32_epi32(a[0], _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    memcpy(y, a, 32);
+#else
+    typedef int8_t Bytes __attribute__((vector_size(GGUFY_LANES)));
+    for (int i = 0; i < 32 / LANES; i++) {
+        Bytes bytes = __builtin_convertvector(__builtin_convertvector(v[i], I), Bytes);
+        memcpy(y + LANES * i, &bytes, sizeof(bytes));
+    }
+#endif
+}
+
 /* quantize_row_q8_0_ref. block_q8_0: d, qs[32]. A maximum has no order, so here a block's values are the lanes. */
 static void rows_q8_0(const float *x, uint8_t *y, int64_t blocks) {
-    typedef int8_t Bytes __attribute__((vector_size(GGUFY_LANES)));
     for (int64_t block = 0; block < blocks; block++, x += 32, y += 34) {
         V v[32 / LANES], most = splat(0);
         memcpy(v, x, sizeof(v));
         for (int i = 0; i < 32 / LANES; i++) most = larger(absolute(v[i]), most);
-        float amax = most[0];
-        for (int i = 1; i < LANES; i++) amax = amax > most[i] ? amax : most[i];
-        V d = splat(amax) / 127.0f, id = select(is_zero(d), splat(0), 1.0f / d);
+        for (int width = 1; width < LANES; width *= 2) { /* into every lane the greatest of all */
+            most = larger(__builtin_shufflevector(most, most, LOW), __builtin_shufflevector(most, most, HIGH));
+        }
+        V d = most / 127.0f, id = select(is_zero(d), splat(0), 1.0f / d);
         uint16_t half = (uint16_t)to_half(d)[0];
         memcpy(y, &half, 2);
         for (int i = 0; i < 32 / LANES; i++) {
             /* roundf: the greatest float below a half, with the value's sign, and cut. */
-            V q = v[i] * id;
-            q += (V)(((I)q & (int32_t)0x80000000) | (I)splat(0x1.fffffep-2f));
-            Bytes bytes = __builtin_convertvector(__builtin_convertvector(q, I), Bytes);
-            memcpy(y + 2 + LANES * i, &bytes, sizeof(bytes));
+            v[i] *= id;
+            v[i] += (V)(((I)v[i] & (int32_t)0x80000000) | (I)splat(0x1.fffffep-2f));
         }
+        put_bytes(y + 2, v);
     }
 }
 
