@@ -131,9 +131,9 @@ INLINE void load(const float *const *p, int64_t offset, int n, V *out) {
                 turned[2 * i] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], LOW);
                 turned[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], HIGH);
             }
-            memcpy(rows, turned, sizeof(rows));
+            for (int i = 0; i < LANES; i++) rows[i] = turned[i];
         }
-        memcpy(out + start, rows, sizeof(rows));
+        for (int i = 0; i < LANES; i++) out[start + i] = rows[i];
     }
 }
 
@@ -867,7 +867,7 @@ INLINE void put_bytes(uint8_t *y, const V *v) {
     for (int i = 0; i < 4; i++) a[i] = _mm256_and_si256(_mm256_cvttps_epi32((__m256)v[i]), _mm256_set1_epi32(255));
     a[0] = _mm256_packus_epi16(_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(a[2], a[3]));
     a[0] = _mm256_permutevar8x32_epi32(a[0], _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    memcpy(y, a, 32);
+    _mm256_storeu_si256((__m256i *)y, a[0]);
 #else
     typedef int8_t Bytes __attribute__((vector_size(GGUFY_LANES)));
     for (int i = 0; i < 32 / LANES; i++) {
@@ -881,7 +881,7 @@ INLINE void put_bytes(uint8_t *y, const V *v) {
 static void rows_q8_0(const float *x, uint8_t *y, int64_t blocks) {
     for (int64_t block = 0; block < blocks; block++, x += 32, y += 34) {
         V v[32 / LANES], most = splat(0);
-        memcpy(v, x, sizeof(v));
+        for (int i = 0; i < 32 / LANES; i++) memcpy(&v[i], x + LANES * i, sizeof(V));
         for (int i = 0; i < 32 / LANES; i++) most = larger(absolute(v[i]), most);
         for (int width = 1; width < LANES; width *= 2) { /* into every lane the greatest of all */
             most = larger(__builtin_shufflevector(most, most, LOW), __builtin_shufflevector(most, most, HIGH));
