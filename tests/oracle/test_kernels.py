@@ -6,6 +6,7 @@ GGUFY_KERNELS_WEIGHTS=50000000 compares that many weights for each type, variant
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,12 +40,6 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(native.PLACE, str(folder))
         yield folder
-
-
-def variants() -> list[str]:
-    import platform
-
-    return list(build.VARIANTS.get(platform.machine().lower(), build.GENERIC))
 
 
 def reference(number: int, rows: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
@@ -114,7 +109,7 @@ def test_bytes(kind: str, weighted: bool) -> None:
     number = TYPES[kind]
     supported = native.variants()
     assert supported
-    assert set(supported) <= set(variants())
+    assert set(supported) <= set(build.variants())
     rng = np.random.default_rng(len(kind) + weighted)
     done, turn = 0, 0
     while done < WEIGHTS:
@@ -171,3 +166,42 @@ def test_what_does_not_fit_is_refused() -> None:
         native.quantize(TYPES["q4_k"], rows[:, ::2], out[:288])
     with pytest.raises(ValueError, match="importance"):
         native.quantize(TYPES["q4_k"], rows, out, np.ones(256, np.float32))
+
+
+SANITIZERS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all".split()
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize("tool", ["sanitizers", "valgrind"])
+def test_memory(tool: str, weighted: bool, tmp_path: Path) -> None:
+    """No byte beyond what is given is read or written, in a program of its own, with buffers of the exact size."""
+    if tool == "valgrind" and not shutil.which("valgrind"):
+        pytest.skip("valgrind is not installed")
+    rng = np.random.default_rng(5)
+    rows = np.concatenate([spread(kind, rng, 1, COLUMNS) for kind in ("half", "outlier", "mostly zero")])
+    importance = importances(rng, COLUMNS)[1] if weighted else None
+    expected = b"".join(reference(TYPES[kind], rows, importance).tobytes() for kind in native.TYPES)
+    # valgrind 3.19 does not know AVX-512.
+    for variant in [name for name in native.variants() if tool == "sanitizers" or name != "avx512"]:
+        program = tmp_path / variant
+        try:
+            build.driver(DRIVER, program, variant, SANITIZERS if tool == "sanitizers" else ["-g"])
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no sanitizers: {error}")
+        assert run(program, rows, importance, ["valgrind", "-q", "--error-exitcode=9"] if tool == "valgrind" else [])
+        assert (tmp_path / "out").read_bytes() == expected
+
+
+DRIVER = Path(__file__).with_name("kernels_driver.c")
+
+
+def run(program: Path, rows: np.ndarray, importance: np.ndarray | None, before: list[str]) -> bool:
+    folder = program.parent
+    rows.tofile(folder / "rows")
+    if importance is not None:
+        importance.tofile(folder / "importance")
+    weights = "-" if importance is None else str(folder / "importance")
+    words = [*before, str(program), str(folder / "rows"), str(rows.shape[1]), weights, str(folder / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return True

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -40,24 +41,35 @@ def name() -> str:
     return "libggufy_kernels" + (".dylib" if sys.platform == "darwin" else ".so")
 
 
-def build(folder: Path, compiler: str = "", extra: tuple[str, ...] = (), machine: str = "") -> Path:
+def _command(compiler: str) -> list[str]:
+    return shlex.split(compiler or os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+
+
+def variants(machine: str = "") -> dict[str, list[str]]:
+    """The variants of an architecture, and what compiles each; the first runs everywhere."""
+    return VARIANTS.get((machine or platform.machine()).lower(), GENERIC)
+
+
+def build(folder: Path, compiler: str = "", extra: Sequence[str] = ()) -> Path:
     """Compile the library into `folder`. Raises OSError or CalledProcessError where that cannot be done."""
-    command = shlex.split(compiler or os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[:1]
-    if compiler:
-        command = shlex.split(compiler)
-    variants = VARIANTS.get((machine or platform.machine()).lower(), GENERIC)
+    command = _command(compiler)
     folder.mkdir(parents=True, exist_ok=True)
+    library = folder / name()
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
-        for number, (variant, flags) in enumerate(variants.items()):
-            target = str(Path(scratch) / f"{variant}.o")
-            dispatch = [] if number else ["-DGGUFY_DISPATCH"]
-            define = f"-DGGUFY_VARIANT={variant}"
-            subprocess.run([*command, *FLAGS, *flags, *dispatch, define, *extra, "-c", SOURCE, "-o", target], check=True)
-            objects.append(target)
-        library = folder / name()
-        subprocess.run([*command, "-shared", *extra, *objects, "-o", library], check=True)
+        for number, (variant, flags) in enumerate(variants().items()):
+            objects.append(str(Path(scratch) / f"{variant}.o"))
+            defines = [f"-DGGUFY_VARIANT={variant}", *([] if number else ["-DGGUFY_DISPATCH"])]
+            compiling = [*command, *FLAGS, *flags, *defines, *extra, "-c", str(SOURCE), "-o", objects[-1]]
+            subprocess.run(compiling, check=True)
+        subprocess.run([*command, "-shared", *extra, *objects, "-o", str(library)], check=True)
     return library
+
+
+def driver(source: Path, program: Path, variant: str, extra: Sequence[str] = (), compiler: str = "", machine: str = "") -> None:
+    """Compile one variant with a program around it. Raises as `build` does."""
+    flags = [*FLAGS, *variants(machine)[variant], f"-DGGUFY_VARIANT={variant}", *extra]
+    subprocess.run([*_command(compiler), *flags, str(source), str(SOURCE), "-o", str(program)], check=True)
 
 
 if __name__ == "__main__":
