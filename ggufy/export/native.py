@@ -64,7 +64,8 @@ def quantize(number: int, rows: Any, out: Any, importance: Any = None, variant: 
     if kind not in TYPES or not runs:
         return False
     n, columns = rows.shape
-    _check(rows, "float32"), _check(out, "uint8")
+    _check(rows, "float32")
+    _check(out, "uint8")
     if out.size != n * ggml.row_size(number, columns):
         raise ValueError(f"{out.size} bytes for {n} rows of {columns} {kind}")
     weights = None

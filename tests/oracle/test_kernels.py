@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ggufy import ggml
 from ggufy.export import native
@@ -49,53 +51,63 @@ def reference(number: int, rows: np.ndarray, importance: np.ndarray | None) -> n
     return out
 
 
-def spread(kind: str, rng: np.random.Generator, n: int, columns: int) -> np.ndarray:
+Rng = np.random.Generator
+
+
+def per_row(rng: Rng, like: np.ndarray, choices: list[float]) -> np.ndarray:
+    return rng.choice(choices, (len(like), 1)).astype(np.float32)
+
+
+def constant(rng: Rng, normal: np.ndarray) -> np.ndarray:
+    rows = np.zeros_like(normal) + per_row(rng, normal, [0.5, -0.5, 1e-3, -7.0, 65504.0])
+    groups = rows.reshape(len(rows), -1, 16)
+    groups[rng.random(groups.shape[:2]) < 0.2, 3] *= np.float32(1.001)
+    return rows
+
+
+def outlier(rng: Rng, normal: np.ndarray) -> np.ndarray:
+    groups = normal.reshape(len(normal), -1, 16)
+    size = rng.choice([-0.5, 0.5, 10, -10, 1e4, 60000], groups.shape[:2])[..., None]
+    values = np.where(rng.random(size.shape) < 0.1, size, 0.01).astype(np.float32)
+    np.put_along_axis(groups, rng.integers(0, 16, size.shape), values, 2)
+    return normal
+
+
+def mixed(rng: Rng, normal: np.ndarray) -> np.ndarray:
+    groups = normal.reshape(len(normal), -1, 16)
+    groups *= np.exp(rng.uniform(-12, 6, groups.shape[:2])).astype(np.float32)[..., None]
+    groups[rng.random(groups.shape[:2]) < 0.1] = 0
+    return normal
+
+
+SHAPES: dict[str, Callable[[Rng, np.ndarray], np.ndarray]] = {
+    "normal": lambda _, x: x,
+    "half": lambda rng, x: (x * per_row(rng, x, [1e-3, 1, 50])).astype(np.float16).astype(np.float32),
+    "heavy": lambda rng, x: (rng.standard_t(2, x.shape) * 0.01).astype(np.float32),
+    "constant": constant,
+    "zero": lambda _, x: np.copysign(np.float32(0), x),
+    "mostly zero": lambda rng, x: np.where(rng.random(x.shape) < 0.97, np.float32(0), x),
+    "denormal": lambda rng, x: x * per_row(rng, x, [1e-43, 1e-40, 1e-38, 1e-37]),
+    # About GROUP_MAX_EPS, and the subnormals of float16.
+    "tiny": lambda rng, x: x * per_row(rng, x, [1e-14, 1e-13, 1e-12, 1e-5, 1e-4]),
+    "huge": lambda rng, x: x * per_row(rng, x, [1e6, 1e18, 1e25, 1e38]),
+    "one sign": lambda rng, x: (np.abs(x) + np.float32(0.1)) * per_row(rng, x, [-1, 1]),
+    "outlier": outlier,
+    # Few values: magnitudes that tie, and steps exactly between two levels.
+    "ties": lambda rng, x: (rng.integers(-8, 9, x.shape) / 8).astype(np.float32),
+    # Nearly flat, far from zero: the search's scale is all rounding.
+    "close": lambda rng, x: (1 + rng.integers(-3, 4, x.shape) * 2.0**-23).astype(np.float32) * per_row(rng, x, [-1, 1]),
+    "mixed": mixed,
+}
+
+
+def spread(shape: str, rng: Rng, n: int, columns: int) -> np.ndarray:
     """Rows of one distribution, float32."""
-    shape = (n, columns)
-    normal = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-    groups = normal.reshape(n, -1, 16)
-    if kind == "heavy":
-        normal = (rng.standard_t(2, shape) * 0.01).astype(np.float32)
-    elif kind == "constant":
-        normal[:] = rng.choice([0.5, -0.5, 1e-3, -7.0, 65504.0], (n, 1)).astype(np.float32)
-        groups[rng.random(groups.shape[:2]) < 0.2, 3] *= np.float32(1.001)
-    elif kind == "zero":
-        normal[:] = np.where(rng.random(shape) < 0.5, np.float32(0.0), np.float32(-0.0))
-    elif kind == "mostly zero":
-        normal[rng.random(shape) < 0.97] = 0
-    elif kind == "denormal":
-        normal *= np.float32(1e-38) * rng.choice([1e-5, 1e-2, 1, 10], (n, 1)).astype(np.float32)
-    elif kind == "tiny":  # about GROUP_MAX_EPS, and float16's subnormals
-        normal *= rng.choice([1e-14, 1e-13, 1e-12, 1e-5, 1e-4], (n, 1)).astype(np.float32)
-    elif kind == "huge":
-        normal *= rng.choice([1e6, 1e18, 1e25, 1e38], (n, 1)).astype(np.float32)
-    elif kind == "one sign":
-        normal = np.abs(normal) * rng.choice([-1, 1], (n, 1)).astype(np.float32) + np.float32(0.1)
-    elif kind == "outlier":
-        where = rng.integers(0, 16, groups.shape[:2])[..., None]
-        size = rng.choice([0.5, 10, 1e4, 60000], groups.shape[:2]).astype(np.float32)[..., None]
-        sign = rng.choice([-1, 1], size.shape).astype(np.float32)
-        np.put_along_axis(groups, where, np.where(rng.random(size.shape) < 0.1, size * sign, 0.01), 2)
-    elif kind == "ties":  # few values: magnitudes that tie, steps exactly between levels
-        normal = (rng.integers(-8, 9, shape) / 8).astype(np.float32)
-    elif kind == "close":  # nearly flat, far from zero: the search's scale is all rounding
-        normal = (1 + rng.integers(-3, 4, shape) * 2.0**-23).astype(np.float32) * np.sign(normal[:, :1])
-    elif kind == "mixed":
-        groups *= np.exp(rng.uniform(-12, 6, groups.shape[:2])).astype(np.float32)[..., None]
-        groups[rng.random(groups.shape[:2]) < 0.1] = 0
-    elif kind == "half":
-        normal *= rng.choice([1e-3, 1, 50], (n, 1)).astype(np.float32)
-        return normal.astype(np.float16).astype(np.float32)
-    return np.ascontiguousarray(normal)
+    normal = rng.standard_normal((n, columns), dtype=np.float32) * np.float32(0.02)
+    return np.ascontiguousarray(SHAPES[shape](rng, normal))
 
 
-KINDS = (
-    "normal half heavy constant zero denormal tiny huge outlier ties close mixed".split()
-    + ["mostly zero", "one sign"]
-)
-
-
-def importances(rng: np.random.Generator, columns: int) -> list[np.ndarray]:
+def importances(rng: Rng, columns: int) -> list[np.ndarray]:
     plain = rng.random(columns, dtype=np.float32) ** 4
     zeros = np.where(rng.random(columns) < 0.7, np.float32(0), plain)
     zeros[:256] = 0
@@ -113,7 +125,7 @@ def test_bytes(kind: str, weighted: bool) -> None:
     rng = np.random.default_rng(len(kind) + weighted)
     done, turn = 0, 0
     while done < WEIGHTS:
-        for shape in KINDS:
+        for shape in SHAPES:
             # Up to 67 rows, odd and even, one alone among them; in a long run mostly what really comes.
             rows = spread(shape, rng, 1 if turn % 7 == 3 else int(rng.integers(2, 68)), COLUMNS)
             every = importances(rng, COLUMNS)
@@ -124,6 +136,19 @@ def test_bytes(kind: str, weighted: bool) -> None:
             rows = spread("half", rng, 501, 2048)
             compare(number, rows, importances(rng, 2048)[0] if weighted else None, supported, "half")
             done += rows.size
+
+
+@pytest.mark.parametrize("kind", native.TYPES)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.differing_executors])
+@given(data=st.data())
+def test_any_float16(kind: str, data: st.DataObject) -> None:
+    """Blocks of arbitrary finite float16 values, of few different ones above all, with any importance."""
+    pool = data.draw(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=40))
+    weights = data.draw(st.lists(st.floats(0, 2.0**20, width=32), min_size=1, max_size=9) | st.none())
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    rows = rng.choice(np.array(pool, np.float32), (int(rng.integers(1, 7)), 512))
+    importance = None if weights is None else rng.choice(np.array(weights, np.float32), 512)
+    compare(TYPES[kind], rows, importance, native.variants(), f"{pool}")
 
 
 def compare(
@@ -168,19 +193,16 @@ def test_what_does_not_fit_is_refused() -> None:
         native.quantize(TYPES["q4_k"], rows, out, np.ones(256, np.float32))
 
 
-SANITIZERS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all".split()
+SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
 @pytest.mark.parametrize("tool", ["sanitizers", "valgrind"])
-def test_memory(tool: str, weighted: bool, tmp_path: Path) -> None:
+def test_memory(tool: str, tmp_path: Path) -> None:
     """No byte beyond what is given is read or written, in a program of its own, with buffers of the exact size."""
     if tool == "valgrind" and not shutil.which("valgrind"):
         pytest.skip("valgrind is not installed")
     rng = np.random.default_rng(5)
-    rows = np.concatenate([spread(kind, rng, 1, COLUMNS) for kind in ("half", "outlier", "mostly zero")])
-    importance = importances(rng, COLUMNS)[1] if weighted else None
-    expected = b"".join(reference(TYPES[kind], rows, importance).tobytes() for kind in native.TYPES)
+    rows = np.concatenate([spread(shape, rng, 1, COLUMNS) for shape in ("half", "outlier", "mostly zero")])
     # valgrind 3.19 does not know AVX-512.
     for variant in [name for name in native.variants() if tool == "sanitizers" or name != "avx512"]:
         program = tmp_path / variant
@@ -188,14 +210,16 @@ def test_memory(tool: str, weighted: bool, tmp_path: Path) -> None:
             build.driver(DRIVER, program, variant, SANITIZERS if tool == "sanitizers" else ["-g"])
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no sanitizers: {error}")
-        assert run(program, rows, importance, ["valgrind", "-q", "--error-exitcode=9"] if tool == "valgrind" else [])
-        assert (tmp_path / "out").read_bytes() == expected
+        for importance in (None, importances(rng, COLUMNS)[1]):
+            run(program, rows, importance, ["valgrind", "-q", "--error-exitcode=9"] if tool == "valgrind" else [])
+            expected = [reference(TYPES[kind], rows, importance).tobytes() for kind in native.TYPES]
+            assert (tmp_path / "out").read_bytes() == b"".join(expected)
 
 
 DRIVER = Path(__file__).with_name("kernels_driver.c")
 
 
-def run(program: Path, rows: np.ndarray, importance: np.ndarray | None, before: list[str]) -> bool:
+def run(program: Path, rows: np.ndarray, importance: np.ndarray | None, before: list[str]) -> None:
     folder = program.parent
     rows.tofile(folder / "rows")
     if importance is not None:
@@ -204,4 +228,3 @@ def run(program: Path, rows: np.ndarray, importance: np.ndarray | None, before: 
     words = [*before, str(program), str(folder / "rows"), str(rows.shape[1]), weights, str(folder / "out")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return True

@@ -20,9 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.c")
-FLAGS = (
-    "-std=c11 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fPIC -fvisibility=hidden -Wall -Wextra".split()
-)
+FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
+FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra"]
 _X86 = {
     "sse2": ["-DGGUFY_LANES=4", "-msse2"],
     "avx2": ["-DGGUFY_LANES=8", "-mavx2"],
@@ -66,7 +65,9 @@ def build(folder: Path, compiler: str = "", extra: Sequence[str] = ()) -> Path:
     return library
 
 
-def driver(source: Path, program: Path, variant: str, extra: Sequence[str] = (), compiler: str = "", machine: str = "") -> None:
+def driver(
+    source: Path, program: Path, variant: str, extra: Sequence[str] = (), compiler: str = "", machine: str = ""
+) -> None:
     """Compile one variant with a program around it. Raises as `build` does."""
     flags = [*FLAGS, *variants(machine)[variant], f"-DGGUFY_VARIANT={variant}", *extra]
     subprocess.run([*_command(compiler), *flags, str(source), str(SOURCE), "-o", str(program)], check=True)

@@ -144,19 +144,14 @@ INLINE void load(const float *const *p, int64_t offset, int n, V *out) {
 
 INLINE I nearest(V v) { return ((I)(v + MAGIC) & 0x007fffff) - 0x00400000; }
 
-/* The same, clamped and left on MAGIC: MAGIC + max(low, min(high, nearest_int(v))). */
-INLINE V on_grid(V v, float low, float high) {
-    V r = (V)(((I)(v + MAGIC) & 0x007fffff) | 0x4b000000);
+/* MAGIC + max(low, min(high, nearest_int(v))); faster where |v| is known to be below 2^22 (near). */
+INLINE V on_grid(V v, float low, float high, int near) {
+    V r = v + MAGIC;
+    if (!near) r = (V)(((I)r & 0x007fffff) | 0x4b000000);
     return smaller(larger(r, splat(MAGIC + low)), splat(MAGIC + high));
 }
-
-/* The same where |v| is known to be below 2^22. */
-INLINE V on_grid_near(V v, float low, float high) {
-    return smaller(larger(v + MAGIC, splat(MAGIC + low)), splat(MAGIC + high));
-}
-
-INLINE V clamped(V v, float low, float high) { return on_grid(v, low, high) - MAGIC; }
-INLINE I clamped_int(V v, float low, float high) { return (I)on_grid(v, low, high) - 0x4b400000; }
+INLINE V clamped(V v, float low, float high) { return on_grid(v, low, high, 0) - MAGIC; }
+INLINE I clamped_int(V v, float low, float high) { return (I)on_grid(v, low, high, 0) - 0x4b400000; }
 INLINE I at_most(I a, int high) { return select_int(below(splat_int(high), a), splat_int(high), a); }
 INLINE I at_least(I a, int low) { return select_int(below(a, splat_int(low)), splat_int(low), a); }
 INLINE I signed_byte(I a) { return (I)((U)a << 24) >> 24; }
@@ -187,9 +182,6 @@ typedef struct {
     V sigma2;     /* mean square of the lane's row, for the types that weigh by it */
 } Batch;
 
-INLINE void put_byte(const Batch *b, int offset, I value) {
-    for (int i = 0; i < b->count; i++) b->y[i][offset] = (uint8_t)value[i];
-}
 INLINE void put_half(const Batch *b, int offset, I value) {
     for (int i = 0; i < b->count; i++) {
         uint16_t half = (uint16_t)value[i];
@@ -220,58 +212,58 @@ INLINE V sum_of_squares(const V *x, int n) {
 typedef struct {
     V scale, offset, iscale, origin;
 } Affine;
+typedef struct {
+    V l, l2, xl;
+} Sums;
+
+INLINE Sums affine_sums(const V *x, const V *w, int n, V iscale, V min, float nmax, int near, V *l) {
+    Sums sum = {splat(0), splat(0), splat(0)};
+    _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
+        l[i] = on_grid(iscale * (x[i] - min), 0, nmax, near) - MAGIC;
+        V wl = w[i] * l[i];
+        sum.l += wl;
+        sum.l2 += wl * l[i];
+        sum.xl += wl * x[i];
+    }
+    return sum;
+}
+INLINE V affine_error(const V *x, const V *w, const V *l, int n, V scale, V min, int mad) {
+    V error = splat(0);
+    _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
+        V diff = scale * l[i] + min - x[i];
+        error += w[i] * (mad ? absolute(diff) : diff * diff);
+    }
+    return error;
+}
 
 /* make_qkx2_quants and make_qkx3_quants, which differ in nothing that is reached from here. */
 INLINE Affine search_affine(const V *x, const V *w, int n, int nmax, float rmin, float rdelta, int nstep, int mad) {
-    V lo = x[0], hi = x[0], sum_w = w[0], sum_x = w[0] * x[0], l[32];
+    V least = x[0], hi = x[0], sum_w = w[0], sum_x = w[0] * x[0], l[32];
     for (int i = 1; i < n; i++) {
-        lo = smaller(x[i], lo);
+        least = smaller(x[i], least);
         hi = larger(x[i], hi);
         sum_w += w[i];
         sum_x += w[i] * x[i];
     }
-    const V least = lo;
-    V min = smaller(splat(0), lo);
+    V min = smaller(splat(0), least);
     M flat = equal(hi, min);
-    V iscale = splat((float)nmax) / (hi - min), scale = 1.0f / iscale, best = splat(0);
-    Affine a = {scale, min, iscale, min};
-    for (int i = 0; i < n; i++) {
-        V diff = scale * clamped(iscale * (x[i] - min), 0, (float)nmax) + min - x[i];
-        best += w[i] * (mad ? absolute(diff) : diff * diff);
-    }
+    V iscale = splat((float)nmax) / (hi - min);
+    Affine a = {1.0f / iscale, min, iscale, min};
+    for (int i = 0; i < n; i++) l[i] = clamped(iscale * (x[i] - min), 0, (float)nmax);
+    V best = affine_error(x, w, l, n, a.scale, min, mad);
     for (int step = 0; step <= nstep; step++) {
         iscale = splat(rmin + rdelta * (float)step + (float)nmax) / (hi - min);
-        V sum_l = splat(0), sum_l2 = splat(0), sum_xl = splat(0);
         /* x - min and its product grow with x, so the extremes say whether all are in nearest_int's range. */
         V far = larger(absolute(iscale * (hi - min)), absolute(iscale * (least - min)));
-        if (!any(not_lt(far, splat(4e6f)))) {
-            _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
-                l[i] = on_grid_near(iscale * (x[i] - min), 0, (float)nmax) - MAGIC;
-                V wl = w[i] * l[i];
-                sum_l += wl;
-                sum_l2 += wl * l[i];
-                sum_xl += wl * x[i];
-            }
-        } else {
-            for (int i = 0; i < n; i++) {
-                l[i] = clamped(iscale * (x[i] - min), 0, (float)nmax);
-                V wl = w[i] * l[i];
-                sum_l += wl;
-                sum_l2 += wl * l[i];
-                sum_xl += wl * x[i];
-            }
-        }
-        V det = sum_w * sum_l2 - sum_l * sum_l;
-        V this_scale = (sum_w * sum_xl - sum_x * sum_l) / det;
-        V this_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
+        Sums sum = any(not_lt(far, splat(4e6f))) ? affine_sums(x, w, n, iscale, min, (float)nmax, 0, l)
+                                                 : affine_sums(x, w, n, iscale, min, (float)nmax, 1, l);
+        V det = sum_w * sum.l2 - sum.l * sum.l;
+        V this_scale = (sum_w * sum.xl - sum_x * sum.l) / det;
+        V this_min = (sum.l2 * sum_x - sum.l * sum.xl) / det;
         M above = lt(splat(0), this_min);
-        this_scale = select(above, sum_xl / sum_l2, this_scale);
+        this_scale = select(above, sum.xl / sum.l2, this_scale);
         this_min = select(above, splat(0), this_min);
-        V error = splat(0);
-        _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
-            V diff = this_scale * l[i] + this_min - x[i];
-            error += w[i] * (mad ? absolute(diff) : diff * diff);
-        }
+        V error = affine_error(x, w, l, n, this_scale, this_min, mad);
         M better = but(both(lt(splat(0), det), lt(error, best)), flat);
         best = select(better, error, best);
         a.scale = select(better, this_scale, a.scale);
@@ -306,47 +298,41 @@ INLINE V extreme(const V *x, int n, V *magnitude) {
 
 #define TINY 1e-15f /* GROUP_MAX_EPS */
 
+INLINE V symmetric_sums(const V *wx, const V *w, const V *x, int n, V iscale, int nmax, int near, V *suml2) {
+    V sumlx = splat(0);
+    *suml2 = splat(0);
+    _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
+        V l = on_grid(iscale * x[i], (float)-nmax, (float)(nmax - 1), near) - MAGIC;
+        sumlx += wx[i] * l;
+        *suml2 += w[i] * l * l;
+    }
+    return sumlx;
+}
+
 /* make_qx_quants with rmse_type 1; weighed with w, or with x^2 where w is null. */
 INLINE Symmetric search_symmetric(const V *x, const V *w, int n, int nmax) {
-    V most, max = extreme(x, n, &most), wx[32], squares[32];
-    if (!w) {
-        for (int i = 0; i < n; i++) squares[i] = x[i] * x[i];
-        w = squares;
-    }
-    V odd = splat(0), best = splat(0);
+    V most, max = extreme(x, n, &most), wx[32], squares[32], odd = splat(0), best = splat(0);
     for (int i = 0; i < n; i++) {
-        wx[i] = w[i] * x[i];
+        squares[i] = x[i] * x[i];
+        wx[i] = (w ? w[i] : squares[i]) * x[i];
         odd += x[i] - x[i]; /* 0, or NaN where a value is not finite */
     }
+    if (!w) w = squares;
     Symmetric s = {splat(0), splat(0), lt(most, splat(TINY))};
-    const int finite = !any(not_lt(odd, splat(1)));
+    const int finite = !any(not_lt(odd, splat(1))); /* then |iscale * x| is at most about nmax + 1 */
     for (int step = -10; step <= 9; step++) {
         if (step == 0) continue;
         /* The first round is that of the plain scale; no other is as early. */
-        V iscale = step == -10 ? splat((float)-nmax) / max : splat(-((float)nmax + 0.1f * (float)step)) / max;
-        V sumlx = splat(0), suml2 = splat(0);
-        if (finite) { /* |iscale * x| is at most about nmax + 1, but for the zero lanes, which do not count */
-            _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
-                V l = on_grid_near(iscale * x[i], (float)-nmax, (float)(nmax - 1)) - MAGIC;
-                sumlx += wx[i] * l;
-                suml2 += w[i] * l * l;
-            }
-        } else {
-            for (int i = 0; i < n; i++) {
-                V l = clamped(iscale * x[i], (float)-nmax, (float)(nmax - 1));
-                sumlx += wx[i] * l;
-                suml2 += w[i] * l * l;
-            }
-        }
-        if (step == -10) {
-            s.iscale = iscale;
-            s.scale = select(is_zero(suml2), splat(0), sumlx / suml2);
-            best = s.scale * sumlx;
-            continue;
-        }
+        V iscale = (step == -10 ? splat((float)-nmax) : splat(-((float)nmax + 0.1f * (float)step))) / max, suml2;
+        V sumlx = finite ? symmetric_sums(wx, w, x, n, iscale, nmax, 1, &suml2)
+                         : symmetric_sums(wx, w, x, n, iscale, nmax, 0, &suml2);
         M better = both(lt(splat(0), suml2), lt(best * suml2, sumlx * sumlx));
-        if (!any(better)) continue;
+        if (step > -10 && !any(better)) continue;
         V scale = sumlx / suml2;
+        if (step == -10) {
+            better = not_lt(splat(0), splat(0)); /* all */
+            scale = select(is_zero(suml2), splat(0), scale);
+        }
         s.scale = select(better, scale, s.scale);
         s.iscale = select(better, iscale, s.iscale);
         best = select(better, scale * sumlx, best);
@@ -463,56 +449,74 @@ INLINE I affine_level(const Step *s, const Affine *a, V x, int nmax) {
     return l;
 }
 
+typedef struct {
+    V x[256], d, dmin;
+    I ls[16], lm[16]; /* the sub-blocks' scales and minimums, as bytes */
+    Affine found[16];
+    Step step[16];
+} AffineBlock;
+
+/* Searches `count` sub-blocks, then one scale for their scales and one for their minimums, of at most `limit`. */
+INLINE void search_block(const Batch *b, AffineBlock *s, int count, int nmax, int limit, int cap, int weighted) {
+    const int n = 256 / count;
+    V w[32], scales[16], mins[16], sums[16], sigma2 = splat(0);
+    load(b->x, 0, 256, s->x);
+    if (weighted) sigma2 = (n == 32 ? 2.0f : 1.0f) * sum_of_squares(s->x, 256) / 256.0f;
+    for (int j = 0; j < count; j++) {
+        const V *x = s->x + n * j;
+        V average = splat(0);
+        if (weighted) {
+            weigh(b, n * j, n, x, sigma2, w);
+            sums[j] = splat(0);
+            for (int i = 0; i < n; i++) sums[j] += w[i];
+            s->found[j] = search_affine(x, w, n, nmax, -0.9f, 0.05f, 36, 0);
+        } else {
+            if (n == 32) average = square_root(sum_of_squares(x, 32) / 32.0f);
+            for (int i = 0; i < n; i++) w[i] = average + absolute(x[i]);
+            s->found[j] = nmax == 15 ? search_affine(x, w, n, nmax, -1.0f, 0.1f, 20, 0)
+                                     : search_affine(x, w, n, nmax, -0.5f, 0.1f, 15, nmax == 3);
+        }
+        scales[j] = s->found[j].scale;
+        mins[j] = s->found[j].offset;
+    }
+    if (weighted) {
+        s->d = search_positive(scales, sums, count, limit, s->ls);
+        s->dmin = search_positive(mins, sums, count, limit, s->lm);
+    } else {
+        V max_scale = splat(0), max_min = splat(0);
+        for (int j = 0; j < count; j++) {
+            max_scale = larger(scales[j], max_scale);
+            max_min = larger(mins[j], max_min);
+        }
+        V inv_scale = select(lt(splat(0), max_scale), (float)limit / max_scale, splat(0));
+        V inv_min = select(lt(splat(0), max_min), (float)limit / max_min, splat(0));
+        for (int j = 0; j < count; j++) {
+            s->ls[j] = nearest(inv_scale * scales[j]) & 255;
+            s->lm[j] = nearest(inv_min * mins[j]) & 255;
+        }
+        s->d = max_scale / (float)limit;
+        s->dmin = max_min / (float)limit;
+    }
+    for (int j = 0; j < count; j++) s->ls[j] = at_most(s->ls[j], cap), s->lm[j] = at_most(s->lm[j], cap);
+}
+
+/* d and dmin as two float16 at `offset`, and then as what these are. */
+INLINE void put_scales(const Batch *b, AffineBlock *s, int offset) {
+    I d = to_half(s->d), dmin = to_half(s->dmin);
+    put_word(b, offset, (U)d | (U)dmin << 16);
+    s->d = from_half(d);
+    s->dmin = from_half(dmin);
+}
+
 /* quantize_row_q4_K_ref, quantize_row_q5_K_ref and their _impl. block_q4_K: d, dmin, scales[12], qs[128]; block_q5_K
  * has qh[32] before qs. */
 INLINE void batch_q4_q5(const Batch *b, int bits, int weighted) {
     const int nmax = (1 << bits) - 1;
-    V x[256], w[32], scales[8], mins[8], sums[8];
-    I ls[8], lm[8];
-    Affine found[8];
-    Step step[8];
-    load(b->x, 0, 256, x);
-    V sigma2 = weighted ? 2.0f * sum_of_squares(x, 256) / 256.0f : splat(0);
-    for (int j = 0; j < 8; j++) {
-        const V *xj = x + 32 * j;
-        if (weighted) {
-            weigh(b, 32 * j, 32, xj, sigma2, w);
-            sums[j] = splat(0);
-            for (int i = 0; i < 32; i++) sums[j] += w[i];
-            found[j] = search_affine(xj, w, 32, nmax, -0.9f, 0.05f, 36, 0);
-        } else {
-            V average = square_root(sum_of_squares(xj, 32) / 32.0f);
-            for (int i = 0; i < 32; i++) w[i] = average + absolute(xj[i]);
-            found[j] = bits == 4 ? search_affine(xj, w, 32, nmax, -1.0f, 0.1f, 20, 0)
-                                 : search_affine(xj, w, 32, nmax, -0.5f, 0.1f, 15, 0);
-        }
-        scales[j] = found[j].scale;
-        mins[j] = found[j].offset;
-    }
-    V d, dmin;
-    if (weighted) {
-        d = search_positive(scales, sums, 8, 63, ls);
-        dmin = search_positive(mins, sums, 8, 63, lm);
-        if (bits == 5) {
-            for (int j = 0; j < 8; j++) ls[j] = at_most(ls[j], 63), lm[j] = at_most(lm[j], 63);
-        }
-    } else {
-        V max_scale = splat(0), max_min = splat(0);
-        for (int j = 0; j < 8; j++) {
-            max_scale = larger(scales[j], max_scale);
-            max_min = larger(mins[j], max_min);
-        }
-        V inv_scale = select(lt(splat(0), max_scale), 63.0f / max_scale, splat(0));
-        V inv_min = select(lt(splat(0), max_min), 63.0f / max_min, splat(0));
-        for (int j = 0; j < 8; j++) {
-            ls[j] = at_most(nearest(inv_scale * scales[j]) & 255, 63);
-            lm[j] = at_most(nearest(inv_min * mins[j]) & 255, 63);
-        }
-        d = max_scale / 63.0f;
-        dmin = max_min / 63.0f;
-    }
-    I half_d = to_half(d), half_min = to_half(dmin), packed[12];
-    put_word(b, 0, (U)half_d | (U)half_min << 16);
+    AffineBlock s;
+    search_block(b, &s, 8, nmax, 63, weighted && bits == 4 ? 255 : 63, weighted);
+    put_scales(b, &s, 0);
+    I packed[12];
+    const I *ls = s.ls, *lm = s.lm;
     for (int j = 0; j < 4; j++) { /* six bits each; the upper two of the last four ride on the first */
         packed[j] = ls[j] | ls[j + 4] >> 4 << 6;
         packed[j + 4] = lm[j] | lm[j + 4] >> 4 << 6;
@@ -523,12 +527,10 @@ INLINE void batch_q4_q5(const Batch *b, int bits, int weighted) {
         for (int k = 0; k < 4; k++) word |= ((U)packed[j + k] & 255) << (8 * k);
         put_word(b, 4 + j, word);
     }
-    d = from_half(half_d);
-    dmin = from_half(half_min);
     for (int j = 0; j < 8; j++) { /* get_scale_min_k4 */
         I sc = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | ((packed[j - 4] & 255) >> 6) << 4;
         I m = j < 4 ? packed[j + 4] & 63 : ((packed[j + 4] & 255) >> 4) | ((packed[j] & 255) >> 6) << 4;
-        step[j] = step_of(d * to_float(sc), dmin * to_float(m));
+        s.step[j] = step_of(s.d * to_float(sc), s.dmin * to_float(m));
     }
     U high[8];
     memset(high, 0, sizeof(high));
@@ -537,8 +539,8 @@ INLINE void batch_q4_q5(const Batch *b, int bits, int weighted) {
         for (int i = 0; i < 32; i += 4) {
             U word = (U)splat_int(0);
             for (int k = 0; k < 4; k++) {
-                I low = affine_level(&step[j], &found[j], x[32 * j + i + k], nmax);
-                I up = affine_level(&step[j + 1], &found[j + 1], x[32 * j + 32 + i + k], nmax);
+                I low = affine_level(&s.step[j], &s.found[j], s.x[32 * j + i + k], nmax);
+                I up = affine_level(&s.step[j + 1], &s.found[j + 1], s.x[32 * j + 32 + i + k], nmax);
                 word |= (U)((low & 15) | (up & 15) << 4) << (8 * k);
                 high[i / 4] |= (U)(low >> 4 | up >> 4 << 1) << (8 * k + j);
             }
@@ -552,54 +554,15 @@ INLINE void batch_q4_q5(const Batch *b, int bits, int weighted) {
 
 /* quantize_row_q2_K_ref and quantize_row_q2_K_impl. block_q2_K: scales[16], qs[64], d, dmin. */
 INLINE void batch_q2(const Batch *b, int weighted) {
-    V x[256], w[16], scales[16], mins[16], sums[16];
-    I ls[16], lm[16];
-    Affine found[16];
-    Step step[16];
-    load(b->x, 0, 256, x);
-    V sigma2 = weighted ? sum_of_squares(x, 256) / 256.0f : splat(0);
-    for (int j = 0; j < 16; j++) {
-        const V *xj = x + 16 * j;
-        if (weighted) {
-            weigh(b, 16 * j, 16, xj, sigma2, w);
-            sums[j] = splat(0);
-            for (int i = 0; i < 16; i++) sums[j] += w[i];
-            found[j] = search_affine(xj, w, 16, 3, -0.9f, 0.05f, 36, 0);
-        } else {
-            for (int i = 0; i < 16; i++) w[i] = absolute(xj[i]);
-            found[j] = search_affine(xj, w, 16, 3, -0.5f, 0.1f, 15, 1);
-        }
-        scales[j] = found[j].scale;
-        mins[j] = found[j].offset;
-    }
-    V d, dmin;
-    if (weighted) {
-        d = search_positive(scales, sums, 16, 15, ls);
-        dmin = search_positive(mins, sums, 16, 15, lm);
-    } else {
-        V max_scale = splat(0), max_min = splat(0);
-        for (int j = 0; j < 16; j++) {
-            max_scale = larger(scales[j], max_scale);
-            max_min = larger(mins[j], max_min);
-        }
-        M has_scale = lt(splat(0), max_scale), has_min = lt(splat(0), max_min);
-        for (int j = 0; j < 16; j++) {
-            ls[j] = select_int(has_scale, nearest(15.0f / max_scale * scales[j]), splat_int(0));
-            lm[j] = select_int(has_min, nearest(15.0f / max_min * mins[j]), splat_int(0));
-        }
-        d = select(has_scale, max_scale / 15.0f, splat(0));
-        dmin = select(has_min, max_min / 15.0f, splat(0));
-    }
-    I half_d = to_half(d), half_min = to_half(dmin);
-    put_word(b, 80, (U)half_d | (U)half_min << 16);
-    d = from_half(half_d);
-    dmin = from_half(half_min);
+    AffineBlock s;
+    search_block(b, &s, 16, 3, 15, 255, weighted);
+    put_scales(b, &s, 80);
     for (int j = 0; j < 16; j += 4) {
         U word = (U)splat_int(0);
         for (int k = 0; k < 4; k++) {
-            I both_scales = (ls[j + k] | (I)((U)lm[j + k] << 4)) & 255;
-            step[j + k] = step_of(d * to_float(both_scales & 15), dmin * to_float(both_scales >> 4));
-            word |= (U)both_scales << (8 * k);
+            I pair = (s.ls[j + k] | (I)((U)s.lm[j + k] << 4)) & 255;
+            s.step[j + k] = step_of(s.d * to_float(pair & 15), s.dmin * to_float(pair >> 4));
+            word |= (U)pair << (8 * k);
         }
         put_word(b, j, word);
     }
@@ -609,7 +572,7 @@ INLINE void batch_q2(const Batch *b, int weighted) {
             for (int q = 0; q < 4; q++) {
                 const int j = 8 * half + 2 * q + i / 16;
                 for (int k = 0; k < 4; k++) {
-                    I l = affine_level(&step[j], &found[j], x[128 * half + 32 * q + i + k], 3);
+                    I l = affine_level(&s.step[j], &s.found[j], s.x[128 * half + 32 * q + i + k], 3);
                     word |= (U)l << (8 * k + 2 * q);
                 }
             }
@@ -652,11 +615,12 @@ INLINE void batch_q3(const Batch *b, int weighted) {
     I half = to_half(d);
     put_half(b, 108, half);
     d = from_half(half);
-    for (int j = 0; j < 4; j++) {
-        put_byte(b, 96 + j, (ls[j] & 15) | (ls[j + 8] & 15) << 4);
-        put_byte(b, 100 + j, (ls[j + 4] & 15) | (ls[j + 12] & 15) << 4);
-        put_byte(b, 104 + j, ls[j] >> 4 | ls[j + 4] >> 4 << 2 | ls[j + 8] >> 4 << 4 | ls[j + 12] >> 4 << 6);
+    U words[3] = {(U)splat_int(0), (U)splat_int(0), (U)splat_int(0)};
+    for (int j = 0; j < 16; j++) { /* the lower four bits, then the upper two */
+        words[j / 4 % 2] |= ((U)ls[j] & 15) << (8 * (j % 4) + j / 8 * 4);
+        words[2] |= (U)ls[j] >> 4 << (8 * (j % 4) + j / 4 * 2);
     }
+    for (int i = 0; i < 3; i++) put_word(b, 96 + 4 * i, words[i]);
     U high[8], low[16];
     memset(high, 0, sizeof(high));
     memset(low, 0, sizeof(low));
@@ -779,24 +743,20 @@ INLINE void batch_q4_0_q5_0(const Batch *b, int bits, int weighted) {
 static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 #define MIDDLE(k) (0.5f * (float)(iq4_values[k] + iq4_values[(k) + 1]))
 
-INLINE V iq4_value(V v) {
-    V q = splat(iq4_values[0]);
+INLINE V iq4_nearest(V v, int index) { /* the value, or its index */
+    V q = splat(index ? 0.0f : (float)iq4_values[0]);
     _Pragma("GCC unroll 15") for (int k = 0; k < 15; k++) {
-        q = add_if(not_lt(v, splat(MIDDLE(k))), q, (float)(iq4_values[k + 1] - iq4_values[k]));
+        q = add_if(not_lt(v, splat(MIDDLE(k))), q, index ? 1.0f : (float)(iq4_values[k + 1] - iq4_values[k]));
     }
     return q;
 }
-INLINE U iq4_index(V v) {
-    V q = splat(0);
-    _Pragma("GCC unroll 15") for (int k = 0; k < 15; k++) q = add_if(not_lt(v, splat(MIDDLE(k))), q, 1.0f);
-    return (U)__builtin_convertvector(q, I);
-}
+INLINE U iq4_index(V v) { return (U)__builtin_convertvector(iq4_nearest(v, 1), I); }
 
 INLINE V iq4_round(const V *x, const V *w, V id, V *sumqx) {
     V sumq2 = splat(0);
     *sumqx = splat(0);
     for (int i = 0; i < 32; i++) {
-        V q = iq4_value(id * x[i]), wq = w[i] * q;
+        V q = iq4_nearest(id * x[i], 0), wq = w[i] * q;
         *sumqx += wq * x[i];
         sumq2 += wq * q;
     }
