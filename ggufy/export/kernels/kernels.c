@@ -26,6 +26,9 @@
 #if defined(__FAST_MATH__) || !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "exact arithmetic and a little-endian machine are needed"
 #endif
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
+#error "float arithmetic in float is needed: on 32-bit x86, -msse2 -mfpmath=sse"
+#endif
 
 enum { LANES = GGUFY_LANES };
 #define INLINE static inline __attribute__((always_inline))
@@ -178,8 +181,8 @@ typedef struct {
     const float *x[LANES];
     const float *w[LANES]; /* its columns' importance, where there is one */
     uint8_t *y[LANES];
-    int count;    /* lanes that are written; the others repeat the last */
-    V sigma2;     /* mean square of the lane's row, for the types that weigh by it */
+    int count; /* lanes that are written; the others repeat the last */
+    V sigma2;  /* mean square of the lane's row, for the types that weigh by it */
 } Batch;
 
 INLINE void put_half(const Batch *b, int offset, I value) {
@@ -301,7 +304,7 @@ INLINE V extreme(const V *x, int n, V *magnitude) {
 INLINE V symmetric_sums(const V *wx, const V *w, const V *x, int n, V iscale, int nmax, int near, V *suml2) {
     V sumlx = splat(0);
     *suml2 = splat(0);
-    _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) {
+    _Pragma("GCC unroll 16") for (int i = 0; i < n; i++) {
         V l = on_grid(iscale * x[i], (float)-nmax, (float)(nmax - 1), near) - MAGIC;
         sumlx += wx[i] * l;
         *suml2 += w[i] * l * l;
