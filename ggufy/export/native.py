@@ -15,7 +15,9 @@ from typing import Any
 from ggufy import ggml
 from ggufy.export.kernels import build
 
-TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "q4_0", "q5_0", "iq4_nl", "iq4_xs")
+TYPES = {"q2_k": 256, "q3_k": 256, "q4_k": 256, "q5_k": 256, "q6_k": 256}
+TYPES |= {"q8_0": 32, "q4_0": 32, "q5_0": 32, "iq4_nl": 32, "iq4_xs": 256}
+"""What has a kernel, and of what the columns must be a multiple."""
 PLACE = "GGUFY_KERNELS"
 """Environment variable: the folder of the compiled library, where it is not beside its source."""
 
@@ -66,7 +68,7 @@ def quantize(number: int, rows: Any, out: Any, importance: Any = None, variant: 
     n, columns = rows.shape
     _check(rows, "float32")
     _check(out, "uint8")
-    if out.size != n * ggml.row_size(number, columns):
+    if columns % TYPES[kind] or out.size != n * ggml.row_size(number, columns):
         raise ValueError(f"{out.size} bytes for {n} rows of {columns} {kind}")
     weights = None
     if importance is not None:

@@ -187,6 +187,8 @@ def test_what_does_not_fit_is_refused() -> None:
     rows, out = np.zeros((2, 512), np.float32), np.zeros(2 * 288, np.uint8)
     with pytest.raises(ValueError, match="bytes for 2 rows"):
         native.quantize(TYPES["q4_k"], rows, out[1:])
+    with pytest.raises(ValueError, match="rows of 384"):
+        native.quantize(TYPES["q4_k"], rows[:, :384].copy(), out[: 2 * 216])
     with pytest.raises(ValueError, match="contiguous"):
         native.quantize(TYPES["q4_k"], rows[:, ::2], out[:288])
     with pytest.raises(ValueError, match="importance"):
@@ -217,6 +219,7 @@ def test_memory(tool: str, tmp_path: Path) -> None:
 
 
 DRIVER = Path(__file__).with_name("kernels_driver.c")
+"""Its types are in the order of native.TYPES."""
 
 
 def run(program: Path, rows: np.ndarray, importance: np.ndarray | None, before: list[str]) -> None:
