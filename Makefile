@@ -31,7 +31,7 @@ vendor/llama.cpp/convert_hf_to_gguf.py: vendor/llama.cpp/PIN vendor/unpack.py | 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/train: pyproject.toml | $(BIN)/pip
+$(VENV)/train: pyproject.toml hatch_build.py ggufy/export/kernels/kernels.c | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable '.[train]'
 	touch $@
 

@@ -42,6 +42,7 @@ class Wish:
     imatrix_tokens: int = calibration.TOKENS
     split_max_size: int | None = None
     ollama: str | None = None
+    kernels: str = "auto"
     threads: int | None = None
     force: bool = False
     check_files: bool = True
@@ -64,6 +65,7 @@ class Wishes(TypedDict, total=False):
     imatrix_tokens: int
     split_max_size: int | None
     ollama: str | None
+    kernels: str
     threads: int | None
     force: bool
     check_files: bool
@@ -90,7 +92,7 @@ def plan(this: Subject, wish: Wish, scratch: Path) -> list[str]:
     names = [*_wanted_quants(this, wish), *wish.extras]
     outputs = {name: scratch / name for name in names}
     matrix = imatrix.read(wish.imatrix_file) if wish.imatrix_file else None
-    request = Request(this.base.path, this.adapter, outputs, this.notes, matrix, wish.split_max_size)
+    request = Request(this.base.path, this.adapter, outputs, this.notes, matrix, wish.split_max_size, wish.kernels)
     weighed = matrix is None and _wants_imatrix(this, wish)
     ready = stage.plan(request, scratch, weighed=weighed)
     lines = ready.describe(wish.threads or stage.cores())
@@ -159,7 +161,13 @@ class _Export:
             if not by_name:
                 return
             request = Request(
-                self.this.base.path, self.this.adapter, by_name, self.this.notes, self.matrix, self.wish.split_max_size
+                self.this.base.path,
+                self.this.adapter,
+                by_name,
+                self.this.notes,
+                self.matrix,
+                self.wish.split_max_size,
+                self.wish.kernels,
             )
             stage.export(request, self.threads)
             for name, place in by_name.items() if self.wish.check_files else ():

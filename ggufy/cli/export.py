@@ -44,6 +44,13 @@ _PATH = click.Path(path_type=Path)
 @click.option("--ollama", metavar="NAME", help="Also `ollama create NAME`, where Ollama is installed.")
 @click.option("--base", help="The 16-bit base of an adapter, where its own name for it does not do.")
 @click.option("--out", type=_PATH, help="Where an adapter's or checkpoint's files go.")
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "native", "llama.cpp"]),
+    default="auto",
+    show_default=True,
+    help="What quantizes; the bytes are the same.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads; all cores if not given.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be written: types, sizes, time.")
 @click.option(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,20 @@ def quantize(number: int, rows: Any, out: Any, importance: Any = None, variant: 
     folder = os.environ.get(PLACE) or str(build.SOURCE.parent)
     _kernel(folder, kind, variant or runs[0])(rows.ctypes.data, out.ctypes.data, n, columns, weights)
     return True
+
+
+@functools.cache
+def speed(number: int, *, fast: bool = True) -> float:
+    """Weights a second on one core, from a short run: with the kernels here where there are any, else llama.cpp's."""
+    import numpy as np
+
+    rows = np.random.default_rng(0).standard_normal((64, 2048), dtype=np.float32)
+    out = np.empty(64 * ggml.row_size(number, 2048), np.uint8)
+    if not (fast and quantize(number, rows, out)):
+        return ggml.speed(number)
+    begun = time.perf_counter()
+    quantize(number, rows, out)
+    return float(rows.size / max(time.perf_counter() - begun, 1e-9))
 
 
 def _check(array: Any, dtype: str) -> None:

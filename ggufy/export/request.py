@@ -30,6 +30,8 @@ class Request:
     imatrix: Imatrix | None = None
     split: int | None = None
     """The most bytes of a file; each GGUF is then a folder of files."""
+    kernels: str = "auto"
+    """What quantizes: auto, native or llama.cpp. The bytes are the same."""
 
     @property
     def quants(self) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import ggml, weights
+from ggufy.export import native
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.layout import Layout, Slot
 from ggufy.export.llama import Planned
@@ -41,6 +42,8 @@ class GgufSink:
         self.paths = [path / f"{path.name}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1)] if split else [path]
         self.slots = {slot.tensor.name: slot for slot in layout.slots}
         self.importance = imatrix.means if imatrix else {}
+        self.native = False
+        """Whether ggufy's own kernels quantize, for the types that they have."""
         self.handles: list[int] = []
 
     def open(self) -> None:
@@ -70,8 +73,22 @@ class GgufSink:
         if slot.type == ggml.F16:
             return rows.permuted_half.data
         out = np.empty(len(rows.permuted) * slot.row_bytes, np.uint8)
-        ggml.quantize(slot.type, rows.permuted, out, self.importance.get(slot.tensor.name))
+        importance = self.importance.get(slot.tensor.name)
+        if not (self.native and native.quantize(slot.type, rows.permuted, out, importance)):
+            ggml.quantize(slot.type, rows.permuted, out, importance)
         return out.data
+
+    def agree(self, name: str, rows: Any) -> bool:
+        """Whether both kernels make the same bytes of some float32 rows of a tensor, as this file has it."""
+        import numpy as np
+
+        slot = self.slots[name]
+        ours, theirs = np.zeros((2, len(rows) * slot.row_bytes), np.uint8)
+        importance = self.importance.get(name)
+        if not native.quantize(slot.type, rows, ours, importance):
+            return True
+        ggml.quantize(slot.type, rows, theirs, importance)
+        return bool((ours == theirs).all())
 
 
 class MergedSink:

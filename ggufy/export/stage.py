@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -12,12 +13,14 @@ from pathlib import Path
 
 from ggufy import ggml, progress
 from ggufy.errors import ExportError
-from ggufy.export import adapter_gguf, detour, foreign, imatrix, layout, llama, stream, vocab
+from ggufy.export import adapter_gguf, detour, foreign, imatrix, layout, llama, native, stream, vocab
 from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
 from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.weights import Checkpoint
+
+log = logging.getLogger("ggufy")
 
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
@@ -88,6 +91,7 @@ class OnePass:
         if place := self.request.outputs.get(ADAPTER):
             adapter_gguf.write(place, self.adapter, self.planned, dict(self.request.general))
         if self.sinks:
+            self._choose_kernels()
             with progress.bar(f"exporting {', '.join(self.sinks)}", self.total) as bar:
                 stream.run(self.planned, list(self.sinks.values()), self.weights, self.adapter, threads, bar)
 
@@ -103,8 +107,33 @@ class OnePass:
                 counted += f", in {len(sink.paths)} files"
             size = f"{sink.size / 1e6:>10,.1f} MB  {8 * sink.size / self.total:.2f} bits a weight"
             lines.append(f"{name:<10} {size}  {counted}".rstrip())
-        lines.append(f"about {self._seconds(threads):.0f} s on {threads} threads")
+        runs = native.variants() if self.request.kernels != "llama.cpp" else ()
+        whose = f"ggufy's kernels ({runs[0]})" if runs else "llama.cpp's kernels"
+        lines.append(f"about {self._seconds(threads):.0f} s on {threads} threads, with {whose}")
         return lines
+
+    def _choose_kernels(self) -> None:
+        """ggufy's own kernels, for each file for which they make the bytes of llama.cpp's on rows of every matrix."""
+        wanted, sinks = self.request.kernels, [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]
+        if wanted == "llama.cpp" or not sinks:
+            return
+        if not native.variants():
+            if wanted == "native":
+                raise ExportError(
+                    "ggufy was installed without its own kernels", "install it where a C compiler is, or --kernels auto"
+                )
+            return
+        for sink in sinks:
+            sink.native = True
+        for name, rows in stream.sample(self.planned, self.weights, self.adapter):
+            for sink in sinks:
+                if sink.native and not sink.agree(name, rows):
+                    log.warning(
+                        "ggufy's kernel differs from llama.cpp's on %s of the %s file, which is made with llama.cpp's",
+                        name,
+                        sink.layout.quant,
+                    )
+                    sink.native = False
 
     def _seconds(self, threads: int) -> float:
         """An estimate from a short run of each kernel that will be used."""
@@ -113,7 +142,11 @@ class OnePass:
             if isinstance(sink, GgufSink):
                 for slot in sink.layout.slots:
                     work[slot.type] += math.prod(slot.tensor.shape)
-        return sum(count / ggml.speed(kind) for kind, count in work.items()) / threads + self.total / 5e8 / threads
+        fast = self.request.kernels != "llama.cpp"
+        return (
+            sum(count / native.speed(kind, fast=fast) for kind, count in work.items()) / threads
+            + self.total / 5e8 / threads
+        )
 
 
 def export(request: Request, threads: int | None = None) -> None:

@@ -83,6 +83,33 @@ def run(
             sink.close()
 
 
+def sample(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter) -> Iterator[tuple[str, Any]]:
+    """A merged row of each matrix, from its middle, rounded to F16 as the pass does: name and float32 (1, columns)."""
+    import numpy as np
+
+    for tensor in planned:
+        if len(tensor.shape) != 2:
+            continue
+        row = tensor.shape[0] // 2
+        exact, scratch = np.empty((2, 1, tensor.shape[1]), np.float32)
+        half = np.empty((1, tensor.shape[1]), np.float16)
+        _read(Slab(tensor, row, row + 1), base, adapter, exact, scratch)
+        ggml.to_f16(exact, half)
+        ggml.from_f16(half, exact)
+        yield tensor.name, exact
+
+
+def _read(slab: Slab, base: Checkpoint, adapter: Adapter, out: Any, scratch: Any) -> None:
+    """Rows of the base with the adapter's change, float32."""
+    name = str(slab.tensor.source)
+    weights, stored = base, slab.tensor.stored or name
+    if name in adapter.whole:
+        weights, stored = adapter.weights or base, adapter.whole[name]
+    read_rows(weights, stored, slab.start, slab.stop, out)
+    if name in adapter.pairs:
+        adapter.pairs[name].apply(out, slab.start, scratch)
+
+
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns as slabs are cut: a vector is a column, experts and convolutions are stacked rows."""
     return (shape[0], 1) if len(shape) == 1 else (math.prod(shape[:-1]), shape[-1] if shape else 1)
@@ -131,7 +158,7 @@ class _Pass:
             return Rows(made, None, None, made)
         columns = matrix(tensor.shape)[1]
         exact, permuted, scratch, half, permuted_half = self._buffers((slab.stop - slab.start, columns))
-        self._read(slab, exact, scratch)
+        _read(slab, self.base, self.adapter, exact, scratch)
         ggml.to_f16(exact, half)
         if tensor.heads:
             # (heads, 2, half, columns) -> (heads, half, 2, columns)
@@ -144,15 +171,6 @@ class _Pass:
         if not np.isfinite(np.dot(flat, flat)):
             _name_bad_weight(slab, half, np)
         return Rows(exact, half, permuted_half, permuted)
-
-    def _read(self, slab: Slab, out: Any, scratch: Any) -> None:
-        name = str(slab.tensor.source)
-        weights, stored = self.base, slab.tensor.stored or name
-        if name in self.adapter.whole:
-            weights, stored = self.adapter.weights or self.base, self.adapter.whole[name]
-        read_rows(weights, stored, slab.start, slab.stop, out)
-        if name in self.adapter.pairs:
-            self.adapter.pairs[name].apply(out, slab.start, scratch)
 
 
 def _name_bad_weight(slab: Slab, half: Any, np: Any) -> None:
