@@ -250,19 +250,19 @@ def test_what_is_no_importance_matrix(f16: Path, file: Path, tmp_path: Path) -> 
     text = tmp_path / "text.gguf"
     text.write_text("The quick brown fox.")
     sums = load(file)
-    bad = dict(sums)
-    bad["blk.1.attn_q.weight"] = (np.full(256, np.nan), np.array([5]))
-    endless = dict(sums)
-    endless["blk.1.attn_q.weight"] = (np.full(256, np.inf), np.array([5]))
     uncounted = tmp_path / "uncounted.gguf"
     uncounted.write_bytes(file.read_bytes().replace(b"blk.1.attn_q.weight.counts", b"blk.1.attn_q.weight.kounts"))
     for path, naming in {
         tmp_path / "none.gguf": "no file",
         tmp_path: "no file",
-        text: "not an importance matrix",
+        text: "not a GGUF file",
         f16: "not an importance matrix",
-        save(tmp_path / "nan.gguf", bad): r"blk\.1\.attn_q\.weight are not finite",
-        save(tmp_path / "inf.gguf", endless): r"blk\.1\.attn_q\.weight are not finite",
+        **{
+            save(tmp_path / f"{value}.gguf", sums | {"blk.1.attn_q.weight": (np.full(256, value), np.array([5]))}): (
+                r"blk\.1\.attn_q\.weight has values that are no mean squares"
+            )
+            for value in (np.nan, np.inf, -1.0, 1e38)
+        },
         uncounted: r"blk\.1\.attn_q\.weight do not fit",
         save(tmp_path / "empty.gguf", {}): "no importance",
     }.items():
