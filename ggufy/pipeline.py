@@ -125,15 +125,24 @@ def verify(what: str | os.PathLike[str] | None = None, *, threads: int | None = 
         yield verifying.verify(Path(what), None, cores).text()
         return
     this = run.find(what)
+    problems: dict[str, str] = {}
     for output in this.stamped():
-        path = this.path / output
         if problem := this.damage(output):
-            raise Unverified(f"{problem} since it was made", f"the command that made {path.as_posix()} mends it")
-        yield f"{path.as_posix()}: as it was made"
-    found = subject.of_run(this)
-    same = reference.of(found.base.path, found.adapter, lambda: calibration.probes(found))
-    for output in exports.models(this):
-        yield verifying.verify(this.path / output, found.base.path, cores, same).text()
+            problems[output] = problem
+        else:
+            yield f"{(this.path / output).as_posix()}: as it was made"
+    sound = [output for output in exports.models(this) if output not in problems]
+    if sound and "adapter" not in problems:
+        found = subject.of_run(this)
+        same = reference.of(found.base.path, found.adapter, lambda: calibration.probes(found))
+        for output in sound:
+            yield verifying.verify(this.path / output, found.base.path, cores, same).text()
+    if problems:
+        output, problem = next(iter(problems.items()))
+        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise Unverified(
+            f"{problem} since it was made{more}", f"the command that made {(this.path / output).as_posix()} mends it"
+        )
 
 
 def plan_export(

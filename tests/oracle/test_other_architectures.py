@@ -403,6 +403,8 @@ def test_the_converter_ends_with_ggufy(stop: signal.Signals, tmp_path: Path) -> 
     code = "import sys\nfrom pathlib import Path\nfrom ggufy.export import foreign\na, b = map(Path, sys.argv[1:])\n"
     run = subprocess.Popen(
         [
+            # A shell that runs the tests in the background has SIGINT ignored in all its children.
+            *("env", "--default-signal=INT"),
             *(sys.executable, "-c", f"{code}foreign.write(a, {{'f16': b / 'x'}}, {{}}, b, 1)"),
             *(str(a_folder(tmp_path / "model")), str(tmp_path / "scratch")),
         ],
