@@ -96,7 +96,9 @@ def sample(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter) -> It
         _read(Slab(tensor, row, row + 1), base, adapter, exact, scratch)
         ggml.to_f16(exact, half)
         ggml.from_f16(half, exact)
-        yield tensor.name, exact
+        # A bad weight is for the pass to name.
+        if np.isfinite(exact).all():
+            yield tensor.name, exact
 
 
 def _read(slab: Slab, base: Checkpoint, adapter: Adapter, out: Any, scratch: Any) -> None:
