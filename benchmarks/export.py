@@ -5,8 +5,8 @@
 The usual pipeline is three processes: peft merges and saves F16, llama.cpp's converter makes an F16 GGUF, llama.cpp
 quantizes it once for each quant. ggufy is one command: without its verify step, with its own kernels and with
 llama.cpp's, and with the verify step. Wall and CPU time, peak anonymous memory and bytes written are those of the
-processes. The floor is the time of llama.cpp's kernels on the same tensors, divided by the threads: no exporter that uses
-those can be faster.
+processes. The floor is the time of llama.cpp's kernels on the same tensors, divided by the threads: no exporter that
+uses those can be faster.
 """
 
 import argparse
