@@ -83,12 +83,12 @@ def find(name: str | os.PathLike[str] | None = None) -> Run:
     for path in (runs_folder() / name, Path(name)):
         if (path / "run.json").is_file():
             return Run(path)
+    known = ", ".join(sorted(path.name for path in runs))
     if Path(name).is_dir() and not any((Path(name) / file).exists() for file in ("config.json", "adapter_config.json")):
         raise RunError(
             f"{os.fspath(name)} is no run, and there is neither config.json nor adapter_config.json in it",
-            "name a run, or a folder with a model or an adapter",
+            f"name a run{f' ({known})' if known else ''}, or a folder with a model or an adapter",
         )
-    known = ", ".join(sorted(path.name for path in runs))
     hint = f"the runs are {known}" if known else "there are no runs yet: `ggufy train` first"
     raise RunError(f"no run {os.fspath(name)!r} in {runs_folder().as_posix()}/", hint)
 
