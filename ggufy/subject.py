@@ -43,7 +43,7 @@ class Subject:
     @property
     def inputs(self) -> dict[str, Any]:
         """What every output depends on."""
-        return {**self._content, "base_files": digest.of_folder(self.base.path, bases.BESIDE), "general": self.notes}
+        return {**self._content, "general": self.notes}
 
     @property
     def day(self) -> date:
@@ -53,7 +53,8 @@ class Subject:
 
     @property
     def _content(self) -> dict[str, Any]:
-        return {"adapter": self.adapter_sha256, "base": self.base.fingerprint}
+        beside = digest.of_folder(self.base.path, bases.BESIDE)
+        return {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "base_files": beside}
 
     def claim(self, *, force: bool = False) -> None:
         """Raise RunError where the room holds exports of another source. The caller holds the lock of the room."""
