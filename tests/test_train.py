@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from ggufy.errors import ExportError
 from ggufy.export import stage
+from ggufy.export.request import Request
 from tests.conftest import snapshot
 from tests.test_kill import finish, kill_when, start
 
@@ -116,7 +117,7 @@ def test_an_embedding_that_does_not_fit_is_refused(quick: Path, base: Path, tmp_
     embedding = {"base_model.model.model.embed_tokens.weight": np.zeros((776, 256), np.float32)}
     save_file(load_file(path) | embedding, path)
     with pytest.raises(ExportError, match=r"model\.embed_tokens\.weight is \[768, 256\] .* one of \[776, 256\]"):
-        stage.export(base, path.parent, {"f16": tmp_path / "x.gguf"}, {"name": "x"})
+        stage.export(Request(base, path.parent, {"f16": tmp_path / "x.gguf"}, {"name": "x"}))
 
 
 @pytest.mark.parametrize("load_in", ["4bit", "8bit"])
