@@ -76,7 +76,9 @@ def check(wish: Wish, room: Run) -> None:
     weighed = wish.imatrix or wish.imatrix_data or wish.imatrix_file or room.exists
     for quant in layout.check_quants(wish.quants) if wish.quants else ():
         if not weighed and ggml.needs_imatrix(quant):
-            raise ExportError(f"{quant} needs an importance matrix", "give --imatrix-data, or choose another quant")
+            raise ExportError(
+                f"{quant} needs an importance matrix (imatrix)", "give --imatrix-data, or choose another quant"
+            )
     if wish.imatrix_file and (wish.imatrix or wish.imatrix_data):
         raise ExportError("--imatrix-file is a finished matrix, and --imatrix computes one", "give one of the two")
 
