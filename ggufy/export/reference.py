@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggufy.errors import GgufyError
 from ggufy.export import foreign
 from ggufy.template import ChatTemplate, text_of
 from ggufy.weights import Checkpoint
@@ -43,7 +44,8 @@ def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int
     try:
         if not missing:
             return _run(base, adapter, own())
-    except Exception as error:  # noqa: BLE001 - the comparison is one more check, and may not cost anybody the file
+    except (GgufyError, ImportError, OSError, ValueError, RuntimeError) as error:
+        # What the libraries raise for a model they cannot load. This check is one more, and costs nobody the file.
         missing = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     log.info("logits are not compared with the training model: %s", missing)
     return NOTHING
