@@ -4,9 +4,9 @@
 
 The usual pipeline is three processes: peft merges and saves F16, llama.cpp's converter makes an F16 GGUF, llama.cpp
 quantizes it once for each quant. ggufy is one command: without its verify step, with its own kernels and with
-llama.cpp's, and with the verify step. Wall and CPU time, peak anonymous memory and bytes written are those of the
-processes. The floor is the time of llama.cpp's kernels on the same tensors, divided by the threads: no exporter that
-uses those can be faster.
+llama.cpp's; then with the verify step, without and with the logits of the training model in float32. Wall and CPU time,
+peak anonymous memory and bytes written are those of the processes. The floor is the time of llama.cpp's kernels on the
+same tensors, divided by the threads: no exporter that uses those can be faster.
 """
 
 import argparse
@@ -109,10 +109,15 @@ def with_llama_cpp(base: Path, adapter: Path, out: Path, quants: list[str]) -> t
     return ours(base, adapter, out, quants, "--no-verify", "--kernels", "llama.cpp")
 
 
+def without_logits(base: Path, adapter: Path, out: Path, quants: list[str]) -> tuple[Cost, int]:
+    return ours(base, adapter, out, quants, "--no-logits")
+
+
 EXPORTERS = {
     "usual pipeline": usual,
     "ggufy": without_verify,
     "with llama.cpp's": with_llama_cpp,
+    "no logits": without_logits,
     "ggufy, verified": ours,
 }
 

@@ -39,13 +39,18 @@ class Wish:
     imatrix: bool = False
     imatrix_data: Path | None = None
     imatrix_file: Path | None = None
-    imatrix_tokens: int = calibration.TOKENS
+    imatrix_tokens: int | None = None
     split_max_size: int | None = None
     ollama: str | None = None
     kernels: str = "auto"
     threads: int | None = None
     force: bool = False
     check_files: bool = True
+    check_logits: bool = True
+
+    @property
+    def calibration_tokens(self) -> int:
+        return self.imatrix_tokens or calibration.TOKENS
 
     @property
     def extras(self) -> list[str]:
@@ -62,13 +67,14 @@ class Wishes(TypedDict, total=False):
     imatrix: bool
     imatrix_data: Path | None
     imatrix_file: Path | None
-    imatrix_tokens: int
+    imatrix_tokens: int | None
     split_max_size: int | None
     ollama: str | None
     kernels: str
     threads: int | None
     force: bool
     check_files: bool
+    check_logits: bool
 
 
 def check(wish: Wish, room: Run) -> None:
@@ -99,8 +105,9 @@ def plan(this: Subject, wish: Wish, scratch: Path) -> list[str]:
     ready = stage.plan(request, scratch, weighed=weighed)
     lines = ready.describe(wish.threads or stage.cores())
     if weighed:
-        calibration.texts(this, wish.imatrix_data, wish.imatrix_tokens)
-        lines.append(f"and before it an importance matrix from about {wish.imatrix_tokens:,} tokens, on an f16 file")
+        tokens = wish.calibration_tokens
+        calibration.texts(this, wish.imatrix_data, tokens)
+        lines.append(f"and before it an importance matrix from about {tokens:,} tokens, on an f16 file")
     return lines
 
 
@@ -115,7 +122,7 @@ class _Export:
             self.inputs["converter"] = foreign.fingerprint()
         self.quants = _wanted_quants(this, wish)
         self.matrix: Imatrix | None = None
-        self.reference: reference.Reference | None = None
+        self.reference: reference.Reference | None = None if wish.check_logits else reference.NOTHING
 
     def make(self) -> dict[str, Artifact]:
         tags = modelfile.tags(self.wish.ollama, self.quants, split=self.wish.split_max_size is not None)
@@ -185,9 +192,9 @@ class _Export:
         return verifying.verify(path, self.this.base.path, self.threads, self.reference)
 
     def _make_imatrix(self) -> dict[str, Artifact]:
-        texts = calibration.texts(self.this, self.wish.imatrix_data, self.wish.imatrix_tokens)
+        texts = calibration.texts(self.this, self.wish.imatrix_data, self.wish.calibration_tokens)
         output = self._file("imatrix")
-        inputs = {**self.inputs, "texts": [texts.name, texts.fingerprint], "tokens": self.wish.imatrix_tokens}
+        inputs = {**self.inputs, "texts": [texts.name, texts.fingerprint], "tokens": self.wish.calibration_tokens}
         made = self.this.room.make(
             {output: inputs}, lambda places: self._compute(texts, places[output]), force=self.wish.force
         )

@@ -73,7 +73,19 @@ def test_every_export_is_verified(quick: Path, run: Run) -> None:
     done = run("export", "quick", "--quant", "q4_0", cwd=quick)
     assert done.returncode == 0, done.stderr
     assert "verified quick-q4_0.gguf: 39 tensors valid" in done.stderr
+    assert "against the training model: logits off by" in done.stderr
     assert "verified" not in run("export", "quick", "--quant", "q4_1", "--no-verify", cwd=quick).stderr
+
+
+def test_the_training_model_can_be_left_out(quick: Path, run: Run) -> None:
+    done = run("export", "quick", "--quant", "q5_1", "--no-logits", cwd=quick)
+    assert done.returncode == 0, done.stderr
+    assert "verified quick-q5_1.gguf: 39 tensors valid, loads in llama.cpp, 15 probe texts" in done.stderr
+    assert "against the training model" not in done.stderr
+    again = run("verify", "quick", "--no-logits", cwd=quick)
+    assert again.returncode == 0, again.stderr
+    assert "quick-q5_1.gguf: 39 tensors valid" in again.stdout
+    assert "against the training model" not in again.stdout
 
 
 def test_a_template_with_two_bos_is_refused_and_kept_for_a_look(base: Path, run: Run, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--imatrix", is_flag=True, help="Weigh by an importance matrix, from the run's training conversations.")
 @click.option("--imatrix-data", type=_PATH, metavar="FILE", help="The same from a text, or conversations in .jsonl.")
 @click.option("--imatrix-file", type=_PATH, metavar="FILE", help="Weigh by a finished importance matrix (GGUF).")
-@click.option("--imatrix-tokens", type=click.IntRange(16), default=10_000, show_default=True, help="How much is read.")
+@click.option("--imatrix-tokens", type=click.IntRange(16), help="How much is read; 10,000 if not given.")
 @click.option("--split-max-size", type=_Size(), metavar="SIZE", help="Files of at most that size, such as 2G.")
 @click.option("--ollama", metavar="NAME", help="Also `ollama create NAME`, where Ollama is installed.")
 @click.option("--base", help="The 16-bit base of an adapter, where its own name for it does not do.")
@@ -55,6 +55,14 @@ _PATH = click.Path(path_type=Path)
 @click.option("--dry-run", is_flag=True, help="Only say what would be written: types, sizes, time.")
 @click.option(
     "--no-verify", "check_files", is_flag=True, flag_value=False, default=True, help="Skip the check of each file."
+)
+@click.option(
+    "--no-logits",
+    "check_logits",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Check each file, but without running the training model, which takes time and memory.",
 )
 @click.option("--force", is_flag=True, help="Write over files that ggufy did not make.")
 def command(what: str | None, base: str | None, out: Path | None, dry_run: bool, **wish: Any) -> None:

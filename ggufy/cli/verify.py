@@ -8,13 +8,14 @@ import click
 @click.command(name="verify")
 @click.argument("what", required=False, metavar="[RUN|FILE]")
 @click.option("--threads", type=click.IntRange(1), help="Threads; all cores if not given.")
-def command(what: str | None, threads: int | None) -> None:
+@click.option("--no-logits", "logits", is_flag=True, flag_value=False, default=True, help="Leave that comparison out.")
+def command(what: str | None, threads: int | None, logits: bool) -> None:
     """Check the files of RUN (the newest if not given), or one GGUF FILE.
 
-    Re-hashes what a run holds; checks every tensor's data; loads each GGUF in llama.cpp; and compares its tokenizer and
-    chat template with those of the base.
+    Re-hashes what a run holds; checks every tensor's data; loads each GGUF in llama.cpp; compares its tokenizer and
+    chat template with those of the base, and where torch is, its logits with those of the training model.
     """
     from ggufy import pipeline
 
-    for line in pipeline.verify(what, threads=threads):
+    for line in pipeline.verify(what, threads=threads, logits=logits):
         click.echo(line)

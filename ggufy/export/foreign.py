@@ -181,7 +181,9 @@ def write(
         try:
             _convert(script, folder, made, kind, general.get("name"), threads)
             if imatrix:
-                _check_imatrix(imatrix, made)
+                tensors = [t for t in ggml.read_gguf(made).tensors if t.name.startswith("blk.")]
+                # Of stacked experts there is one row each; llama.cpp checks those counts itself.
+                imatrix.check_names({t.name: None for t in tensors if t.type == ggml.F16}, {t.name for t in tensors})
             for quant in quants:
                 log.info("writing %s", quant)
                 matrix = None if quant == kind else imatrix
@@ -199,19 +201,6 @@ def write(
                     raise ExportError(f"{quant}: {error.message}", error.hint) from None
         finally:
             made.unlink(missing_ok=True)
-
-
-def _check_imatrix(imatrix: Imatrix, made: Path) -> None:
-    """Refuse a matrix of another model. Column counts are llama.cpp's to check."""
-    have = {tensor.name: tensor.type for tensor in ggml.read_gguf(made).tensors if tensor.name.startswith("blk.")}
-    extra = [name for name in imatrix.means if name.startswith("blk.") and name not in have]
-    missing = [name for name, kind in have.items() if kind == ggml.F16 and name not in imatrix.means]
-    for names, said in ((extra, "is of {}, which this model has not"), (missing, "has no entry for {}")):
-        if names:
-            raise ExportError(
-                f"{imatrix.file}: the importance matrix {said.format(names[0])}",
-                "use the matrix of this very model, or let --imatrix compute one",
-            )
 
 
 def _convert(script: Path, folder: Path, out: Path, kind: str, name: str | None, threads: int) -> None:

@@ -8,7 +8,7 @@ arithmetic that will run, no torch is needed, and memory is one batch. The price
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,20 @@ class Imatrix:
 
     def check(self, planned: Sequence[Planned]) -> None:
         """Refuse a matrix of another model: llama.cpp would quantize what it does not find without it, unseen."""
-        have = {tensor.name: tensor for tensor in planned if len(tensor.shape) == 2 and tensor.name.startswith("blk.")}
-        for name, tensor in have.items():
+        self.check_names(
+            {t.name: t.shape[1] for t in planned if len(t.shape) == 2 and t.name.startswith("blk.")},
+            {t.name for t in planned},
+        )
+
+    def check_names(self, matrices: Mapping[str, int | None], have: Container[str]) -> None:
+        """The same of the names in a file: of its matrices, with their columns where those are to be checked."""
+        for name, columns in matrices.items():
             found = self.means.get(name)
             if found is None:
                 raise ExportError(f"{self.file}: the importance matrix has no entry for {name}", _OTHER)
-            if found.size != tensor.shape[1]:
+            if columns is not None and found.size != columns:
                 raise ExportError(
-                    f"{self.file}: {name} has {tensor.shape[1]} columns, and the importance matrix {found.size}", _OTHER
+                    f"{self.file}: {name} has {columns} columns, and the importance matrix {found.size}", _OTHER
                 )
         if extra := [name for name in self.means if name.startswith("blk.") and name not in have]:
             raise ExportError(f"{self.file}: the importance matrix is also of {extra[0]}, which is not here", _OTHER)
