@@ -11,7 +11,7 @@ demo: $(VENV)/train
 	$(BIN)/ggufy demo
 
 test: $(VENV)/dev vendor
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

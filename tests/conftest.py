@@ -12,6 +12,10 @@ from subprocess import CompletedProcess
 
 import pytest
 
+# Several processes of tests share the cores. Threads that wait for each other by spinning would stop them all.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 QUICK = ("--recipe", "tiny", "--set", "train.max_steps=4", "--set", "train.save_steps=2", "--run", "quick")
 # Every run of the tests is of 2 January 2026, also across midnight.
 DAY = "1767312000"
