@@ -1,7 +1,7 @@
 """One slab of weights: rows of the base with the adapter's change, rounded once to F16, in the forms that outputs need.
 
-By the compiled pass (kernels/merge.c) where there is one, else by numpy and llama.cpp's conversions. The bytes are the
-same. The product of the adapter's matrices is numpy's in both: a BLAS sums in its own order, which is part of the bytes.
+By the compiled pass (kernels/merge.c) where there is one, else by numpy and llama.cpp's conversions: the same bytes.
+The product of the adapter's matrices is numpy's in both, because a BLAS sums in an order of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,10 +150,9 @@ class Merge:
 def sample(planned: Sequence[Planned], merge: Merge) -> Iterator[tuple[str, Any]]:
     """A merged row of each matrix, from its middle, rounded to F16 as the pass does: name and float32 (1, columns)."""
     for slab in _middles(planned):
-        try:
+        # A bad weight is for the pass to name.
+        with suppress(ExportError):
             yield slab.tensor.name, merge.rows(slab, ["permuted"]).permuted
-        except ExportError:
-            pass  # A bad weight is for the pass to name.
 
 
 def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kernels: str) -> Merge:

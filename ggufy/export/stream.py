@@ -1,7 +1,8 @@
 """The pass over the weights: slabs of rows are read, merged, rounded once to F16, quantized and written in place.
 
-Each slab is one piece of work for a pool of threads; reading, merging and quantizing all release the GIL. Memory is a few slabs a thread, whatever the size of the model. The slabs do not depend on the thread count,
-so neither do the bytes. Every output of a command, GGUF or merged checkpoint, gets its share of the same pass.
+Each slab is one piece of work for a pool of threads; reading, merging and quantizing all release the GIL. Memory is a
+few slabs a thread, whatever the size of the model. The slabs do not depend on the thread count, so neither do the
+bytes. Every output of a command, GGUF or merged checkpoint, gets its share of the same pass.
 """
 
 from __future__ import annotations
