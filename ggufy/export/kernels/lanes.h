@@ -104,6 +104,18 @@ INLINE V absolute(V a) { return (V)((I)a & 0x7fffffff); }
 INLINE V to_float(I a) { return __builtin_convertvector(a, V); }
 INLINE I at_most(I a, int high) { return select_int(below(splat_int(high), a), splat_int(high), a); }
 
+/* One stage of a transposition: the rows' first or second halves, element by element in turn. */
+#if GGUFY_LANES == 4
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#elif GGUFY_LANES == 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#elif GGUFY_LANES == 16
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#endif
+
 /* float32 to float16, to the nearest, ties to even; a NaN becomes 0x7e00 with its sign, as ggml does it. */
 INLINE I to_half(V v) {
     U bits = (U)v, a = bits & 0x7fffffff;
