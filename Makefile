@@ -31,7 +31,9 @@ vendor/llama.cpp/convert_hf_to_gguf.py: vendor/llama.cpp/PIN vendor/unpack.py | 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/train: pyproject.toml hatch_build.py ggufy/export/kernels/kernels.c | $(BIN)/pip
+KERNELS := $(wildcard ggufy/export/kernels/*.[ch]) ggufy/export/kernels/build.py
+
+$(VENV)/train: pyproject.toml hatch_build.py $(KERNELS) | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable '.[train]'
 	touch $@
 

@@ -15,7 +15,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,8 +223,9 @@ class Run:
             places = self._partials({output: wanted[output] for output in missing})
             try:
                 build(places)
+                facts = _settle([file for place in places.values() for file in _files(place)])
                 for output, place in places.items():
-                    done[output] = self._finish(output, wanted[output], place)
+                    done[output] = self._finish(output, wanted[output], place, facts)
             except Unverified:
                 # Finished, but wrong: it stays under partial/ to be looked at, and never gets its final name.
                 raise
@@ -346,20 +348,17 @@ class Run:
         if partial.is_dir() and not any(partial.iterdir()):
             partial.rmdir()
 
-    def _finish(self, output: str, inputs: Inputs, place: Path) -> Artifact:
-        """Sync, hash, move to the final name, and last the stamp, which until then waits beside the partial output."""
+    def _finish(self, output: str, inputs: Inputs, place: Path, facts: Mapping[Path, dict[str, Any]]) -> Artifact:
+        """Move to the final name, and last the stamp, which until then waits beside the partial output.
+
+        `facts` are those of the output's files, which are on the disk.
+        """
         final = self.path / output
-        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        files = _files(place)
         stamped: dict[str, dict[str, Any]] = {}
         for file in files:
-            sync(file)
-            state = file.stat()
             moved = final / file.relative_to(place) if place.is_dir() else final
-            stamped[moved.relative_to(self.path).as_posix()] = {
-                "size": state.st_size,
-                "mtime_ns": state.st_mtime_ns,
-                "sha256": digest.of_file(file),
-            }
+            stamped[moved.relative_to(self.path).as_posix()] = facts[file]
         sha256 = digest.of_values({name: facts["sha256"] for name, facts in stamped.items()})
         if not place.is_dir():
             sha256 = stamped[output]["sha256"]
@@ -417,6 +416,24 @@ class Run:
             waiting.replace(self._stamp_path(output))
             sync(self._stamp_path(output).parent)
             self._forget_partial([folder])
+
+
+def _files(place: Path) -> list[Path]:
+    """The files of an output: itself, or what is in its folder."""
+    return sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+
+
+def _settle(files: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Force files to the disk and hash them, several at a time: what a stamp says of each."""
+    with ThreadPoolExecutor(4) as pool:
+        hashes = [pool.submit(digest.of_file, file) for file in files]
+        for _ in pool.map(sync, files):
+            pass
+        states = [file.stat() for file in files]
+        return {
+            file: {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": hashed.result()}
+            for file, state, hashed in zip(files, states, hashes, strict=True)
+        }
 
 
 def sync(path: Path) -> None:

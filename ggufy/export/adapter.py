@@ -54,6 +54,20 @@ class Pair:
         rows, columns = self.b.shape[0], self.a.shape[1]
         return (columns, rows) if self.transposed else (rows, columns)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the change is only added: scaling times `product`."""
+        return not self.transposed and self.magnitude is None
+
+    def product(self, start: int, stop: int, scratch: Any) -> Any:
+        """Rows [start, stop) of B @ A, in `scratch`: float32 (n, columns)."""
+        import numpy as np
+
+        if self.transposed:
+            np.copyto(scratch, (self.b @ self.a[:, start:stop]).T)
+            return scratch
+        return np.matmul(self.b[start:stop], self.a, out=scratch)
+
     def apply(self, rows: Any, start: int, scratch: Any) -> None:
         """Change rows [start, start + len(rows)) of the base, float32 (n, columns), in place.
 
@@ -62,10 +76,7 @@ class Pair:
         import numpy as np
 
         stop = start + len(rows)
-        if self.transposed:
-            delta = (self.b @ self.a[:, start:stop]).T
-        else:
-            delta = np.matmul(self.b[start:stop], self.a, out=scratch)
+        delta = self.product(start, stop, scratch)
         delta *= np.float32(self.scaling)
         rows += delta
         if self.magnitude is not None:

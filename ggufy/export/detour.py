@@ -15,6 +15,7 @@ from ggufy.errors import ExportError
 from ggufy.export import foreign, stream
 from ggufy.export.adapter import HEAD, Adapter
 from ggufy.export.llama import Planned
+from ggufy.export.merge import agreed
 from ggufy.export.request import ADAPTER, Request, merged_sinks
 from ggufy.export.sinks import MergedSink
 from ggufy.weights import FOUR_BIT, Checkpoint
@@ -47,8 +48,9 @@ class Detour:
     def write(self, threads: int) -> None:
         total = sum(math.prod(tensor.shape) for tensor in self.planned)
         if self.sinks:
+            merge = agreed(self.planned, self.weights, self.adapter, self.request.kernels)
             with progress.bar("merging", total) as bar:
-                stream.run(self.planned, list(self.sinks.values()), self.weights, self.adapter, threads, bar)
+                stream.run(self.planned, list(self.sinks.values()), merge, threads, bar)
         quants = {name: self.request.outputs[name] for name in self.request.quants}
         if not quants:
             return

@@ -1,7 +1,7 @@
 """ggufy's own quantization kernels: the bytes of llama.cpp's, several times as fast. See docs/kernels.md.
 
-They are a compiled library, `kernels/kernels.c`, that an installation without a compiler lacks: then nothing here has
-a kernel, and llama.cpp's are used.
+They are a compiled library, of `kernels/kernels.c` and `kernels/merge.c`, that an installation without a compiler
+lacks: then nothing here has a kernel, llama.cpp's are used, and numpy merges.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,19 @@ def _library(folder: str) -> Any:
     if not path.is_file():
         return None
     try:
-        return ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
     except OSError:  # compiled for another machine
         return None
+    return library if hasattr(library, f"ggufy_merge_{next(iter(build.variants()))}") else None  # or from older source
 
 
 def library() -> Any:
     """The compiled library, or None where there is none that loads."""
-    return _library(os.environ.get(PLACE) or str(build.SOURCE.parent))
+    return _library(_folder())
+
+
+def _folder() -> str:
+    return os.environ.get(PLACE) or str(build.FOLDER)
 
 
 def variants() -> tuple[str, ...]:
@@ -77,9 +83,68 @@ def quantize(number: int, rows: Any, out: Any, importance: Any = None, variant: 
         if importance.shape != (columns,):
             raise ValueError(f"importance of {importance.shape} for {columns} columns")
         weights = importance.ctypes.data
-    folder = os.environ.get(PLACE) or str(build.SOURCE.parent)
-    _kernel(folder, kind, variant or runs[0])(rows.ctypes.data, out.ctypes.data, n, columns, weights)
+    _kernel(_folder(), kind, variant or runs[0])(rows.ctypes.data, out.ctypes.data, n, columns, weights)
     return True
+
+
+STORED = ("BF16", "F16", "F32")
+"""The safetensors dtypes that `merge` reads, in the order of its enum."""
+OUTPUTS = {"exact": "float32", "bf16": "uint16", "half": "float16", "permuted_half": "float16", "permuted": "float32"}
+"""What `merge` can write, and its dtype; the names are those of merge.Rows."""
+
+
+class _Merge(ctypes.Structure):
+    """`Merge` of kernels/merge.h."""
+
+    _fields_ = [
+        ("stored", ctypes.c_void_p),
+        ("delta", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("head", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in OUTPUTS),
+        ("kind", ctypes.c_int32),
+        ("scaling", ctypes.c_float),
+    ]
+
+
+@functools.cache
+def _merger(folder: str, variant: str) -> Any:
+    function = getattr(_library(folder), f"ggufy_merge_{variant}")
+    function.restype, function.argtypes = ctypes.c_int64, [ctypes.POINTER(_Merge)]
+    return function
+
+
+def merge(
+    stored: Any,
+    dtype: str,
+    shape: tuple[int, int],
+    outputs: Mapping[str, Any],
+    *,
+    delta: Any = None,
+    scaling: float = 1.0,
+    head: int = 0,
+    variant: str = "",
+) -> int:
+    """Rows as a checkpoint holds them (a buffer of one of STORED), plus `scaling` times `delta` (float32, that shape),
+    into the `outputs`, by the names of merge.Rows. Releases the GIL.
+
+    `head` is how many rows make a head, whose halves are interleaved in the permuted outputs; 0 leaves all in place.
+    Returns the first row with a weight that is no finite float16, or -1. After such a row the outputs are not written.
+    """
+    import numpy as np
+
+    rows, columns = shape
+    raw = np.frombuffer(stored, np.uint8)
+    if raw.size != rows * columns * (4 if dtype == "F32" else 2) or (head and (rows % head or head % 2)):
+        raise ValueError(f"{raw.size} bytes for {rows} rows of {columns} {dtype} in heads of {head}")
+    call = _Merge(raw.ctypes.data, None, rows, columns, head, kind=STORED.index(dtype), scaling=scaling)
+    for name, array in {**outputs, **({} if delta is None else {"delta": delta})}.items():
+        _check(array, OUTPUTS.get(name, "float32"))
+        if array.shape != shape:
+            raise ValueError(f"{name} of {array.shape} for {shape}")
+        setattr(call, name, array.ctypes.data)
+    return int(_merger(_folder(), variant or variants()[0])(call))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ggufy.export import native
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.layout import Layout, Slot
 from ggufy.export.llama import Planned
-from ggufy.export.stream import Rows, Slab
+from ggufy.export.merge import Rows, Slab
 from ggufy.weights import SIZES
 
 _SHARD = 5_000_000_000
@@ -54,6 +54,9 @@ class GgufSink:
         for path, part in zip(self.paths, self.layout.parts, strict=True):
             self.handles.append(_create(path, part.size))
             _pwrite(self.handles[-1], part.head, 0)
+
+    def parts(self, tensor: Planned) -> Collection[str]:
+        return ["permuted_half" if self.slots[tensor.name].type == ggml.F16 else "permuted"]
 
     def put(self, slab: Slab, rows: Rows) -> None:
         slot = self.slots[slab.tensor.name]
@@ -96,6 +99,7 @@ class MergedSink:
 
     def __init__(self, folder: Path, base: Path, planned: Sequence[Planned], dtype: str) -> None:
         self.folder, self.base, self.dtype = folder, base, dtype
+        self.part = {"F16": "half", "BF16": "bf16"}[dtype]
         shapes = {str(tensor.source): tensor.shape for tensor in planned if tensor.source}
         self.shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
         filled = 0
@@ -142,15 +146,15 @@ class MergedSink:
             if (self.base / name).is_file():
                 shutil.copyfile(self.base / name, self.folder / name)
 
+    def parts(self, tensor: Planned) -> Collection[str]:
+        return [self.part] if tensor.source else []
+
     def put(self, slab: Slab, rows: Rows) -> None:
         if slab.tensor.source is None:
             return
         handle, start = self.places[slab.tensor.source]
-        offset = start + slab.start * rows.exact.shape[1] * SIZES[self.dtype]
-        if self.dtype == "F16":
-            _pwrite(handle, rows.half.data, offset)
-        else:
-            _pwrite(handle, weights.to_bf16(rows.exact).data, offset)
+        offset = start + slab.start * slab.shape[1] * SIZES[self.dtype]
+        _pwrite(handle, getattr(rows, self.part).data, offset)
 
     def close(self) -> None:
         for handle in self.handles:

@@ -16,6 +16,7 @@ from ggufy.errors import ExportError
 from ggufy.export import adapter_gguf, detour, foreign, imatrix, layout, llama, native, stream, vocab
 from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
+from ggufy.export.merge import Merge, agreed, sample
 from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.weights import Checkpoint
@@ -91,9 +92,10 @@ class OnePass:
         if place := self.request.outputs.get(ADAPTER):
             adapter_gguf.write(place, self.adapter, self.planned, dict(self.request.general))
         if self.sinks:
-            self._choose_kernels()
+            merge = agreed(self.planned, self.weights, self.adapter, self.request.kernels)
+            self._choose_kernels(merge)
             with progress.bar(f"exporting {', '.join(self.sinks)}", self.total) as bar:
-                stream.run(self.planned, list(self.sinks.values()), self.weights, self.adapter, threads, bar)
+                stream.run(self.planned, list(self.sinks.values()), merge, threads, bar)
 
     def describe(self, threads: int) -> list[str]:
         changed = len(self.adapter.pairs) + len(self.adapter.whole)
@@ -112,7 +114,7 @@ class OnePass:
         lines.append(f"about {self._seconds(threads):.0f} s on {threads} threads, with {whose}")
         return lines
 
-    def _choose_kernels(self) -> None:
+    def _choose_kernels(self, merge: Merge) -> None:
         """ggufy's own kernels, for each file for which they make the bytes of llama.cpp's on rows of every matrix."""
         wanted, sinks = self.request.kernels, [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]
         if wanted == "llama.cpp" or not sinks:
@@ -125,7 +127,7 @@ class OnePass:
             return
         for sink in sinks:
             sink.native = True
-        for name, rows in stream.sample(self.planned, self.weights, self.adapter):
+        for name, rows in sample(self.planned, merge):
             for sink in sinks:
                 if sink.native and not sink.agree(name, rows):
                     log.warning(

@@ -39,6 +39,7 @@ from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
 from ggufy.export import foreign, stream
 from ggufy.export.adapter import Adapter
+from ggufy.export.merge import agreed
 from ggufy.export.sinks import MergedSink
 from ggufy.weights import Checkpoint
 from tests.oracle.converter import VENDOR, convert
@@ -155,7 +156,7 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
     planned, change = foreign.plan(base, weights), Adapter.open(adapter)
     change.check(weights, [str(tensor.source) for tensor in planned])
     with progress.bar("merging", 1) as bar:
-        stream.run(planned, [MergedSink(out, base, planned, "F16")], weights, change, 2, bar)
+        stream.run(planned, [MergedSink(out, base, planned, "F16")], agreed(planned, weights, change, "auto"), 2, bar)
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +300,8 @@ def test_all_that_the_converter_reads_is_in_the_merged_folder(tmp_path: Path) ->
     checkpoint = Checkpoint.open(base)
     planned = foreign.plan(base, checkpoint)
     with progress.bar("copying", 1) as bar:
-        stream.run(planned, [MergedSink(out, base, planned, "F16")], checkpoint, Adapter.none(), 2, bar)
+        merging = agreed(planned, checkpoint, Adapter.none(), "auto")
+        stream.run(planned, [MergedSink(out, base, planned, "F16")], merging, 2, bar)
     found = load_file(out / "model.safetensors")
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())

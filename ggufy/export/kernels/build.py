@@ -1,4 +1,4 @@
-"""Compile kernels.c, once for each variant this machine's architecture has, into one shared library.
+"""Compile kernels.c and merge.c, once for each variant this machine's architecture has, into one shared library.
 
     python ggufy/export/kernels/build.py FOLDER
 
@@ -19,12 +19,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.c")
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "kernels.c", FOLDER / "merge.c")
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra"]
 _X86 = {
     "sse2": ["-DGGUFY_LANES=4", "-msse2"],
-    "avx2": ["-DGGUFY_LANES=8", "-mavx2"],
+    "avx2": ["-DGGUFY_LANES=8", "-mavx2", "-mf16c"],
     "avx512": ["-DGGUFY_LANES=16", "-mavx512f", "-mavx512dq", "-mprefer-vector-width=512"],
 }
 VARIANTS = {
@@ -57,10 +58,11 @@ def build(folder: Path, compiler: str = "", extra: Sequence[str] = ()) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
         for number, (variant, flags) in enumerate(variants().items()):
-            objects.append(str(Path(scratch) / f"{variant}.o"))
             defines = [f"-DGGUFY_VARIANT={variant}", *([] if number else ["-DGGUFY_DISPATCH"])]
-            compiling = [*command, *FLAGS, *flags, *defines, *extra, "-c", str(SOURCE), "-o", objects[-1]]
-            subprocess.run(compiling, check=True)
+            for source in SOURCES:
+                objects.append(str(Path(scratch) / f"{source.stem}-{variant}.o"))
+                compiling = [*command, *FLAGS, *flags, *defines, *extra, "-c", str(source), "-o", objects[-1]]
+                subprocess.run(compiling, check=True)
         subprocess.run([*command, "-shared", *extra, *objects, "-o", str(library)], check=True)
     return library
 
@@ -69,8 +71,8 @@ def driver(
     source: Path, program: Path, variant: str, extra: Sequence[str] = (), compiler: str = "", machine: str = ""
 ) -> None:
     """Compile one variant with a program around it. Raises as `build` does."""
-    flags = [*FLAGS, *variants(machine)[variant], f"-DGGUFY_VARIANT={variant}", *extra]
-    subprocess.run([*_command(compiler), *flags, str(source), str(SOURCE), "-o", str(program)], check=True)
+    flags = [*FLAGS, *variants(machine)[variant], f"-DGGUFY_VARIANT={variant}", f"-I{FOLDER}", *extra]
+    subprocess.run([*_command(compiler), *flags, str(source), *map(str, SOURCES), "-o", str(program)], check=True)
 
 
 if __name__ == "__main__":

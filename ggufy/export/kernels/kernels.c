@@ -11,118 +11,8 @@
  * with -O3 -ffp-contract=off. Fast-math is out; a fused multiply-add would round once where llama.cpp rounds twice.
  * Byte order is little-endian, as GGUF's.
  */
-#include <stdint.h>
-#include <string.h>
-
-#ifndef GGUFY_VARIANT
-#define GGUFY_VARIANT generic
-#endif
-#ifndef GGUFY_LANES
-#define GGUFY_LANES 4
-#endif
-#if !defined(__GNUC__)
-#error "GCC or Clang is needed: vector types"
-#endif
-#if defined(__FAST_MATH__) || !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "exact arithmetic and a little-endian machine are needed"
-#endif
-#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
-#error "float arithmetic in float is needed: on 32-bit x86, -msse2 -mfpmath=sse"
-#endif
-
-enum { LANES = GGUFY_LANES };
-#define INLINE static inline __attribute__((always_inline))
-#define PASTE_(a, b) ggufy_quantize_##a##_##b
-#define PASTE(a, b) PASTE_(a, b)
-#define NAME(type) PASTE(type, GGUFY_VARIANT)
-
-typedef float V __attribute__((vector_size(4 * GGUFY_LANES)));
-typedef int32_t I __attribute__((vector_size(4 * GGUFY_LANES)));
-typedef uint32_t U __attribute__((vector_size(4 * GGUFY_LANES)));
-
-/* ---- Lanes: what a vector type cannot say by itself. A comparison with a NaN is false, as in C. ---- */
-
-INLINE V splat(float f) { return f - (V){0}; } /* f - 0 is f, also for -0 */
-INLINE I splat_int(int i) { return i + (I){0}; }
-
-#if defined(__AVX512F__) && GGUFY_LANES == 16
-#include <immintrin.h>
-typedef __mmask16 M;
-INLINE M lt(V a, V b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
-INLINE M not_lt(V a, V b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLT_UQ); }
-INLINE M equal(V a, V b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
-INLINE M differ(I a, I b) { return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b); }
-INLINE M below(I a, I b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
-INLINE M both(M a, M b) { return (M)(a & b); }
-INLINE M but(M a, M b) { return (M)(a & ~b); }
-INLINE int any(M m) { return m != 0; }
-INLINE V select(M m, V a, V b) { return (V)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
-INLINE I select_int(M m, I a, I b) { return (I)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
-INLINE V add_if(M m, V a, float b) { return (V)_mm512_mask_add_ps((__m512)a, m, (__m512)a, _mm512_set1_ps(b)); }
-INLINE V smaller(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); } /* a < b ? a : b */
-INLINE V larger(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }  /* a > b ? a : b */
-INLINE V square_root(V a) { return (V)_mm512_sqrt_ps((__m512)a); }
-#else
-typedef I M;
-INLINE M lt(V a, V b) { return (M)(a < b); }
-INLINE M not_lt(V a, V b) { return ~(M)(a < b); }
-INLINE M equal(V a, V b) { return (M)(a == b); }
-INLINE M differ(I a, I b) { return (M)(a != b); }
-INLINE M below(I a, I b) { return (M)(a < b); }
-INLINE M both(M a, M b) { return a & b; }
-INLINE M but(M a, M b) { return a & ~b; }
-INLINE I select_int(M m, I a, I b) { return (a & m) | (b & ~m); }
-INLINE V add_if(M m, V a, float b) { return a + (V)(m & (I)splat(b)); } /* never with a = -0 */
-#if defined(__AVX2__) && GGUFY_LANES == 8
-#include <immintrin.h>
-INLINE int any(M m) { return _mm256_movemask_ps((__m256)m) != 0; }
-INLINE V select(M m, V a, V b) { return (V)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }
-INLINE V smaller(V a, V b) { return (V)_mm256_min_ps((__m256)a, (__m256)b); }
-INLINE V larger(V a, V b) { return (V)_mm256_max_ps((__m256)a, (__m256)b); }
-INLINE V square_root(V a) { return (V)_mm256_sqrt_ps((__m256)a); }
-#elif defined(__SSE2__) && GGUFY_LANES == 4
-#include <emmintrin.h>
-INLINE int any(M m) { return _mm_movemask_ps((__m128)m) != 0; }
-INLINE V select(M m, V a, V b) { return (V)select_int(m, (I)a, (I)b); }
-INLINE V smaller(V a, V b) { return (V)_mm_min_ps((__m128)a, (__m128)b); }
-INLINE V larger(V a, V b) { return (V)_mm_max_ps((__m128)a, (__m128)b); }
-INLINE V square_root(V a) { return (V)_mm_sqrt_ps((__m128)a); }
-#else
-INLINE int any(M m) {
-    int32_t found = 0;
-    for (int i = 0; i < LANES; i++) found |= m[i];
-    return found != 0;
-}
-INLINE V select(M m, V a, V b) { return (V)select_int(m, (I)a, (I)b); }
-INLINE V smaller(V a, V b) { return select((M)(a < b), a, b); }
-INLINE V larger(V a, V b) { return select((M)(a > b), a, b); }
-#if defined(__ARM_NEON) && defined(__aarch64__) && GGUFY_LANES == 4
-#include <arm_neon.h>
-INLINE V square_root(V a) { return (V)vsqrtq_f32((float32x4_t)a); }
-#else
-INLINE V square_root(V a) {
-    for (int i = 0; i < LANES; i++) a[i] = __builtin_sqrtf(a[i]); /* IEEE: correctly rounded */
-    return a;
-}
-#endif
-#endif
-#endif
-
-INLINE M is_zero(V a) { return equal(a, splat(0)); }
-INLINE V absolute(V a) { return (V)((I)a & 0x7fffffff); }
-INLINE V to_float(I a) { return __builtin_convertvector(a, V); }
-
-/* One stage of a transposition: the rows' first or second halves, element by element in turn. */
-#if GGUFY_LANES == 4
-#define LOW 0, 4, 1, 5
-#define HIGH 2, 6, 3, 7
-#elif GGUFY_LANES == 8
-#define LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#elif GGUFY_LANES == 16
-#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#endif
+#include "lanes.h"
+#include "q8_0.h"
 
 /* n values at p[lane] + offset of every lane, into n vectors; n is a multiple of LANES. */
 INLINE void load(const float *const *p, int64_t offset, int n, V *out) {
@@ -155,25 +45,8 @@ INLINE V on_grid(V v, float low, float high, int near) {
 }
 INLINE V clamped(V v, float low, float high) { return on_grid(v, low, high, 0) - MAGIC; }
 INLINE I clamped_int(V v, float low, float high) { return (I)on_grid(v, low, high, 0) - 0x4b400000; }
-INLINE I at_most(I a, int high) { return select_int(below(splat_int(high), a), splat_int(high), a); }
 INLINE I at_least(I a, int low) { return select_int(below(a, splat_int(low)), splat_int(low), a); }
 INLINE I signed_byte(I a) { return (I)((U)a << 24) >> 24; }
-
-/* float32 to float16, to the nearest, ties to even; a NaN becomes 0x7e00 with its sign, as ggml does it. */
-INLINE I to_half(V v) {
-    U bits = (U)v, a = bits & 0x7fffffff;
-    U normal = (a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13;
-    I small = (I)((V)a + 0.5f) - 0x3f000000; /* half's subnormals are multiples of the last place of 0.5 */
-    I half = select_int(below((I)a, splat_int(0x38800000)), small, at_most((I)normal, 0x7c00));
-    return select_int(below(splat_int(0x7f800000), (I)a), splat_int(0x7e00), half) | (I)((bits >> 16) & 0x8000);
-}
-
-INLINE V from_half(I half) {
-    I a = half & 0x7fff;
-    V value = (V)(a << 13) * 0x1p112f;
-    I wide = select_int(below(a, splat_int(0x7c00)), (I)value, (a << 13) | 0x7f800000);
-    return (V)(wide | (I)((U)(half & 0x8000) << 16));
-}
 
 /* ---- A batch: one (super-)block in each lane ---- */
 
@@ -195,6 +68,12 @@ INLINE void put_word(const Batch *b, int offset, U value) {
     uint32_t words[LANES];
     memcpy(words, &value, sizeof(words));
     for (int i = 0; i < b->count; i++) memcpy(b->y[i] + offset, &words[i], 4);
+}
+/* n bytes of every lane, the low ones of n vectors; n is a multiple of 4. */
+INLINE void put_bytes(const Batch *b, int offset, const I *bytes, int n) {
+    for (int i = 0; i < n; i += 4, bytes += 4) {
+        put_word(b, offset + i, (U)((bytes[0] & 255) | (bytes[1] & 255) << 8 | (bytes[2] & 255) << 16 | bytes[3] << 24));
+    }
 }
 
 /* make_qx_quants and the block loops weigh with qw * sqrt(sigma2 + x^2) where there is an importance matrix. */
@@ -525,34 +404,23 @@ INLINE void batch_q4_q5(const Batch *b, int bits, int weighted) {
         packed[j + 4] = lm[j] | lm[j + 4] >> 4 << 6;
         packed[j + 8] = (ls[j + 4] & 15) | (lm[j + 4] & 15) << 4;
     }
-    for (int j = 0; j < 12; j += 4) {
-        U word = (U)splat_int(0);
-        for (int k = 0; k < 4; k++) word |= ((U)packed[j + k] & 255) << (8 * k);
-        put_word(b, 4 + j, word);
-    }
+    put_bytes(b, 4, packed, 12);
     for (int j = 0; j < 8; j++) { /* get_scale_min_k4 */
         I sc = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | ((packed[j - 4] & 255) >> 6) << 4;
         I m = j < 4 ? packed[j + 4] & 63 : ((packed[j + 4] & 255) >> 4) | ((packed[j] & 255) >> 6) << 4;
         s.step[j] = step_of(s.d * to_float(sc), s.dmin * to_float(m));
     }
-    U high[8];
-    memset(high, 0, sizeof(high));
-    const int qs = bits == 4 ? 16 : 48;
+    I l[256], high[32], bytes[32];
+    for (int i = 0; i < 256; i++) l[i] = affine_level(&s.step[i / 32], &s.found[i / 32], s.x[i], nmax);
     for (int j = 0; j < 8; j += 2) {
-        for (int i = 0; i < 32; i += 4) {
-            U word = (U)splat_int(0);
-            for (int k = 0; k < 4; k++) {
-                I low = affine_level(&s.step[j], &s.found[j], s.x[32 * j + i + k], nmax);
-                I up = affine_level(&s.step[j + 1], &s.found[j + 1], s.x[32 * j + 32 + i + k], nmax);
-                word |= (U)((low & 15) | (up & 15) << 4) << (8 * k);
-                high[i / 4] |= (U)(low >> 4 | up >> 4 << 1) << (8 * k + j);
-            }
-            put_word(b, qs + 16 * j + i, word);
+        for (int i = 0; i < 32; i++) {
+            const I low = l[32 * j + i], up = l[32 * j + 32 + i];
+            bytes[i] = (low & 15) | (up & 15) << 4;
+            high[i] = (j ? high[i] : splat_int(0)) | (low >> 4 | up >> 4 << 1) << j;
         }
+        put_bytes(b, (bits == 4 ? 16 : 48) + 16 * j, bytes, 32);
     }
-    if (bits == 5) {
-        for (int i = 0; i < 8; i++) put_word(b, 16 + 4 * i, high[i]);
-    }
+    if (bits == 5) put_bytes(b, 16, high, 32);
 }
 
 /* quantize_row_q2_K_ref and quantize_row_q2_K_impl. block_q2_K: scales[16], qs[64], d, dmin. */
@@ -560,27 +428,21 @@ INLINE void batch_q2(const Batch *b, int weighted) {
     AffineBlock s;
     search_block(b, &s, 16, 3, 15, 255, weighted);
     put_scales(b, &s, 80);
-    for (int j = 0; j < 16; j += 4) {
-        U word = (U)splat_int(0);
-        for (int k = 0; k < 4; k++) {
-            I pair = (s.ls[j + k] | (I)((U)s.lm[j + k] << 4)) & 255;
-            s.step[j + k] = step_of(s.d * to_float(pair & 15), s.dmin * to_float(pair >> 4));
-            word |= (U)pair << (8 * k);
-        }
-        put_word(b, j, word);
+    I pairs[16], bytes[32];
+    for (int j = 0; j < 16; j++) {
+        pairs[j] = (s.ls[j] | (I)((U)s.lm[j] << 4)) & 255;
+        s.step[j] = step_of(s.d * to_float(pairs[j] & 15), s.dmin * to_float(pairs[j] >> 4));
     }
+    put_bytes(b, 0, pairs, 16);
     for (int half = 0; half < 2; half++) {
-        for (int i = 0; i < 32; i += 4) {
-            U word = (U)splat_int(0);
+        for (int i = 0; i < 32; i++) {
+            bytes[i] = splat_int(0);
             for (int q = 0; q < 4; q++) {
                 const int j = 8 * half + 2 * q + i / 16;
-                for (int k = 0; k < 4; k++) {
-                    I l = affine_level(&s.step[j], &s.found[j], s.x[128 * half + 32 * q + i + k], 3);
-                    word |= (U)l << (8 * k + 2 * q);
-                }
+                bytes[i] |= affine_level(&s.step[j], &s.found[j], s.x[16 * j + i % 16], 3) << (2 * q);
             }
-            put_word(b, 16 + 32 * half + i, word);
         }
+        put_bytes(b, 16 + 32 * half, bytes, 32);
     }
 }
 
@@ -618,13 +480,13 @@ INLINE void batch_q3(const Batch *b, int weighted) {
     I half = to_half(d);
     put_half(b, 108, half);
     d = from_half(half);
-    U words[3] = {(U)splat_int(0), (U)splat_int(0), (U)splat_int(0)};
-    for (int j = 0; j < 16; j++) { /* the lower four bits, then the upper two */
-        words[j / 4 % 2] |= ((U)ls[j] & 15) << (8 * (j % 4) + j / 8 * 4);
-        words[2] |= (U)ls[j] >> 4 << (8 * (j % 4) + j / 4 * 2);
+    I packed[12], high[32], low[64];
+    for (int j = 0; j < 4; j++) { /* the lower four bits, then the upper two */
+        packed[j] = (ls[j] & 15) | (ls[j + 8] & 15) << 4;
+        packed[j + 4] = (ls[j + 4] & 15) | (ls[j + 12] & 15) << 4;
+        packed[j + 8] = ls[j] >> 4 | ls[j + 4] >> 4 << 2 | ls[j + 8] >> 4 << 4 | ls[j + 12] >> 4 << 6;
     }
-    for (int i = 0; i < 3; i++) put_word(b, 96 + 4 * i, words[i]);
-    U high[8], low[16];
+    put_bytes(b, 96, packed, 12);
     memset(high, 0, sizeof(high));
     memset(low, 0, sizeof(low));
     for (int j = 0; j < 16; j++) {
@@ -639,12 +501,12 @@ INLINE void batch_q3(const Batch *b, int weighted) {
                 level = select_int(none, kept, level);
             }
             const int place = 16 * (j % 2) + i; /* element 32 * (j / 2) + place */
-            high[place / 4] |= (U)(level >> 2) << (8 * (place % 4) + j / 2);
-            low[8 * (j / 8) + place / 4] |= (U)(level & 3) << (8 * (place % 4) + 2 * (j / 2 % 4));
+            high[place] |= level >> 2 << (j / 2);
+            low[32 * (j / 8) + place] |= (level & 3) << (2 * (j / 2 % 4));
         }
     }
-    for (int i = 0; i < 8; i++) put_word(b, 4 * i, high[i]);
-    for (int i = 0; i < 16; i++) put_word(b, 32 + 4 * i, low[i]);
+    put_bytes(b, 0, high, 32);
+    put_bytes(b, 32, low, 64);
 }
 
 /* quantize_row_q6_K_ref and quantize_row_q6_K_impl. block_q6_K: ql[128], qh[64], scales[16], d. */
@@ -664,41 +526,33 @@ INLINE void batch_q6(const Batch *b, int weighted) {
     I half = select_int(empty, splat_int(0), to_half(1.0f / iscale));
     put_half(b, 208, half);
     V d = from_half(half);
-    for (int j = 0; j < 16; j += 4) {
-        U word = (U)splat_int(0);
-        for (int k = 0; k < 4; k++) {
-            I scale = signed_byte(at_most(nearest(iscale * scales[j + k]), 127));
-            scale = select_int(empty, splat_int(0), scale);
-            word |= ((U)scale & 255) << (8 * k);
-            steps[j + k] = d * to_float(scale);
-            none[j + k] = is_zero(steps[j + k]);
-            some[j + k] = any(none[j + k]);
-        }
-        put_word(b, 192 + j, word);
+    I levels[16], ql[64], qh[32];
+    for (int j = 0; j < 16; j++) {
+        levels[j] = signed_byte(at_most(nearest(iscale * scales[j]), 127));
+        levels[j] = select_int(empty, splat_int(0), levels[j]);
+        steps[j] = d * to_float(levels[j]);
+        none[j] = is_zero(steps[j]);
+        some[j] = any(none[j]);
     }
-    for (int half_block = 0; half_block < 2; half_block++) {
-        for (int i = 0; i < 32; i += 4) {
-            U ql0 = (U)splat_int(0), ql1 = ql0, qh = ql0;
-            for (int k = 0; k < 4; k++) {
-                U q[4];
-                for (int n = 0; n < 4; n++) {
-                    const int j = 8 * half_block + 2 * n + i / 16;
-                    V value = x[128 * half_block + 32 * n + i + k];
-                    I level = clamped_int(value / steps[j], -32, 31) + 32;
-                    if (some[j]) {
-                        level = select_int(none[j], symmetric_level(&found[j], value, 32), level);
-                        level = select_int(empty, splat_int(0), level);
-                    }
-                    q[n] = (U)level;
+    put_bytes(b, 192, levels, 16);
+    for (int part = 0; part < 2; part++) {
+        for (int i = 0; i < 32; i++) {
+            I q[4];
+            for (int n = 0; n < 4; n++) {
+                const int j = 8 * part + 2 * n + i / 16;
+                V value = x[16 * j + i % 16];
+                q[n] = clamped_int(value / steps[j], -32, 31) + 32;
+                if (some[j]) {
+                    q[n] = select_int(none[j], symmetric_level(&found[j], value, 32), q[n]);
+                    q[n] = select_int(empty, splat_int(0), q[n]);
                 }
-                ql0 |= ((q[0] & 15) | (q[2] & 15) << 4) << (8 * k);
-                ql1 |= ((q[1] & 15) | (q[3] & 15) << 4) << (8 * k);
-                qh |= (q[0] >> 4 | q[1] >> 4 << 2 | q[2] >> 4 << 4 | q[3] >> 4 << 6) << (8 * k);
             }
-            put_word(b, 64 * half_block + i, ql0);
-            put_word(b, 64 * half_block + 32 + i, ql1);
-            put_word(b, 128 + 32 * half_block + i, qh);
+            ql[i] = (q[0] & 15) | (q[2] & 15) << 4;
+            ql[i + 32] = (q[1] & 15) | (q[3] & 15) << 4;
+            qh[i] = q[0] >> 4 | q[1] >> 4 << 2 | q[2] >> 4 << 4 | q[3] >> 4 << 6;
         }
+        put_bytes(b, 64 * part, ql, 64);
+        put_bytes(b, 128 + 32 * part, qh, 32);
     }
 }
 
@@ -708,6 +562,7 @@ INLINE void batch_q6(const Batch *b, int weighted) {
 INLINE void batch_q4_0_q5_0(const Batch *b, int bits, int weighted) {
     const int half = 1 << (bits - 1);
     V x[32], w[32], most, id = splat(0);
+    I q[32], high = splat_int(0);
     Symmetric found = {id, id, lt(id, id)};
     load(b->x, 0, 32, x);
     if (weighted) {
@@ -719,26 +574,19 @@ INLINE void batch_q4_0_q5_0(const Batch *b, int bits, int weighted) {
         id = select(is_zero(d), splat(0), 1.0f / d);
         put_half(b, 0, to_half(d));
     }
-    U high = (U)splat_int(0);
-    for (int i = 0; i < 16; i += 4) {
-        U word = (U)splat_int(0);
-        for (int k = 0; k < 4; k++) {
-            U q[2];
-            for (int n = 0; n < 2; n++) {
-                V value = x[16 * n + i + k];
-                if (weighted) {
-                    q[n] = (U)symmetric_level(&found, value, half);
-                } else { /* truncated, and to a byte before the limit */
-                    I t = __builtin_convertvector(value * id + ((float)half + 0.5f), I);
-                    q[n] = (U)at_most(signed_byte(t), 2 * half - 1) & 255;
-                }
-                high |= (q[n] >> 4 & 1) << (16 * n + i + k);
-            }
-            word |= (bits == 4 ? (q[0] | q[1] << 4) & 255 : (q[0] & 15) | (q[1] & 15) << 4) << (8 * k);
+    for (int i = 0; i < 32; i++) {
+        if (weighted) {
+            q[i] = symmetric_level(&found, x[i], half);
+        } else { /* truncated, and to a byte before the limit */
+            q[i] = __builtin_convertvector(x[i] * id + ((float)half + 0.5f), I);
+            q[i] = at_most(signed_byte(q[i]), 2 * half - 1) & 255;
         }
-        put_word(b, (bits == 4 ? 2 : 6) + i, word);
+        high |= (I)((U)(q[i] >> 4 & 1) << i);
+        if (bits == 5) q[i] &= 15;
+        if (i >= 16) q[i - 16] |= q[i] << 4;
     }
-    if (bits == 5) put_word(b, 2, high);
+    put_bytes(b, bits == 4 ? 2 : 6, q, 16);
+    if (bits == 5) put_word(b, 2, (U)high);
 }
 
 /* kvalues_iq4nl of ggml-common.h. Its best_index_int8 finds the nearest, of two as near the upper: the count of the
@@ -753,7 +601,7 @@ INLINE V iq4_nearest(V v, int index) { /* the value, or its index */
     }
     return q;
 }
-INLINE U iq4_index(V v) { return (U)__builtin_convertvector(iq4_nearest(v, 1), I); }
+INLINE I iq4_index(V v) { return __builtin_convertvector(iq4_nearest(v, 1), I); }
 
 INLINE V iq4_round(const V *x, const V *w, V id, V *sumqx) {
     V sumq2 = splat(0);
@@ -781,13 +629,9 @@ INLINE V search_iq4(const V *x, const V *w) {
 }
 
 INLINE void put_iq4(const Batch *b, int offset, const V *x, V id) {
-    for (int i = 0; i < 16; i += 4) {
-        U word = (U)splat_int(0);
-        for (int k = 0; k < 4; k++) {
-            word |= (iq4_index(id * x[i + k]) | iq4_index(id * x[16 + i + k]) << 4) << (8 * k);
-        }
-        put_word(b, offset + i, word);
-    }
+    I bytes[16];
+    for (int i = 0; i < 16; i++) bytes[i] = iq4_index(id * x[i]) | iq4_index(id * x[16 + i]) << 4;
+    put_bytes(b, offset, bytes, 16);
 }
 
 /* quantize_row_iq4_nl_impl: a block alone (block_iq4_nl: d, qs[16]) or eight (block_iq4_xs: d, scales_h, scales_l[4],
@@ -821,44 +665,6 @@ INLINE void batch_iq4(const Batch *b, int blocks, int weighted) {
     }
     put_word(b, 0, high);
     put_word(b, 4, low);
-}
-
-/* 32 values, cut to integers, their low bytes. */
-INLINE void put_bytes(uint8_t *y, const V *v) {
-#if defined(__AVX2__) && GGUFY_LANES == 8
-    __m256i a[4];
-    for (int i = 0; i < 4; i++) a[i] = _mm256_and_si256(_mm256_cvttps_epi32((__m256)v[i]), _mm256_set1_epi32(255));
-    a[0] = _mm256_packus_epi16(_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(a[2], a[3]));
-    a[0] = _mm256_permutevar8x32_epi32(a[0], _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256((__m256i *)y, a[0]);
-#else
-    typedef int8_t Bytes __attribute__((vector_size(GGUFY_LANES)));
-    for (int i = 0; i < 32 / LANES; i++) {
-        Bytes bytes = __builtin_convertvector(__builtin_convertvector(v[i], I), Bytes);
-        memcpy(y + LANES * i, &bytes, sizeof(bytes));
-    }
-#endif
-}
-
-/* quantize_row_q8_0_ref. block_q8_0: d, qs[32]. A maximum has no order, so here a block's values are the lanes. */
-static void rows_q8_0(const float *x, uint8_t *y, int64_t blocks) {
-    for (int64_t block = 0; block < blocks; block++, x += 32, y += 34) {
-        V v[32 / LANES], most = splat(0);
-        for (int i = 0; i < 32 / LANES; i++) memcpy(&v[i], x + LANES * i, sizeof(V));
-        for (int i = 0; i < 32 / LANES; i++) most = larger(absolute(v[i]), most);
-        for (int width = 1; width < LANES; width *= 2) { /* into every lane the greatest of all */
-            most = larger(__builtin_shufflevector(most, most, LOW), __builtin_shufflevector(most, most, HIGH));
-        }
-        V d = most / 127.0f, id = select(is_zero(d), splat(0), 1.0f / d);
-        uint16_t half = (uint16_t)to_half(d)[0];
-        memcpy(y, &half, 2);
-        for (int i = 0; i < 32 / LANES; i++) {
-            /* roundf: the greatest float below a half, with the value's sign, and cut. */
-            v[i] *= id;
-            v[i] += (V)(((I)v[i] & (int32_t)0x80000000) | (I)splat(0x1.fffffep-2f));
-        }
-        put_bytes(y + 2, v);
-    }
 }
 
 /* ---- Rows ---- */
@@ -909,16 +715,17 @@ INLINE void side_by_side(const float *src, uint8_t *dst, int64_t rows, int64_t c
 
 /* void ggufy_quantize_<type>_<variant>(src, dst, rows, columns, importance or null): float32 rows, packed; importance
  * is one float32 a column. Columns are a multiple of the block's width (256 for the K types and iq4_xs, else 32). */
-#define KERNEL(type, width, bytes, weighted_order, batch)                                                             \
-    static void PASTE(plain_##type, GGUFY_VARIANT)(const Batch *b) { enum { WEIGHTED = 0 }; batch; }                  \
-    static void PASTE(weighted_##type, GGUFY_VARIANT)(const Batch *b) { enum { WEIGHTED = 1 }; batch; }               \
-    __attribute__((visibility("default"))) void NAME(type)(const float *src, void *dst, int64_t rows,                 \
-                                                           int64_t columns, const float *importance) {                \
-        if (importance) {                                                                                             \
-            weighted_order(src, dst, rows, columns, importance, width, bytes, PASTE(weighted_##type, GGUFY_VARIANT)); \
-        } else {                                                                                                      \
-            in_order(src, dst, rows, columns, 0, width, bytes, PASTE(plain_##type, GGUFY_VARIANT));                   \
-        }                                                                                                             \
+#define ENTRY(type)                                                                                         \
+    EXPORTED void NAME(ggufy_quantize_##type)(const float *src, uint8_t *dst, int64_t rows, int64_t columns, \
+                                              const float *importance)
+
+/* `order` is how a search with an importance matrix goes through the rows. */
+#define KERNEL(type, width, bytes, order, batch)                                                              \
+    static void plain_##type(const Batch *b) { enum { WEIGHTED = 0 }; batch; }                               \
+    static void weighted_##type(const Batch *b) { enum { WEIGHTED = 1 }; batch; }                            \
+    ENTRY(type) {                                                                                            \
+        if (importance) order(src, dst, rows, columns, importance, width, bytes, weighted_##type);           \
+        else in_order(src, dst, rows, columns, 0, width, bytes, plain_##type);                               \
     }
 
 KERNEL(q2_k, 256, 84, in_order, batch_q2(b, WEIGHTED))
@@ -931,21 +738,23 @@ KERNEL(q5_0, 32, 22, side_by_side, batch_q4_0_q5_0(b, 5, WEIGHTED))
 KERNEL(iq4_nl, 32, 18, in_order, batch_iq4(b, 1, WEIGHTED))
 KERNEL(iq4_xs, 256, 136, in_order, batch_iq4(b, 8, WEIGHTED))
 
-__attribute__((visibility("default"))) void NAME(q8_0)(const float *src, void *dst, int64_t rows, int64_t columns,
-                                                       const float *importance) {
+ENTRY(q8_0) {
     (void)importance; /* as in llama.cpp */
     rows_q8_0(src, dst, rows * (columns / 32));
 }
 
 #ifdef GGUFY_DISPATCH
-/* The variants of this library that this processor can run, the fastest first. */
-__attribute__((visibility("default"))) const char *ggufy_kernels_supported(void) {
 #if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
+/* The variants of this library that this processor can run, the fastest first. */
+EXPORTED const char *ggufy_kernels_supported(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    unsigned a = 0, b = 0, c = 0, d = 0;
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2")) {
-        return "avx512 avx2 sse2";
-    }
-    return __builtin_cpu_supports("avx2") ? "avx2 sse2" : "sse2";
+    /* __builtin_cpu_supports("f16c") is unknown to older compilers. Where avx2 may be used, so may it. */
+    if (!__builtin_cpu_supports("avx2") || !__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_F16C)) return "sse2";
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") ? "avx512 avx2 sse2" : "avx2 sse2";
 #elif defined(__aarch64__)
     return "neon";
 #else

@@ -1,0 +1,188 @@
+"""One slab of weights: rows of the base with the adapter's change, rounded once to F16, in the forms that outputs need.
+
+By the compiled pass (kernels/merge.c) where there is one, else by numpy and llama.cpp's conversions: the same bytes.
+The product of the adapter's matrices is numpy's in both, because a BLAS sums in an order of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ggufy import ggml, weights
+from ggufy.errors import ExportError
+from ggufy.export import native
+from ggufy.export.adapter import Adapter, read_rows
+from ggufy.export.llama import Planned
+from ggufy.weights import SIZES, Checkpoint
+
+log = logging.getLogger("ggufy")
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Rows [start, stop) of a tensor; whole heads where rows are permuted."""
+
+    tensor: Planned
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stop - self.start, matrix(self.tensor.shape)[1]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The weights of one slab, (rows, columns) each: at least the parts that were asked for, the others perhaps None.
+
+    They are the thread's own buffers: a sink has to be done with them when `put` returns.
+    """
+
+    exact: Any = None
+    """float32, in the checkpoint's order, as are `bf16` and `half`."""
+    bf16: Any = None
+    """`exact` rounded to bfloat16, as 16-bit patterns."""
+    half: Any = None
+    """`exact` rounded to float16."""
+    permuted_half: Any = None
+    """`half` in llama.cpp's order."""
+    permuted: Any = None
+    """The same as float32."""
+
+
+def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns as slabs are cut: a vector is a column, experts and convolutions are stacked rows."""
+    return (shape[0], 1) if len(shape) == 1 else (math.prod(shape[:-1]), shape[-1] if shape else 1)
+
+
+class Merge:
+    """Base and adapter of one export. `rows` may be called from several threads; each has its own buffers.
+
+    `compiled` says whether the compiled pass is used.
+    """
+
+    def __init__(self, base: Checkpoint, adapter: Adapter, *, compiled: bool) -> None:
+        self.base, self.adapter, self.compiled = base, adapter, compiled
+        self._local = threading.local()
+
+    def rows(self, slab: Slab, parts: Collection[str]) -> Rows:
+        """The `parts`, names of Rows' fields, of a slab. Raises ExportError for a weight that is no finite float16."""
+        import numpy as np
+
+        if slab.tensor.made:
+            made = np.array(slab.tensor.made, np.float32)[slab.start : slab.stop, None]
+            return Rows(exact=made, permuted=made)
+        return self._compiled(slab, parts) if self.compiled else self._by_numpy(slab, parts)
+
+    def _compiled(self, slab: Slab, parts: Collection[str]) -> Rows:
+        outputs = {part: self._buffer(part, slab) for part in parts}
+        weights, name = self._stored(slab)
+        pair = self.adapter.pairs.get(str(slab.tensor.source))
+        stored, kind, delta, scaling = None, weights[name].dtype, None, 1.0
+        if kind not in native.STORED or (pair and not pair.plain):
+            stored, kind = self._buffer("exact", slab), "F32"
+            self._read(slab, stored)
+            outputs.pop("exact", None)
+        else:
+            width = slab.shape[1] * SIZES[kind]
+            stored = weights.data(name)[slab.start * width : slab.stop * width]
+            if pair:
+                delta, scaling = pair.product(slab.start, slab.stop, self._buffer("delta", slab)), pair.scaling
+        heads = slab.tensor.heads
+        head = slab.tensor.shape[0] // heads if heads else 0
+        bad = native.merge(stored, kind, slab.shape, outputs, delta=delta, scaling=scaling, head=head)
+        if bad >= 0:
+            raise _bad_weight(slab, bad)
+        if "exact" in parts:
+            outputs["exact"] = self._buffer("exact", slab)
+        return Rows(**outputs)
+
+    def _by_numpy(self, slab: Slab, parts: Collection[str]) -> Rows:
+        import numpy as np
+
+        exact, half, permuted_half, permuted = (
+            self._buffer(part, slab) for part in ("exact", "half", "permuted_half", "permuted")
+        )
+        self._read(slab, exact)
+        ggml.to_f16(exact, half)
+        if heads := slab.tensor.heads:
+            # (heads, 2, half, columns) -> (heads, half, 2, columns)
+            split = half.reshape(-1, 2, slab.tensor.shape[0] // heads // 2, slab.shape[1]).swapaxes(1, 2)
+            np.copyto(permuted_half.reshape(split.shape), split)
+        else:
+            permuted_half = half
+        ggml.from_f16(permuted_half, permuted)
+        flat = permuted.reshape(-1)
+        if not np.isfinite(np.dot(flat, flat)):
+            raise _bad_weight(slab, int(np.argwhere(~np.isfinite(half))[0][0]))
+        return Rows(exact, weights.to_bf16(exact) if "bf16" in parts else None, half, permuted_half, permuted)
+
+    def _stored(self, slab: Slab) -> tuple[Checkpoint, str]:
+        """Where the rows lie that the adapter changes: in the base, or in the adapter."""
+        name = str(slab.tensor.source)
+        if name in self.adapter.whole:
+            return self.adapter.weights or self.base, self.adapter.whole[name]
+        return self.base, slab.tensor.stored or name
+
+    def _read(self, slab: Slab, out: Any) -> None:
+        """Rows of the base with the adapter's change, float32."""
+        read_rows(*self._stored(slab), slab.start, slab.stop, out)
+        if pair := self.adapter.pairs.get(str(slab.tensor.source)):
+            pair.apply(out, slab.start, self._buffer("delta", slab))
+
+    def _buffer(self, part: str, slab: Slab) -> Any:
+        """This thread's array for a part, kept from slab to slab: fresh memory costs more than the arithmetic."""
+        import numpy as np
+
+        rows, columns = slab.shape
+        kept = self._local.__dict__.setdefault("kept", {})
+        if part not in kept or kept[part].size < rows * columns:
+            kept[part] = np.empty(rows * columns, native.OUTPUTS.get(part, "float32"))
+        return kept[part][: rows * columns].reshape(rows, columns)
+
+
+def sample(planned: Sequence[Planned], merge: Merge) -> Iterator[tuple[str, Any]]:
+    """A merged row of each matrix, from its middle, rounded to F16 as the pass does: name and float32 (1, columns)."""
+    for slab in _middles(planned):
+        # A bad weight is for the pass to name.
+        with suppress(ExportError):
+            yield slab.tensor.name, merge.rows(slab, ["permuted"]).permuted
+
+
+def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kernels: str) -> Merge:
+    """How this export merges: by the compiled pass where it gives numpy's bytes of a row of every matrix."""
+    slow, fast = Merge(base, adapter, compiled=False), Merge(base, adapter, compiled=True)
+    if kernels == "llama.cpp" or not native.variants():
+        return slow
+    for slab in _middles(planned):
+        try:
+            expected = slow.rows(slab, native.OUTPUTS)
+        except ExportError:
+            continue
+        found = fast.rows(slab, native.OUTPUTS)
+        for part in native.OUTPUTS:
+            if getattr(found, part).tobytes() != getattr(expected, part).tobytes():
+                log.warning("ggufy's compiled merge differs from numpy's on %s, so numpy merges", slab.tensor.name)
+                return slow
+    return fast
+
+
+def _middles(planned: Sequence[Planned]) -> Iterator[Slab]:
+    for tensor in planned:
+        if len(tensor.shape) == 2:
+            middle = tensor.shape[0] // 2
+            # One row has nothing to be permuted with.
+            yield Slab(replace(tensor, heads=0), middle, middle + 1)
+
+
+def _bad_weight(slab: Slab, row: int) -> ExportError:
+    return ExportError(
+        f"a weight is not a finite 16-bit number: {slab.tensor.source}, row {slab.start + row}",
+        "the base is damaged, or training diverged: train again with a lower learning rate",
+    )
