@@ -71,7 +71,7 @@ def train(
                 metrics=this.path / "metrics.jsonl",
                 identity=digest.of_values(identity),
             )
-            job.backend(wanted.train.backend)(work, places["adapter"])
+            job.fit(work, places["adapter"])
 
         # Forced: `data` and `adapter` in a run are ggufy's own names, and one that has lost its stamp is made again.
         adapter = this.make({"adapter": identity}, build, force=True)["adapter"]

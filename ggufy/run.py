@@ -38,6 +38,7 @@ CONTENTS = (
     "stamps",
     "partial",
     "checkpoints",
+    "compiled",
     "data",
     "adapter",
     "export",

@@ -12,7 +12,9 @@ import click
 )
 @click.option("--run", "run_name", metavar="NAME", help="The run's name; the recipe's if not given.")
 @click.option("--fresh", is_flag=True, help="Start over: what the run holds is removed.")
-@click.option("--backend", type=click.Choice(["auto", "hf"]), help="hf also insists on a slow machine.")
+@click.option(
+    "--backend", type=click.Choice(["auto", "unsloth", "hf"]), help="What trains; hf also insists on a slow CPU."
+)
 def command(recipe: str, overrides: tuple[str, ...], run_name: str | None, fresh: bool, backend: str | None) -> None:
     """Train a recipe's adapter, or continue where it stopped.
 
