@@ -164,9 +164,10 @@ def _check_same(folder: Path, identity: str, made_on: Mapping[str, str]) -> None
         )
     before, now = _KINDS | said["made_on"], _KINDS | dict(made_on)
     if before != now:
-        was, here = (f"{on['device']} in {on['dtype']} by {on['backend']}" for on in (before, now))
+        was, here = (f"{on['device']} in {on['dtype']}" for on in (before, now))
         hint = "continue where it began, set model.dtype, or start over with --fresh"
-        if before == now | {"backend": before["backend"]}:
+        if before["backend"] != now["backend"]:
+            was, here = (f"{text} by {on['backend']}" for text, on in ((was, before), (here, now)))
             hint = f"continue with --backend {before['backend']}, or start over with --fresh"
         raise TrainError(
             f"{folder.as_posix()} was trained on {was}, and this is {here}: it would become another training", hint
