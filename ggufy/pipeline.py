@@ -69,7 +69,7 @@ def train(
                 data=data.path,
                 checkpoints=this.path / "checkpoints",
                 metrics=this.path / "metrics.jsonl",
-                identity=digest.of_values(identity),
+                identity=digest.of_values({**identity, "recipe": record.training(wanted)}),
             )
             job.fit(work, places["adapter"])
 
