@@ -82,6 +82,8 @@ def settings(folder: Path, steps: int) -> dict[str, Any]:
 
 def measure(backend: str, folder: Path, steps: int, rounds: int) -> dict[str, list[float]]:
     """Seconds a step of both, a value a round."""
+    # Beside this file is a kernels.py, which transformers would take for the package of that name.
+    sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
     recipe = "1b_qlora" if (folder / "base").is_dir() else "tiny"
     changes = [f"{key}={value}" for key, value in settings(folder, steps).items()]
     if backend == "unsloth":

@@ -12,19 +12,24 @@ import pytest
 
 from .test_export_disk_full import Disk, mounted, said
 
-# argv: a name, and the command. As soon as something of that name is made, another file takes the rest of the disk.
+# argv: what is to be made when another file takes the rest of the disk, one after the other; each a run of its own.
 FILLED_FROM = """
-import os, runpy, sys
+import os, sys
+from ggufy import pipeline
+from ggufy.cli import _log_to_stderr
+from ggufy.errors import GgufyError
 
-name, sys.argv = sys.argv[1], ["ggufy", *sys.argv[2:]]
-done = False
+RECIPE = dict(overrides=["train.max_steps=4", "train.save_steps=2"])
+waiting = None
 
 def hook(event, args):
-    global done
+    global waiting
     made = event == "os.mkdir" or (event == "open" and (args[2] or 0) & os.O_CREAT)
-    if done or not made or not isinstance(args[0], (str, bytes, os.PathLike)) or name not in os.fsdecode(args[0]):
+    if not waiting or not made or not isinstance(args[0], (str, bytes, os.PathLike)):
         return
-    done = True
+    if waiting not in os.fsdecode(args[0]):
+        return
+    waiting = None
     fd = os.open("filler", os.O_WRONLY | os.O_CREAT)
     for size in (1 << 20, 1 << 12):
         try:
@@ -34,16 +39,26 @@ def hook(event, args):
             pass
     os.close(fd)
 
+_log_to_stderr()
 sys.addaudithook(hook)
-runpy.run_module("ggufy", run_name="__main__", alter_sys=True)
+for number, waiting in enumerate(sys.argv[1:]):
+    print(f"== {waiting}", file=sys.stderr)
+    try:
+        pipeline.train("tiny", run_name=f"full{number}", **RECIPE)
+    except GgufyError as error:
+        kept = ", ".join(sorted(path for path in os.listdir(f"runs/full{number}/checkpoints")))
+        print(f"{error.message}; hint: {error.hint}; there is {kept}", file=sys.stderr)
+    os.remove("filler")
+    pipeline.train("tiny", run_name=f"full{number}", **RECIPE)
 """
-# argv: the address space in bytes, and the command. torch comes first, so that the limit meets only what it does.
+# argv: bytes of address space beyond what importing torch took, and the command.
 LIMITED = """
 import resource, sys
 import datasets, peft, torch, transformers, trl
 from ggufy import cli
 
-resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[1]),) * 2)
 sys.exit(cli._run(sys.argv[2:]))
 """
 # Says which of what Unsloth changes was there before the backend is imported.
@@ -77,33 +92,30 @@ def small(quick_made: Path, tmp_path: Path, env: dict[str, str]) -> Iterator[Dis
     keeper.stdout.close()
 
 
-@pytest.mark.parametrize("file", ["checkpoint-4", "checkpoint-4/trainer_state.json", "checkpoint-4/.manifest"])
-def test_a_disk_full_during_a_save_keeps_the_checkpoint_before(
-    file: str, small: Disk, quick_made: Path, quick_again: tuple[str, ...]
-) -> None:
-    done = small.command(sys.executable, "-c", FILLED_FROM, file, "train", *quick_again)
-    message, hint = said(done)
-    assert "checkpoint-4: no space left on the disk while the checkpoint was written" in message
-    assert "checkpoint-2 is kept" in message
-    assert "continues from step 2" in hint
-    left = small.seen / "runs/quick/checkpoints"
-    assert [path.name for path in left.glob("checkpoint-*")] == ["checkpoint-2"]
-    small.clear()
-    done = small.run("train", *quick_again)
+def test_a_disk_full_during_a_save_keeps_the_checkpoint_before(small: Disk, quick_made: Path) -> None:
+    made = ("checkpoint-4", "checkpoint-4/trainer_state.json", "checkpoint-4/.manifest")
+    done = small.command(sys.executable, "-c", FILLED_FROM, *made)
     assert done.returncode == 0, done.stderr
-    assert "resuming from step 2" in done.stderr
-    adapter = "runs/quick/adapter/adapter_model.safetensors"
-    assert (small.seen / adapter).read_bytes() == (quick_made / adapter).read_bytes()
+    parts = done.stderr.split("== ")[1:]
+    assert len(parts) == len(made)
+    adapter = "adapter/adapter_model.safetensors"
+    for number, part in enumerate(parts):
+        assert "checkpoint-4: no space left on the disk while the checkpoint was written" in part
+        assert f"runs/full{number}/checkpoints/checkpoint-2 is kept" in part
+        assert "the same command continues from step 2; there is checkpoint-2\n" in part
+        assert "resuming from step 2" in part
+        whole = (quick_made / "runs/quick" / adapter).read_bytes()
+        assert (small.seen / f"runs/full{number}" / adapter).read_bytes() == whole
 
 
 def test_out_of_memory_says_what_to_turn(tmp_path: Path, env: dict[str, str]) -> None:
-    train = ("train", "--recipe", "tiny", "--set", "lora.r=40000", "--set", "lora.alpha=40000")
-    command = [sys.executable, "-c", LIMITED, str(6 * 10**9), *train]
+    train = ("train", "--recipe", "tiny", "--set", "lora.r=1000000", "--set", "lora.alpha=1000000")
+    command = [sys.executable, "-c", LIMITED, str(600 << 20), *train]
     done = subprocess.run(command, cwd=tmp_path, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     message, hint = said(done)
     assert message.startswith("error: out of memory (another ")
     assert "  1. --set train.batch_size=10 --set train.gradient_accumulation=2  the same step" in message
-    assert "--set lora.r=20000" in message
+    assert "--set lora.r=500000" in message
     assert "--fresh" in hint
     assert not (tmp_path / "runs/tiny/adapter").exists()
 
