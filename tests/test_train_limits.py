@@ -14,7 +14,7 @@ from .test_export_disk_full import Disk, mounted, said
 
 # argv: what is to be made when another file takes the rest of the disk, one after the other; each a run of its own.
 FILLED_FROM = """
-import os, sys
+import os, shutil, sys
 from ggufy import pipeline
 from ggufy.cli import _log_to_stderr
 from ggufy.errors import GgufyError
@@ -27,7 +27,7 @@ def hook(event, args):
     made = event == "os.mkdir" or (event == "open" and (args[2] or 0) & os.O_CREAT)
     if not waiting or not made or not isinstance(args[0], (str, bytes, os.PathLike)):
         return
-    if waiting not in os.fsdecode(args[0]):
+    if waiting not in os.fsdecode(args[0]) + "|":
         return
     waiting = None
     fd = os.open("filler", os.O_WRONLY | os.O_CREAT)
@@ -50,6 +50,8 @@ for number, waiting in enumerate(sys.argv[1:]):
         print(f"{error.message}; hint: {error.hint}; there is {kept}", file=sys.stderr)
     os.remove("filler")
     pipeline.train("tiny", run_name=f"full{number}", **RECIPE)
+    os.rename(f"runs/full{number}/adapter/adapter_model.safetensors", f"{number}.safetensors")
+    shutil.rmtree(f"runs/full{number}")
 """
 # argv: bytes of address space beyond what importing torch took, and the command.
 LIMITED = """
@@ -93,19 +95,21 @@ def small(quick_made: Path, tmp_path: Path, env: dict[str, str]) -> Iterator[Dis
 
 
 def test_a_disk_full_during_a_save_keeps_the_checkpoint_before(small: Disk, quick_made: Path) -> None:
-    made = ("checkpoint-4", "checkpoint-4/trainer_state.json", "checkpoint-4/.manifest")
-    done = small.command(sys.executable, "-c", FILLED_FROM, *made)
+    saves = ("checkpoint-4|", "checkpoint-4/trainer_state.json", "checkpoint-4/.manifest")
+    done = small.command(sys.executable, "-c", FILLED_FROM, *saves, "/adapter|")
     assert done.returncode == 0, done.stderr
     parts = done.stderr.split("== ")[1:]
-    assert len(parts) == len(made)
-    adapter = "adapter/adapter_model.safetensors"
-    for number, part in enumerate(parts):
+    assert len(parts) == 4
+    for number, part in enumerate(parts[:3]):
         assert "checkpoint-4: no space left on the disk while the checkpoint was written" in part
         assert f"runs/full{number}/checkpoints/checkpoint-2 is kept" in part
         assert "the same command continues from step 2; there is checkpoint-2\n" in part
         assert "resuming from step 2" in part
-        whole = (quick_made / "runs/quick" / adapter).read_bytes()
-        assert (small.seen / f"runs/full{number}" / adapter).read_bytes() == whole
+    assert "no space left on the disk while the adapter was written; the checkpoints are kept" in parts[3]
+    assert "there is checkpoint-2, checkpoint-4\n" in parts[3]
+    assert "resuming from step 4" in parts[3]
+    whole = (quick_made / "runs/quick/adapter/adapter_model.safetensors").read_bytes()
+    assert [(small.seen / f"{number}.safetensors").read_bytes() == whole for number in range(4)] == [True] * 4
 
 
 def test_out_of_memory_says_what_to_turn(tmp_path: Path, env: dict[str, str]) -> None:

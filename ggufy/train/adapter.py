@@ -24,7 +24,15 @@ def save(model: Any, job: Job, out: Path, *, best: Path | None = None) -> None:
         )
     if out.exists():
         shutil.rmtree(out)
-    model.save_pretrained(out, safe_serialization=True)
+    try:
+        model.save_pretrained(out, safe_serialization=True)
+    except Exception as error:
+        if problem := checkpoints.no_room(error):
+            raise TrainError(
+                f"{out.as_posix()}: {problem} while the adapter was written; the checkpoints are kept",
+                "free some space and run the same command again: it trains no step twice",
+            ) from error
+        raise
     if best is not None:
         shutil.copyfile(best / WEIGHTS, out / WEIGHTS)
     (out / "README.md").unlink(missing_ok=True)

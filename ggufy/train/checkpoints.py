@@ -67,7 +67,7 @@ def saving(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        problem = _full(error)
+        problem = no_room(error)
         if problem is None:
             raise
         shutil.rmtree(folder, ignore_errors=True)
@@ -140,6 +140,21 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def no_room(error: Exception) -> str | None:
+    """What a library meant to say where there was no room for a file, if that is what it said."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk"
+    if "No space left" in text or "StorageFull" in text or "os error 28" in text:
+        return "no space left on the disk"
+    if (isinstance(error, OSError) and error.errno == errno.EFBIG) or "File too large" in text:
+        return "a file is larger than a limit allows"
+    # torch does not pass the system's reason on.
+    if "PytorchStreamWriter" in text or "unexpected pos" in text:
+        return "a file could not be written to its end, as on a full disk,"
+    return None
+
+
 def _folders(folder: Path) -> list[Path]:
     found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
     return sorted(found, key=step_of)
@@ -172,21 +187,6 @@ def _check_same(folder: Path, identity: str, made_on: Mapping[str, str]) -> None
         raise TrainError(
             f"{folder.as_posix()} was trained on {was}, and this is {here}: it would become another training", hint
         )
-
-
-def _full(error: Exception) -> str | None:
-    """What a library meant to say where there was no room for a file, if that is what it said."""
-    text = str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space left on the disk"
-    if "No space left" in text or "StorageFull" in text or "os error 28" in text:
-        return "no space left on the disk"
-    if (isinstance(error, OSError) and error.errno == errno.EFBIG) or "File too large" in text:
-        return "a file is larger than a limit allows"
-    # torch does not pass the system's reason on.
-    if "PytorchStreamWriter" in text or "unexpected pos" in text:
-        return "a file could not be written to its end, as on a full disk,"
-    return None
 
 
 def _rng(folder: Path) -> str:
