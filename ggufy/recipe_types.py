@@ -107,6 +107,8 @@ class Train(Section):
     """Conversations on the device at once."""
     gradient_accumulation: Positive = 4
     """Batches a step."""
+    gpus: Positive = 1
+    """Processes with a GPU each that share the rows of every step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0)] = 0.03

@@ -32,7 +32,7 @@ _PACKAGES = (
     "llama-cpp-python",
 )
 # What may change in a run without making its adapter another one, beside the late sections.
-_HARMLESS = frozenset({"train.backend", "train.save_steps", "train.keep_checkpoints"})
+_HARMLESS = frozenset({"train.backend", "train.gpus", "train.save_steps", "train.keep_checkpoints"})
 # How long it trains: more of it goes on where the run stopped.
 _LENGTH = ("train.max_steps", "train.epochs")
 

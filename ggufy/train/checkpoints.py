@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 # Without one of these the trainer would resume in silence with other weights, another schedule or other random numbers.
 _NEEDED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 # What a checkpoint is made with. Those of earlier versions do not name the backend; there was one.
-_KINDS = {"device": "cpu", "dtype": "float32", "backend": "hf"}
+_KINDS = {"device": "cpu", "dtype": "float32", "backend": "hf", "gpus": "1"}
 
 
 def seal(
@@ -79,7 +79,7 @@ def saving(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def newest(folder: Path, identity: str, made_on: Mapping[str, str]) -> Path | None:
+def newest(folder: Path, identity: str, made_on: Mapping[str, str], *, change_gpus: bool = False) -> Path | None:
     """The newest checkpoint that verifies; says which damaged newer ones it passes over, and removes those.
 
     Raises TrainError where it is one of another training, or of another kind of device: nothing is removed then.
@@ -87,7 +87,7 @@ def newest(folder: Path, identity: str, made_on: Mapping[str, str]) -> Path | No
     for path in reversed(_folders(folder)):
         problem = damage(path)
         if problem is None:
-            _check_same(path, identity, made_on)
+            _check_same(path, identity, made_on, change_gpus=change_gpus)
             return path
         log.info("passing over %s: %s", path.as_posix(), problem)
         _remove(path)
@@ -170,7 +170,7 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _check_same(folder: Path, identity: str, made_on: Mapping[str, str]) -> None:
+def _check_same(folder: Path, identity: str, made_on: Mapping[str, str], *, change_gpus: bool) -> None:
     said = manifest(folder)
     if said["identity"] != identity:
         raise TrainError(
@@ -178,12 +178,17 @@ def _check_same(folder: Path, identity: str, made_on: Mapping[str, str]) -> None
             "--fresh starts over, --run NAME makes another run",
         )
     before, now = _KINDS | said["made_on"], _KINDS | dict(made_on)
+    if change_gpus:
+        before["gpus"] = now["gpus"]
     if before != now:
         was, here = (f"{on['device']} in {on['dtype']}" for on in (before, now))
         hint = "continue where it began, set model.dtype, or start over with --fresh"
         if before["backend"] != now["backend"]:
             was, here = (f"{text} by {on['backend']}" for text, on in ((was, before), (here, now)))
             hint = f"continue with --backend {before['backend']}, or start over with --fresh"
+        if before["gpus"] != now["gpus"]:
+            was, here = (f"{text} on {on['gpus']} GPUs" for text, on in ((was, before), (here, now)))
+            hint = f"continue with --gpus {before['gpus']}, or with --change-gpus, or start over with --fresh"
         raise TrainError(
             f"{folder.as_posix()} was trained on {was}, and this is {here}: it would become another training", hint
         )

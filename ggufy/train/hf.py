@@ -25,7 +25,7 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
     quantization = None
     if recipe.model.load_in != "16bit":
         quantization = _quantization(recipe.model.load_in, dtype)
-    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"}
     model = AutoModelForCausalLM.from_pretrained(
         job.base,
         dtype=dtype,

@@ -31,6 +31,8 @@ class Job:
     """metrics.jsonl; summary.json and loss.png are written beside it."""
     identity: str
     """Digest of recipe, base and data: a checkpoint of another identity is never resumed."""
+    change_gpus: bool = False
+    """Whether a checkpoint that another number of GPUs made will do."""
 
 
 # name -> module with `fit(job, out)`, which writes a PEFT adapter to the folder `out`

@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from ggufy import progress
 from ggufy.errors import TrainError
 from ggufy.run import write_json
-from ggufy.train import adapter, batches, checkpoints, curves, evals, memory, summary
+from ggufy.train import adapter, batches, checkpoints, curves, evals, memory, ranks, summary
 from ggufy.train.job import Job
 from ggufy.train.stopping import StopSignals
 from ggufy.train.watch import Watch
@@ -60,7 +60,10 @@ class _Trainer(SFTTrainer):
         return
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
-        self.samples += self.rows.conversations(inputs)
+        held = self.rows.conversations(inputs)
+        if self.args.world_size > 1:
+            held = int(self.accelerator.gather(torch.tensor([held], device=self.args.device)).sum())
+        self.samples += held
         return super().training_step(model, inputs, *rest, **named)
 
     def _get_train_sampler(self, *rest: Any, **named: Any) -> Any:
@@ -77,12 +80,16 @@ def fit(job: Job, out: Path, backend: Backend) -> None:
     transformers.set_seed(job.recipe.train.seed)
     gpu = torch.cuda.is_available()
     dtype = choose_dtype(job.recipe.model.dtype)
+    rank, count = ranks.place()
+    if gpu and count > 1:
+        torch.cuda.set_device(rank)
     made_on = {
         "device": "cuda" if gpu else "cpu",
         "dtype": str(dtype).removeprefix("torch."),
         "backend": backend.name,
+        "gpus": str(count),
     }
-    resume = checkpoints.newest(job.checkpoints, job.identity, made_on)
+    resume = checkpoints.newest(job.checkpoints, job.identity, made_on, change_gpus=job.change_gpus)
     done = checkpoints.step_of(resume) if resume else 0
     if resume:
         log.info("resuming from step %d", done)
@@ -106,13 +113,15 @@ def fit(job: Job, out: Path, backend: Backend) -> None:
                 _take(trainer, resume)
             else:
                 trainer.train(resume_from_checkpoint=resume.as_posix() if resume else None)
+    if rank > 0:
+        return
     history = trainer.state.log_history
     best = evals.best(evals.losses(history)) if job.recipe.train.keep_best else None
     chosen = job.checkpoints / f"checkpoint-{best[0]}" if best else None
     adapter.save(trainer.model, job, out, best=chosen)
     if best:
         log.info("the adapter is that of step %d, with the lowest eval loss: %.4f", *best)
-    _report(trainer, job, watch, done, {"backend": backend.name, "dtype": made_on["dtype"], **seen()})
+    _report(trainer, job, watch, done, {"backend": backend.name, "gpus": count, "dtype": made_on["dtype"], **seen()})
 
 
 def choose_dtype(asked: str) -> torch.dtype:
@@ -135,8 +144,9 @@ def _splits(job: Job) -> dict[str, datasets.Dataset]:
         )
     if train.packing:
         job.checkpoints.mkdir(parents=True, exist_ok=True)
-        count = len(splits["train"])
-        splits["train"] = batches.pack(splits["train"], job.recipe.model.max_length, job.checkpoints / "packed.arrow")
+        count, rank = len(splits["train"]), ranks.place()[0]
+        path = job.checkpoints / (f"packed-{rank}.arrow" if rank else "packed.arrow")
+        splits["train"] = batches.pack(splits["train"], job.recipe.model.max_length, path)
         full = float(batches.lengths(splits["train"]).mean()) / job.recipe.model.max_length
         log.info(
             "packed: %s conversations in %s rows, %.0f%% full", f"{count:,}", f"{len(splits['train']):,}", 100 * full
@@ -174,6 +184,10 @@ def _arguments(job: Job, backend: Backend, dtype: torch.dtype) -> SFTConfig:
     gpu = torch.cuda.is_available()
     constant = "constant_with_warmup" if train.warmup else "constant"
     checkpointing = train.gradient_checkpointing and not backend.checkpoints_gradients
+    count = ranks.place()[1]
+    batch_size, accumulation = (
+        ranks.share(train, count) if count > 1 else (train.batch_size, train.gradient_accumulation)
+    )
     arguments = SFTConfig(
         output_dir=job.checkpoints.as_posix(),
         seed=train.seed,
@@ -182,9 +196,9 @@ def _arguments(job: Job, backend: Backend, dtype: torch.dtype) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True},
         max_steps=train.max_steps or -1,
         num_train_epochs=train.epochs,
-        per_device_train_batch_size=train.batch_size,
+        per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=recipe.eval.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation,
+        gradient_accumulation_steps=accumulation,
         learning_rate=train.learning_rate,
         lr_scheduler_type=constant if train.schedule == "constant" else train.schedule,
         warmup_steps=train.warmup if train.warmup < 1 else int(train.warmup),
@@ -196,6 +210,8 @@ def _arguments(job: Job, backend: Backend, dtype: torch.dtype) -> SFTConfig:
         bf16=gpu and dtype == torch.bfloat16,
         fp16=gpu and dtype == torch.float16,
         use_cpu=not gpu,
+        ddp_backend="gloo" if count > 1 and not gpu else None,
+        ddp_find_unused_parameters=False if count > 1 else None,
         # trl's own count of tokens begins anew with every resume.
         include_num_input_tokens_seen="non_padding",
         logging_steps=recipe.tracking.log_steps,

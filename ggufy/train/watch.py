@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from ggufy.errors import Interrupted, TrainError
 from ggufy.progress import Bar
-from ggufy.train import checkpoints, evals
+from ggufy.train import checkpoints, evals, ranks
 from ggufy.train.job import Job
 from ggufy.train.stopping import StopSignals
 
@@ -51,7 +52,8 @@ class Watch(TrainerCallback):
         self.latest: dict[str, float] = {}
         self.tokens_per_second = 0.0
         self._clock: tuple[float, float] | None = None
-        for figures in _keep_until(job.metrics, resumed):
+        self.is_first, self.several = ranks.place()[0] == 0, ranks.place()[1] > 1
+        for figures in _keep_until(job.metrics, resumed) if self.is_first else ():
             self.latest.update(figures)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
@@ -83,6 +85,8 @@ class Watch(TrainerCallback):
         self.latest.update(figures)
         if "loss" in figures and self.tokens_per_second:
             figures["tokens_per_second"] = round(self.tokens_per_second, 1)
+        if not self.is_first:
+            return
         with self.job.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
         self.bar.update(state.global_step, self._facts(state))
@@ -107,6 +111,9 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del args
+        if self.several:
+            # A signal reaches them at different steps; they have to stop at the same.
+            self.signals.asked = _highest(self.signals.asked)
         if self.signals.asked is not None:
             control.should_save = True
             control.should_training_stop = True
@@ -137,6 +144,16 @@ class Watch(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.lost is None and not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
             self._lose("a weight of the adapter is no longer a finite number", control)
+        if self.several:
+            torch.distributed.barrier()  # each has its random state to save
+        if not self.is_first:
+            torch.distributed.barrier()
+            return
+        self._seal(folder, state)
+        if self.several:
+            torch.distributed.barrier()
+
+    def _seal(self, folder: Path, state: Any) -> None:
         if self.lost is not None:
             shutil.rmtree(folder)
             return
@@ -174,6 +191,14 @@ class Watch(TrainerCallback):
                 "the same command again continues from there",
                 code=128 + self.signals.asked,
             )
+
+
+def _highest(number: int | None) -> int | None:
+    """The highest of all processes' numbers, None being the lowest."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.tensor([number or 0], device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return int(found.item()) or None
 
 
 def _keep_until(path: Path, step: int) -> list[dict[str, float]]:
