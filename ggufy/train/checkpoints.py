@@ -187,7 +187,7 @@ def _check_same(folder: Path, identity: str, made_on: Mapping[str, str], *, chan
             was, here = (f"{text} by {on['backend']}" for text, on in ((was, before), (here, now)))
             hint = f"continue with --backend {before['backend']}, or start over with --fresh"
         if before["gpus"] != now["gpus"]:
-            was, here = (f"{text} on {on['gpus']} GPUs" for text, on in ((was, before), (here, now)))
+            was, here = (f"{text} on {on['gpus']} GPU(s)" for text, on in ((was, before), (here, now)))
             hint = f"continue with --gpus {before['gpus']}, or with --change-gpus, or start over with --fresh"
         raise TrainError(
             f"{folder.as_posix()} was trained on {was}, and this is {here}: it would become another training", hint

@@ -21,7 +21,7 @@ from typing import Any
 
 from ggufy import errors
 from ggufy.errors import GgufyError, Interrupted, TrainError
-from ggufy.recipe import Train, from_values
+from ggufy.recipe import Recipe, Train, from_values
 from ggufy.train import checkpoints
 from ggufy.train import job as jobs
 from ggufy.train.job import Job
@@ -37,8 +37,6 @@ def fit(job: Job, out: Path) -> None:
     if count == 1:
         jobs.fit(job, out)
         return
-    share(job.recipe.train, count)
-    _check_gpus(job, count)
     order = out.with_name("job.json")
     order.write_text(json.dumps(_plain(job)), encoding="utf-8")
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
@@ -61,6 +59,21 @@ def fit(job: Job, out: Path) -> None:
             process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def check(recipe: Recipe) -> None:
+    """Raise TrainError where a step cannot be shared by so many, or there are not so many GPUs."""
+    count = recipe.train.gpus
+    if count == 1:
+        return
+    share(recipe.train, count)
+    import torch
+
+    have = torch.cuda.device_count()
+    if have == 0 and recipe.train.backend == "hf":
+        log.info("there is no GPU here: %d processes share this CPU", count)
+    elif have < count:
+        raise TrainError(f"train.gpus is {count}, and there are {have} GPUs here", f"--gpus {max(1, have)}")
 
 
 def share(train: Train, count: int) -> tuple[int, int]:
@@ -133,16 +146,6 @@ def _error(job: Job, out: Path, codes: list[int | None]) -> GgufyError:
     made: GgufyError = GgufyError.__new__(getattr(errors, kind, GgufyError))
     GgufyError.__init__(made, message, hint)
     return made
-
-
-def _check_gpus(job: Job, count: int) -> None:
-    import torch
-
-    have = torch.cuda.device_count()
-    if have == 0 and job.recipe.train.backend == "hf":
-        log.info("there is no GPU here: %d processes share this CPU", count)
-    elif have < count:
-        raise TrainError(f"train.gpus is {count}, and there are {have} GPUs here", f"--gpus {max(1, have)}")
 
 
 def _forward(started: list[subprocess.Popen[bytes]]) -> Any:

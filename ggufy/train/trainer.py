@@ -214,6 +214,7 @@ def _arguments(job: Job, backend: Backend, dtype: torch.dtype) -> SFTConfig:
         ddp_find_unused_parameters=False if count > 1 else None,
         # trl's own count of tokens begins anew with every resume.
         include_num_input_tokens_seen="non_padding",
+        log_level_replica="error",
         logging_steps=recipe.tracking.log_steps,
         logging_first_step=True,
         report_to=list(recipe.tracking.report_to) or "none",
@@ -231,6 +232,10 @@ def _arguments(job: Job, backend: Backend, dtype: torch.dtype) -> SFTConfig:
     )
     # The trainer would multiply the batch by the number of GPUs it sees, in silence.
     arguments._n_gpu = min(1, arguments.n_gpu)
+    if count > 1 and not gpu:
+        # Several processes share the CPU, which has no number; with one, torch cannot load the optimizer's file.
+        assert arguments.device.type == "cpu"
+        arguments.__dict__["_setup_devices"] = torch.device("cpu")
     return arguments
 
 
