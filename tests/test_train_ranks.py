@@ -87,12 +87,12 @@ def test_a_step_has_as_many_rows_however_many_share_it(
 
 
 def test_a_step_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(TrainError, match="a step has 20 rows .* which 3 GPUs cannot share"):
+    with pytest.raises(TrainError, match=r"a step has 20 rows .* which 3 GPUs cannot share"):
         ranks.check(recipe.load("tiny", ["train.gpus=3"]))
 
 
 def test_more_gpus_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(TrainError, match="train.gpus is 2, and there are 1 GPUs here"):
+    with pytest.raises(TrainError, match=r"train\.gpus is 2, and there are 1 GPUs here"):
         ranks.check(recipe.load("tiny", ["train.gpus=2"]))

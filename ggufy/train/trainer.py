@@ -6,6 +6,7 @@ so its file imports it before this module, and nothing else imports this one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -106,7 +107,8 @@ def fit(job: Job, out: Path, backend: Backend) -> None:
             seconds = before.get("seconds", 0.0) + time.monotonic() - started
             return {"samples": trainer.samples, "seconds": round(seconds, 3)}
 
-        with progress.bar("training", total, done) as bar, StopSignals() as signals:
+        shown = progress.bar("training", total, done) if rank == 0 else contextlib.nullcontext()
+        with shown as bar, StopSignals() as signals:
             watch = Watch(job, bar, done, made_on, signals, seen)
             trainer.add_callback(watch)
             if resume and _is_over(job, resume, total):

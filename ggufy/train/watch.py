@@ -40,7 +40,7 @@ class Watch(TrainerCallback):
     def __init__(
         self,
         job: Job,
-        bar: Bar,
+        bar: Bar | None,
         resumed: int,
         made_on: dict[str, str],
         signals: StopSignals,
@@ -85,8 +85,8 @@ class Watch(TrainerCallback):
         self.latest.update(figures)
         if "loss" in figures and self.tokens_per_second:
             figures["tokens_per_second"] = round(self.tokens_per_second, 1)
-        if not self.is_first:
-            return
+        if self.bar is None:
+            return  # the first process writes for all
         with self.job.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
         self.bar.update(state.global_step, self._facts(state))
