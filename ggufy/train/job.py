@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -64,7 +66,9 @@ def fit(job: Job, out: Path) -> None:
     name, why = choose(job.recipe, checkpoints.begun_with(job.checkpoints))
     log.info("backend: %s, %s", name, why)
     _calm(job)
-    run: Callable[[Job, Path], None] = import_module(BACKENDS[name]).fit
+    # Unsloth greets on standard output, which belongs to the command's answer.
+    with redirect_stdout(sys.stderr):
+        run: Callable[[Job, Path], None] = import_module(BACKENDS[name]).fit
     run(job, out)
 
 
