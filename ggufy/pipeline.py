@@ -47,6 +47,7 @@ def train(
 
     wanted = what if isinstance(what, Recipe) else check(what, overrides)
     job.check_installed(wanted)
+    job.check_device(wanted)
     ranks.check(wanted)
     this = run.named(wanted.name if run_name is None else run_name)
     this.refuse_foreign()

@@ -116,7 +116,8 @@ def test_unsloth_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(TrainError, match="needs a CUDA GPU"):
-        job.choose(recipe.load("tiny", ["train.backend=unsloth"]), None)
+        job.check_device(recipe.load("tiny", ["train.backend=unsloth"]))
+    job.check_device(TINY)
     assert job.choose(TINY, None) == ("hf", "because there is no CUDA GPU here")
     assert job.choose(recipe.load("tiny", ["train.backend=hf"]), None) == ("hf", "as asked")
 

@@ -61,6 +61,17 @@ def check_installed(recipe: Recipe) -> None:
             raise TrainError(f"tracking.report_to names {tracker}, which is not installed", f"pip install {tracker}")
 
 
+def check_device(recipe: Recipe) -> None:
+    """Raise TrainError where the backend that was asked for cannot train here."""
+    if recipe.train.backend == "unsloth":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise TrainError(
+                "the unsloth backend needs a CUDA GPU, and there is none here", "--backend hf trains on a CPU"
+            )
+
+
 def fit(job: Job, out: Path) -> None:
     """Train with the backend the recipe asks for, and write the adapter to `out`. Importing one takes seconds."""
     name, why = choose(job.recipe, checkpoints.begun_with(job.checkpoints))
@@ -77,8 +88,6 @@ def choose(recipe: Recipe, begun: str | None) -> tuple[str, str]:
     import torch
 
     asked, gpu = recipe.train.backend, torch.cuda.is_available()
-    if asked == "unsloth" and not gpu:
-        raise TrainError("the unsloth backend needs a CUDA GPU, and there is none here", "--backend hf trains on a CPU")
     if asked != "auto":
         return asked, "as asked"
     if begun is not None and (begun == "hf" or find_spec(begun) is not None):

@@ -275,6 +275,7 @@ def _report(trainer: _Trainer, job: Job, watch: Watch, resumed: int, facts: dict
     advice = summary.advice(job.recipe, state.log_history, state.epoch or 0.0)
     for line in advice:
         log.info("%s", line)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
     values = {
         "steps": state.global_step,
         "resumed_from_step": resumed,
@@ -284,7 +285,8 @@ def _report(trainer: _Trainer, job: Job, watch: Watch, resumed: int, facts: dict
         "tokens": state.num_input_tokens_seen,
         "seconds": facts.pop("seconds"),
         "tokens_per_second": round(watch.tokens_per_second, 1),
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "trainable_parameters": sum(p.numel() for p in trained),
+        "adapter_bytes": sum(p.numel() * p.element_size() for p in trained),
         **facts,
         **summary.peak_memory(),
         "hardware": summary.hardware(),

@@ -107,6 +107,9 @@ class Watch(TrainerCallback):
             parts.append(f"eval {self.latest['eval_loss']:.3f}")
         if self.tokens_per_second:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if torch.cuda.is_available():
+            held, taken = torch.cuda.memory_allocated() / 2**30, torch.cuda.memory_reserved() / 2**30
+            parts.append(f"GPU {held:.1f} GiB, {taken:.1f} reserved")
         return "  ".join(parts)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
