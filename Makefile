@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check vendor bench clean
+.PHONY: demo test check vendor bench unsloth-signatures clean
 
 demo: $(VENV)/train
 	$(BIN)/ggufy demo
@@ -22,6 +22,10 @@ check: $(VENV)/dev
 # The export benchmark and others live in benchmarks/; each prints its own ratio.
 bench: $(VENV)/dev vendor
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# Downloads several GB into build/unsloth; not part of CI.
+unsloth-signatures: $(VENV)/dev
+	$(BIN)/python tests/unsloth_signatures.py build/unsloth
 
 vendor: vendor/llama.cpp/convert_hf_to_gguf.py
 

@@ -36,13 +36,19 @@ def train(
     run_name: str | None = None,
     overrides: Iterable[str] = (),
     fresh: bool = False,
+    change_gpus: bool = False,
 ) -> Run:
-    """Train a recipe to its adapter, or continue, or find it done. Returns the run."""
+    """Train a recipe to its adapter, or continue, or find it done. Returns the run.
+
+    With `change_gpus` it may continue on another number of GPUs than its checkpoints were made on.
+    """
     from ggufy.export import stage
-    from ggufy.train import job
+    from ggufy.train import job, ranks
 
     wanted = what if isinstance(what, Recipe) else check(what, overrides)
     job.check_installed(wanted)
+    job.check_device(wanted)
+    ranks.check(wanted)
     this = run.named(wanted.name if run_name is None else run_name)
     this.refuse_foreign()
     if fresh or this.stamp("adapter") is None:
@@ -69,9 +75,10 @@ def train(
                 data=data.path,
                 checkpoints=this.path / "checkpoints",
                 metrics=this.path / "metrics.jsonl",
-                identity=digest.of_values(identity),
+                identity=digest.of_values({**identity, "recipe": record.training(wanted)}),
+                change_gpus=change_gpus,
             )
-            job.backend(wanted.train.backend)(work, places["adapter"])
+            ranks.fit(work, places["adapter"])
 
         # Forced: `data` and `adapter` in a run are ggufy's own names, and one that has lost its stamp is made again.
         adapter = this.make({"adapter": identity}, build, force=True)["adapter"]

@@ -16,9 +16,22 @@ from ggufy import recipe_file
 from ggufy.errors import RecipeError
 from ggufy.recipe_file import Document, Key
 from ggufy.recipe_mistakes import validate
-from ggufy.recipe_types import LATE_SECTIONS, Data, Recipe, Section
+from ggufy.recipe_types import LATE_SECTIONS, Data, Recipe, Section, Train
 
-__all__ = ["LATE_SECTIONS", "Data", "Recipe", "copy", "find", "from_values", "load", "names", "place", "show", "source"]
+__all__ = [
+    "LATE_SECTIONS",
+    "Data",
+    "Recipe",
+    "Train",
+    "copy",
+    "find",
+    "from_values",
+    "load",
+    "names",
+    "place",
+    "show",
+    "source",
+]
 
 
 def folder() -> Path:

@@ -57,6 +57,13 @@ def _fits_together(document: Document) -> dict[Key, str]:
     if value("eval", "steps") and not value("data", "eval_size"):
         key = ("eval", "steps")
         found[key] = f"{document.place(key)}: eval.steps: needs held-out rows: set data.eval_size"
+    for name in ("keep_best", "early_stopping"):
+        if value("train", name) and not value("eval", "steps"):
+            key = ("train", name)
+            found[key] = f"{document.place(key)}: train.{name}: goes by the eval loss during training: set eval.steps"
+    if value("train", "packing") and value("train", "group_by_length"):
+        key = ("train", "group_by_length")
+        found[key] = f"{document.place(key)}: train.group_by_length: packed rows are full; leave one of the two out"
     return found
 
 

@@ -97,8 +97,8 @@ class Data(Section):
 class Train(Section):
     """The training itself."""
 
-    backend: Literal["auto", "hf"] = "auto"
-    """hf: transformers, peft and trl. Naming it also says that a slow machine is meant."""
+    backend: Literal["auto", "unsloth", "hf"] = "auto"
+    """auto: unsloth on a CUDA GPU where installed, else hf (transformers, peft, trl). hf also insists on a slow CPU."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
     max_steps: Positive | None = None
     """Optimizer steps; if not given, epochs counts."""
@@ -107,6 +107,8 @@ class Train(Section):
     """Conversations on the device at once."""
     gradient_accumulation: Positive = 4
     """Batches a step."""
+    gpus: Positive = 1
+    """Processes with a GPU each that share the rows of every step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0)] = 0.03
@@ -115,6 +117,14 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     gradient_checkpointing: bool = True
+    packing: bool = False
+    """Whole conversations share a row of up to model.max_length tokens, each blind to the others."""
+    group_by_length: bool = False
+    """Batches of conversations that are about equally long, so that less is padding."""
+    keep_best: bool = False
+    """The adapter is that of the checkpoint with the lowest eval loss, not the last one."""
+    early_stopping: Positive | None = None
+    """Stop after that many evaluations in a row without a lower eval loss."""
     save_steps: Positive = 50
     """A checkpoint every N steps, and one at the end."""
     keep_checkpoints: Positive = 2

@@ -32,7 +32,9 @@ _PACKAGES = (
     "llama-cpp-python",
 )
 # What may change in a run without making its adapter another one, beside the late sections.
-_HARMLESS = frozenset({"train.backend", "train.save_steps", "train.keep_checkpoints"})
+_HARMLESS = frozenset({"train.backend", "train.gpus", "train.save_steps", "train.keep_checkpoints"})
+# How long it trains: more of it goes on where the run stopped.
+_LENGTH = ("train.max_steps", "train.epochs")
 
 
 def base(wanted: Recipe, old: dict[str, Any] | None) -> Base:
@@ -54,8 +56,17 @@ def rows(wanted: Recipe, old: dict[str, Any] | None) -> Source:
 
 def identity(wanted: Recipe) -> dict[str, Any]:
     """What makes an adapter this one. Without defaults, so that a key a later version adds changes nothing."""
+    return _identity(wanted, _HARMLESS)
+
+
+def training(wanted: Recipe) -> dict[str, Any]:
+    """What makes a checkpoint one of this training, however long that is to be."""
+    return _identity(wanted, _HARMLESS.union(_LENGTH))
+
+
+def _identity(wanted: Recipe, without: frozenset[str]) -> dict[str, Any]:
     values = wanted.model_dump(mode="json", exclude={"name", *LATE_SECTIONS}, exclude_defaults=True)
-    for key in _HARMLESS:
+    for key in without:
         section, _, name = key.partition(".")
         values.get(section, {}).pop(name, None)
     return {section: keys for section, keys in values.items() if keys}
@@ -75,10 +86,11 @@ def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool)
     if fresh or not this.exists:
         return new
     old = this.frozen
-    changes = []
+    changes: list[str] = []
+    taken: list[str] = []
     for key, (before, after) in recipe.from_values(old["recipe"]).differences(wanted).items():
-        if key.partition(".")[0] not in LATE_SECTIONS and key not in _HARMLESS:
-            changes.append(f"{key} was {before!r} and is {after!r}")
+        safe = key.partition(".")[0] in LATE_SECTIONS or key in _HARMLESS or _is_longer(key, before, after, wanted)
+        (taken if safe else changes).append(f"{key} was {before!r} and is {after!r}")
     if old["base"]["fingerprint"] != found.fingerprint:
         changes.append(f"the files of the base {found.name} have changed")
     if old["data"]["fingerprint"] != data.fingerprint:
@@ -88,6 +100,8 @@ def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool)
             f"{this.path.as_posix()} is a run of something else: {'; '.join(changes)}",
             "--fresh starts it over, --run NAME makes another run",
         )
+    if taken:
+        log.info("going on with what may change in a run: %s", "; ".join(taken))
     return {**old, "recipe": new["recipe"], **_other_versions(this, old, new["versions"])}
 
 
@@ -101,13 +115,28 @@ def _other_versions(this: Run, old: dict[str, Any], now: dict[str, str]) -> dict
     return {"continued_with": now}
 
 
+def _is_longer(key: str, before: Any, after: Any, wanted: Recipe) -> bool:
+    """Whether a change is to more steps or epochs, of those that count."""
+    counts = "train.max_steps" if wanted.train.max_steps else "train.epochs"
+    return key == counts and before is not None and after is not None and after > before
+
+
 def refuse_other_adapter(this: Run, identity: dict[str, Any]) -> None:
+    """Raise RunError where the adapter is not of this recipe, base and data, be it of fewer steps."""
     stamp = this.stamp("adapter")
-    if stamp is not None and stamp["inputs"] != identity:
+    if stamp is not None and _without_length(stamp["inputs"]) != _without_length(identity):
         raise RunError(
             f"{this.path.as_posix()} holds an adapter of something else than its record says",
             "--fresh starts it over, --run NAME makes another run",
         )
+
+
+def _without_length(identity: dict[str, Any]) -> dict[str, Any]:
+    sections = {
+        section: {name: value for name, value in keys.items() if f"{section}.{name}" not in _LENGTH}
+        for section, keys in identity["recipe"].items()
+    }
+    return {**identity, "recipe": {section: keys for section, keys in sections.items() if keys}}
 
 
 def _today() -> date:

@@ -39,6 +39,7 @@ CONTENTS = (
     "stamps",
     "partial",
     "checkpoints",
+    "compiled",
     "data",
     "adapter",
     "export",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -87,6 +88,48 @@ def test_old_ones_go_only_once_newer_ones_are_sealed(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-4").mkdir()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-3", "checkpoint-4"}
     assert checkpoints.newest(tmp_path, "one", HERE) == tmp_path / "checkpoint-3"
+
+
+def test_the_best_one_stays_however_old(tmp_path: Path) -> None:
+    save(tmp_path, 1, keep=1)
+    for step in (2, 3):
+        made = tmp_path / f"checkpoint-{step}"
+        made.mkdir()
+        for name in FILES:
+            (made / name).write_bytes(name.encode())
+        checkpoints.seal(made, "one", HERE, 1, always={1})
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-3"}
+    assert checkpoints.damage(tmp_path / "checkpoint-1") is None
+
+
+def test_the_only_good_one_stays_until_a_newer_one_is_good(tmp_path: Path) -> None:
+    good = save(tmp_path, 1, keep=1)
+    flip(save(tmp_path, 2, keep=2) / "optimizer.pt")
+    assert checkpoints.newest(tmp_path, "one", HERE) == good
+    half = tmp_path / "checkpoint-3"
+    half.mkdir()
+    with pytest.raises(TrainError, match="did not write"):
+        checkpoints.seal(half, "one", HERE, 1)
+    assert checkpoints.newest(tmp_path, "one", HERE) == good
+
+
+def test_another_backend_would_go_on_differently(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    assert checkpoints.begun_with(tmp_path) == "hf"
+    with pytest.raises(TrainError, match=r"on cpu in float32 by hf, and this is cpu in float32 by unsloth") as caught:
+        checkpoints.newest(tmp_path, "one", HERE | {"backend": "unsloth"})
+    assert "--backend hf" in str(caught.value.hint)
+    assert checkpoints.newest(tmp_path, "one", HERE | {"backend": "hf"}) is not None
+
+
+def test_a_manifest_that_lists_no_optimizer_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = save(tmp_path, 10)
+    said = checkpoints.manifest(made)
+    del said["files"]["optimizer.pt"]
+    (made / "manifest.json").write_text(json.dumps(said))
+    with caplog.at_level(logging.INFO, "ggufy"):
+        assert checkpoints.newest(tmp_path, "one", HERE) is None
+    assert "its manifest does not list optimizer.pt" in caplog.text
 
 
 def test_a_save_without_its_optimizer_is_never_sealed(tmp_path: Path) -> None:

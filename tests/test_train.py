@@ -27,7 +27,7 @@ def test_a_diverged_training_is_an_error_and_leaves_no_checkpoint_of_it(run: Run
     wild = (
         "train.learning_rate=1",
         "train.max_grad_norm=1e9",
-        "train.warmup=0",
+        "train.warmup=2",  # the first step has no rate at all, so its checkpoint is good
         "lora.alpha=1e13",
         "data.train_size=2",
     )
@@ -39,6 +39,9 @@ def test_a_diverged_training_is_an_error_and_leaves_no_checkpoint_of_it(run: Run
     assert "learning_rate" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs/tiny/adapter").exists()
+    good = done.stderr.partition("the last good checkpoint is ")[2].split()[0]
+    assert (tmp_path / good / "manifest.json").is_file()
+    assert f"ggufy export {good}" in done.stderr
     for weights in tmp_path.glob("runs/tiny/checkpoints/*/adapter_model.safetensors"):
         assert all(abs(tensor).max() < float("inf") for tensor in load_file(weights).values()), weights
 

@@ -12,8 +12,20 @@ import click
 )
 @click.option("--run", "run_name", metavar="NAME", help="The run's name; the recipe's if not given.")
 @click.option("--fresh", is_flag=True, help="Start over: what the run holds is removed.")
-@click.option("--backend", type=click.Choice(["auto", "hf"]), help="hf also insists on a slow machine.")
-def command(recipe: str, overrides: tuple[str, ...], run_name: str | None, fresh: bool, backend: str | None) -> None:
+@click.option(
+    "--backend", type=click.Choice(["auto", "unsloth", "hf"]), help="What trains; hf also insists on a slow CPU."
+)
+@click.option("--gpus", type=click.IntRange(1), help="Share every step among so many GPUs.")
+@click.option("--change-gpus", is_flag=True, help="Continue on another number of GPUs than before.")
+def command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    run_name: str | None,
+    fresh: bool,
+    backend: str | None,
+    gpus: int | None,
+    change_gpus: bool,
+) -> None:
     """Train a recipe's adapter, or continue where it stopped.
 
     The same command again continues or, when everything is done, does nothing.
@@ -22,5 +34,7 @@ def command(recipe: str, overrides: tuple[str, ...], run_name: str | None, fresh
 
     if backend:
         overrides = (*overrides, f"train.backend={backend}")
-    done = pipeline.train(recipe, run_name=run_name, overrides=overrides, fresh=fresh)
+    if gpus:
+        overrides = (*overrides, f"train.gpus={gpus}")
+    done = pipeline.train(recipe, run_name=run_name, overrides=overrides, fresh=fresh, change_gpus=change_gpus)
     click.echo(f"next: ggufy export {done.name}")

@@ -1,4 +1,4 @@
-"""What happens around the steps: figures, the progress bar, sealing checkpoints, stopping when asked."""
+"""What happens around the steps: figures, the progress bar, sealing checkpoints, stopping early or when asked."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import json
 import logging
 import math
 import shutil
-import signal
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from ggufy.errors import Interrupted, TrainError
 from ggufy.progress import Bar
-from ggufy.train import checkpoints
+from ggufy.train import checkpoints, evals, ranks
 from ggufy.train.job import Job
+from ggufy.train.stopping import StopSignals
 
 log = logging.getLogger("ggufy")
 
@@ -29,23 +30,45 @@ _NAMES = {
     "mean_token_accuracy": "token_accuracy",
     "eval_mean_token_accuracy": "eval_token_accuracy",
     "epoch": "epoch",
-    "num_tokens": "tokens",
+    "num_input_tokens_seen": "tokens",
 }
 
 
 class Watch(TrainerCallback):
-    """The callback of one training."""
+    """The callback of one training. `seen` tells what a checkpoint's manifest is to keep of it."""
 
-    def __init__(self, job: Job, bar: Bar, resumed: int, made_on: dict[str, str]) -> None:
-        self.job, self.bar, self.made_on = job, bar, made_on
-        self.stopped: int | None = None
+    def __init__(
+        self,
+        job: Job,
+        bar: Bar | None,
+        resumed: int,
+        made_on: dict[str, str],
+        signals: StopSignals,
+        seen: Callable[[], dict[str, float]],
+    ) -> None:
+        self.job, self.bar, self.made_on, self.signals, self.seen = job, bar, made_on, signals, seen
+        self.has_eval = (job.data / "eval.arrow").is_file()
         self.lost: str | None = None
         self.latest: dict[str, float] = {}
         self.tokens_per_second = 0.0
         self._clock: tuple[float, float] | None = None
-        self.evaluated_at = -1
-        for figures in _keep_until(job.metrics, resumed):
-            self._note(figures)
+        self.is_first, self.several = ranks.place()[0] == 0, ranks.place()[1] > 1
+        for figures in _keep_until(job.metrics, resumed) if self.is_first else ():
+            self.latest.update(figures)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
+        del args, control
+        scheduler: Any = kept["lr_scheduler"]
+        if state.global_step == 0 or not hasattr(scheduler, "lr_lambdas"):
+            return
+        # The optimizer's file holds the rate of the schedule as it was planned then; more steps make another one.
+        planned = [b * f(scheduler.last_epoch) for b, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        groups: list[dict[str, Any]] = scheduler.optimizer.param_groups
+        if planned != [group["lr"] for group in groups]:
+            before, now = groups[0]["lr"], planned[0]
+            log.info("the learning rate goes on at %.3g instead of %.3g, by the schedule's new end", now, before)
+            for group, rate in zip(groups, planned, strict=True):
+                group["lr"] = rate
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         figures = {_NAMES[key]: float(value) for key, value in (logs or {}).items() if key in _NAMES}
@@ -57,25 +80,21 @@ class Watch(TrainerCallback):
         if broken:
             self._lose(f"the {broken[0]} became {figures[broken[0]]}", control)
             return
-        self._measure(figures.get("tokens"))
+        self._measure(figures)
         figures = {"step": state.global_step, **figures}
-        self._note(figures)
+        self.latest.update(figures)
         if "loss" in figures and self.tokens_per_second:
             figures["tokens_per_second"] = round(self.tokens_per_second, 1)
+        if self.bar is None:
+            return  # the first process writes for all
         with self.job.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
         self.bar.update(state.global_step, self._facts(state))
 
-    def _note(self, figures: dict[str, float]) -> None:
-        self.latest.update(figures)
-        if "eval_loss" in figures:
-            self.evaluated_at = int(figures["step"])
-
-    def _measure(self, tokens: float | None) -> None:
-        now = time.monotonic()
-        if tokens is None:
-            return
-        if self._clock is not None and now > self._clock[0]:
+    def _measure(self, figures: dict[str, float]) -> None:
+        now, tokens = time.monotonic(), figures.get("tokens", 0.0)
+        # The time of an evaluation is not counted: after one, only the clock is set.
+        if "loss" in figures and self._clock is not None and now > self._clock[0]:
             current = (tokens - self._clock[1]) / (now - self._clock[0])
             self.tokens_per_second = (
                 current if not self.tokens_per_second else 0.8 * self.tokens_per_second + 0.2 * current
@@ -88,11 +107,39 @@ class Watch(TrainerCallback):
             parts.append(f"eval {self.latest['eval_loss']:.3f}")
         if self.tokens_per_second:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if torch.cuda.is_available():
+            held, taken = torch.cuda.memory_allocated() / 2**30, torch.cuda.memory_reserved() / 2**30
+            parts.append(f"GPU {held:.1f} GiB, {taken:.1f} reserved")
         return "  ".join(parts)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        del args, state
-        if self.stopped is not None:
+        del args
+        if self.several:
+            # A signal reaches them at different steps; they have to stop at the same.
+            self.signals.asked = _highest(self.signals.asked)
+        if self.signals.asked is not None:
+            control.should_save = True
+            control.should_training_stop = True
+        if state.global_step >= state.max_steps and self.has_eval:
+            # Before the last save, so that the last checkpoint knows its eval loss.
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del args
+        train, done = self.job.recipe.train, evals.losses(state.log_history)
+        lowest = evals.best(done)
+        if train.keep_best and lowest is not None and lowest[0] == state.global_step:
+            control.should_save = True
+        if evals.has_stalled(done, train.early_stopping) and state.global_step < state.max_steps:
+            log.info(
+                "stopping early at step %d: %d evaluations in a row without a lower eval loss than %.4f at step %d",
+                *(
+                    state.global_step,
+                    train.early_stopping,
+                    lowest[1] if lowest else math.nan,
+                    lowest[0] if lowest else 0,
+                ),
+            )
             control.should_save = True
             control.should_training_stop = True
 
@@ -100,10 +147,30 @@ class Watch(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.lost is None and not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
             self._lose("a weight of the adapter is no longer a finite number", control)
+        if self.several:
+            torch.distributed.barrier()  # each has its random state to save
+        if not self.is_first:
+            torch.distributed.barrier()
+            return
+        self._seal(folder, state)
+        if self.several:
+            torch.distributed.barrier()
+
+    def _seal(self, folder: Path, state: Any) -> None:
         if self.lost is not None:
             shutil.rmtree(folder)
             return
-        checkpoints.seal(folder, self.job.identity, self.made_on, self.job.recipe.train.keep_checkpoints)
+        train = self.job.recipe.train
+        lowest = evals.best(evals.losses(state.log_history)) if train.keep_best else None
+        with checkpoints.saving(folder):
+            checkpoints.seal(
+                folder,
+                self.job.identity,
+                self.made_on,
+                train.keep_checkpoints,
+                seen=self.seen(),
+                always={lowest[0]} if lowest else (),
+            )
 
     def _lose(self, what: str, control: Any) -> None:
         self.lost = what
@@ -112,40 +179,29 @@ class Watch(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del args, control
         if self.lost is not None:
-            raise TrainError(
-                f"training diverged: {self.lost} at step {state.global_step}",
-                "lower train.learning_rate and start over with --fresh",
+            last = checkpoints.last_sealed(self.job.checkpoints)
+            good = (
+                f"; the last good checkpoint is {last.as_posix()}" if last else "; there is no checkpoint before that"
             )
-        if self.stopped is not None and state.global_step < state.max_steps:
+            use = f", or take that one as it is: ggufy export {last.as_posix()}" if last else ""
+            raise TrainError(
+                f"training diverged: {self.lost} at step {state.global_step}{good}",
+                f"lower train.learning_rate and start over with --fresh{use}",
+            )
+        if self.signals.asked is not None and state.global_step < state.max_steps:
             raise Interrupted(
                 f"stopped at step {state.global_step} of {state.max_steps}, with a checkpoint saved",
                 "the same command again continues from there",
-                code=128 + self.stopped,
+                code=128 + self.signals.asked,
             )
 
 
-class StopSignals:
-    """While it is entered, the first SIGINT or SIGTERM ends training after the current step; a second one at once."""
-
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._asked)
-
-    def _asked(self, number: int, frame: Any) -> None:
-        del frame
-        if self.watch.stopped is not None:
-            raise KeyboardInterrupt
-        self.watch.stopped = number
-        log.info("stopping after this step; once more to stop at once")
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+def _highest(number: int | None) -> int | None:
+    """The highest of all processes' numbers, None being the lowest."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.tensor([number or 0], device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return int(found.item()) or None
 
 
 def _keep_until(path: Path, step: int) -> list[dict[str, float]]:

@@ -1,0 +1,87 @@
+"""Out of memory: which settings to turn, in which order, to which value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ggufy.errors import TrainError
+from ggufy.recipe import Recipe
+
+_SMALLEST_LENGTH = 512
+
+
+@contextmanager
+def explained(recipe: Recipe, *, gpu: bool) -> Iterator[None]:
+    """An error of torch or Python that means "out of memory" becomes one that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(recipe, str(error), gpu=gpu) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "CUDA out of memory" in text
+        or "can't allocate memory" in text
+        or "CUBLAS_STATUS_ALLOC_FAILED" in text
+    )
+
+
+def out_of_memory(recipe: Recipe, said: str, *, gpu: bool) -> TrainError:
+    """The error for this recipe. `said` is torch's own message, which may tell how much was wanted."""
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?[Bb](?:ytes)?)", said)
+    bytes_wanted = re.search(r"tried to allocate (\d+) bytes", said)
+    size = f"{int(bytes_wanted[1]) / 2**30:.2f} GiB" if bytes_wanted else wanted[1] if wanted else None
+    tried = f" (another {size} was wanted)" if size else ""
+    where = "GPU memory" if gpu else "memory"
+    knobs = advice(recipe, gpu=gpu)
+    if not knobs:
+        return TrainError(
+            f"out of {where}{tried}, and the recipe is as small as its settings make it",
+            "use a smaller base, a machine with more memory, or close other programs that use it",
+        )
+    listed = "\n".join(f"  {number}. {knob}" for number, knob in enumerate(knobs, 1))
+    return TrainError(
+        f"out of {where}{tried}; what makes it smaller, the mildest first:\n{listed}",
+        "repeat the command with the first of these, and --fresh if it had begun; add the next ones as needed",
+    )
+
+
+def advice(recipe: Recipe, *, gpu: bool) -> list[str]:
+    """The settings to change, the mildest first, each as what to type and what it does."""
+    model, lora, train = recipe.model, recipe.lora, recipe.train
+    knobs = []
+    if train.batch_size > 1:
+        smaller = train.batch_size // 2
+        more = -(-train.gradient_accumulation * train.batch_size // smaller)
+        text = f"--set train.batch_size={smaller} --set train.gradient_accumulation={more}"
+        same = more * smaller == train.gradient_accumulation * train.batch_size
+        knobs.append(f"{text}  {'the same' if same else 'nearly the same'} step in smaller parts")
+    if recipe.eval.batch_size > 1:
+        knobs.append(f"--set eval.batch_size={recipe.eval.batch_size // 2}  evaluation in smaller parts")
+    if not train.gradient_checkpointing:
+        knobs.append("--set train.gradient_checkpointing=true  activations are made again instead of kept; slower")
+    if train.optimizer == "adamw":
+        knobs.append("--set train.optimizer=adamw_8bit  the optimizer's state in a quarter of the room")
+    if gpu and train.optimizer in ("adamw", "adamw_8bit"):
+        knobs.append("--set train.optimizer=paged_adamw_8bit  the optimizer's state moves out when it has to")
+    if gpu and model.load_in != "4bit":
+        knobs.append("--set model.load_in=4bit  QLoRA: the base in about a quarter of 16 bits")
+    if model.max_length > _SMALLEST_LENGTH:
+        shorter = max(_SMALLEST_LENGTH, model.max_length // 2)
+        knobs.append(f"--set model.max_length={shorter}  longer conversations are then cut (data.overflow)")
+    if lora.r > 8:
+        knobs.append(
+            f"--set lora.r={max(8, lora.r // 2)} --set lora.alpha={lora.alpha * max(8, lora.r // 2) / lora.r:g}"
+            "  a smaller adapter, scaled the same"
+        )
+    if lora.target_modules == "all":
+        knobs.append("--set lora.target_modules=attention  fewer matrices with an adapter")
+    return knobs

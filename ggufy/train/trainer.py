@@ -1,0 +1,307 @@
+"""What all backends share: the trainer of trl on ggufy's own ids and labels, from its arguments to the adapter.
+
+A backend says how the base is loaded and what it does by itself (`Backend`). Unsloth changes trl when it is imported,
+so its file imports it before this module, and nothing else imports this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from transformers import AutoTokenizer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from trl import SFTConfig, SFTTrainer
+
+from ggufy import progress
+from ggufy.errors import TrainError
+from ggufy.run import write_json
+from ggufy.train import adapter, batches, checkpoints, curves, evals, memory, ranks, summary
+from ggufy.train.job import Job
+from ggufy.train.stopping import StopSignals
+from ggufy.train.watch import Watch
+
+log = logging.getLogger("ggufy")
+
+_OPTIMIZERS = {"adamw": "adamw_torch"}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """In what one backend differs from another."""
+
+    name: str
+    load: Callable[[Job, torch.dtype], Any]
+    """The base, computing in a type, with a fresh adapter on it."""
+    flat: bool = False
+    """Packed rows of a batch become one long row, with their lengths."""
+    checkpoints_gradients: bool = False
+    """The model does its own gradient checkpointing; the trainer is to leave it alone."""
+
+
+class _Trainer(SFTTrainer):
+    """trl's trainer with ggufy's order of rows, a count of conversations, and without a model card in checkpoints."""
+
+    rows: batches.Collate
+    order: batches.LengthGrouped | None = None
+    samples = 0
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        return
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+        held = self.rows.conversations(inputs)
+        if self.args.world_size > 1:
+            held = int(self.accelerator.gather(torch.tensor([held], device=self.args.device)).sum())
+        self.samples += held
+        return super().training_step(model, inputs, *rest, **named)
+
+    def _get_train_sampler(self, *rest: Any, **named: Any) -> Any:
+        return self.order if self.order is not None else super()._get_train_sampler(*rest, **named)
+
+    def _save_checkpoint(self, *rest: Any, **named: Any) -> Any:
+        with checkpoints.saving(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            return super()._save_checkpoint(*rest, **named)
+
+
+def fit(job: Job, out: Path, backend: Backend) -> None:
+    """Train from the newest checkpoint that verifies, or from the start, and write the adapter to `out`."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.set_seed(job.recipe.train.seed)
+    gpu = torch.cuda.is_available()
+    dtype = choose_dtype(job.recipe.model.dtype)
+    rank, count = ranks.place()
+    if gpu and count > 1:
+        torch.cuda.set_device(rank)
+    made_on = {
+        "device": "cuda" if gpu else "cpu",
+        "dtype": str(dtype).removeprefix("torch."),
+        "backend": backend.name,
+        "gpus": str(count),
+    }
+    resume = checkpoints.newest(job.checkpoints, job.identity, made_on, change_gpus=job.change_gpus)
+    done = checkpoints.step_of(resume) if resume else 0
+    if resume:
+        log.info("resuming from step %d", done)
+    splits = _splits(job)
+    with warnings.catch_warnings(), _tidy_stdout(), memory.explained(job.recipe, gpu=gpu):
+        warnings.simplefilter("ignore")
+        trainer = _trainer(job, backend, dtype, splits)
+        total = _total_steps(trainer)
+        before = checkpoints.manifest(resume).get("seen", {}) if resume else {}
+        trainer.samples = int(before.get("samples", 0))
+        started = time.monotonic()
+
+        def seen() -> dict[str, float]:
+            seconds = before.get("seconds", 0.0) + time.monotonic() - started
+            return {"samples": trainer.samples, "seconds": round(seconds, 3)}
+
+        shown = progress.bar("training", total, done) if rank == 0 else contextlib.nullcontext()
+        with shown as bar, StopSignals() as signals:
+            watch = Watch(job, bar, done, made_on, signals, seen)
+            trainer.add_callback(watch)
+            if resume and _is_over(job, resume, total):
+                _take(trainer, resume)
+            else:
+                trainer.train(resume_from_checkpoint=resume.as_posix() if resume else None)
+    if rank > 0:
+        return
+    history = trainer.state.log_history
+    best = evals.best(evals.losses(history)) if job.recipe.train.keep_best else None
+    chosen = job.checkpoints / f"checkpoint-{best[0]}" if best else None
+    adapter.save(trainer.model, job, out, best=chosen)
+    if best:
+        log.info("the adapter is that of step %d, with the lowest eval loss: %.4f", *best)
+    _report(trainer, job, watch, done, {"backend": backend.name, "gpus": count, "dtype": made_on["dtype"], **seen()})
+
+
+def choose_dtype(asked: str) -> torch.dtype:
+    """The type the base computes in: as asked, or by what the device has."""
+    if asked != "auto":
+        return _DTYPES[asked]
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _splits(job: Job) -> dict[str, datasets.Dataset]:
+    paths = {name: job.data / f"{name}.arrow" for name in ("train", "eval")}
+    splits = {name: datasets.Dataset.from_file(path.as_posix()) for name, path in paths.items() if path.is_file()}
+    train = job.recipe.train
+    if "eval" not in splits and (train.keep_best or train.early_stopping):
+        raise TrainError(
+            "train.keep_best and train.early_stopping go by an eval loss, and no rows are held out",
+            "hold some out, as with data.eval_size, or leave these two out",
+        )
+    if train.packing:
+        job.checkpoints.mkdir(parents=True, exist_ok=True)
+        count, rank = len(splits["train"]), ranks.place()[0]
+        path = job.checkpoints / (f"packed-{rank}.arrow" if rank else "packed.arrow")
+        splits["train"] = batches.pack(splits["train"], job.recipe.model.max_length, path)
+        full = float(batches.lengths(splits["train"]).mean()) / job.recipe.model.max_length
+        log.info(
+            "packed: %s conversations in %s rows, %.0f%% full", f"{count:,}", f"{len(splits['train']):,}", 100 * full
+        )
+    return splits
+
+
+def _trainer(job: Job, backend: Backend, dtype: torch.dtype, splits: dict[str, datasets.Dataset]) -> _Trainer:
+    model, tokenizer = backend.load(job, dtype), _tokenizer(job.base)
+    rows = batches.Collate(tokenizer.pad_token_id, flat=backend.flat)
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(job, backend, dtype),
+        data_collator=rows,
+        train_dataset=splits["train"],
+        eval_dataset=splits.get("eval"),
+        processing_class=tokenizer,
+    )
+    trainer.rows = rows
+    train = job.recipe.train
+    if train.group_by_length:
+        group = train.batch_size * train.gradient_accumulation
+        trainer.order = batches.LengthGrouped(batches.lengths(splits["train"]).tolist(), group, train.seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # trl rounds the adapter of a quantized base to bf16, which a GPU without bf16 cannot train.
+            parameter.data = parameter.data.float()
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def _arguments(job: Job, backend: Backend, dtype: torch.dtype) -> SFTConfig:
+    recipe, train = job.recipe, job.recipe.train
+    gpu = torch.cuda.is_available()
+    constant = "constant_with_warmup" if train.warmup else "constant"
+    checkpointing = train.gradient_checkpointing and not backend.checkpoints_gradients
+    count = ranks.place()[1]
+    batch_size, accumulation = (
+        ranks.share(train, count) if count > 1 else (train.batch_size, train.gradient_accumulation)
+    )
+    arguments = SFTConfig(
+        output_dir=job.checkpoints.as_posix(),
+        seed=train.seed,
+        data_seed=train.seed,
+        max_length=recipe.model.max_length,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_steps=train.max_steps or -1,
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=recipe.eval.batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=constant if train.schedule == "constant" else train.schedule,
+        warmup_steps=train.warmup if train.warmup < 1 else int(train.warmup),
+        optim=_OPTIMIZERS.get(train.optimizer, train.optimizer),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        bf16=gpu and dtype == torch.bfloat16,
+        fp16=gpu and dtype == torch.float16,
+        use_cpu=not gpu,
+        ddp_backend="gloo" if count > 1 and not gpu else None,
+        ddp_find_unused_parameters=False if count > 1 else None,
+        # trl's own count of tokens begins anew with every resume.
+        include_num_input_tokens_seen="non_padding",
+        log_level_replica="error",
+        logging_steps=recipe.tracking.log_steps,
+        logging_first_step=True,
+        report_to=list(recipe.tracking.report_to) or "none",
+        run_name=recipe.name,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        # Old checkpoints are removed by ggufy, after the new one verifies.
+        save_total_limit=None,
+        eval_strategy="steps" if recipe.eval.steps else "no",
+        eval_steps=recipe.eval.steps,
+        disable_tqdm=True,
+        dataloader_pin_memory=gpu,
+        # A loss that is not a number has to be seen, not replaced by 0.
+        logging_nan_inf_filter=False,
+    )
+    # The trainer would multiply the batch by the number of GPUs it sees, in silence.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    if count > 1 and not gpu:
+        # Several processes share the CPU, which has no number; with one, torch cannot load the optimizer's file.
+        assert arguments.device.type == "cpu"
+        arguments.__dict__["_setup_devices"] = torch.device("cpu")
+    return arguments
+
+
+def _tokenizer(base: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, local_files_only=True)
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        reserved = "<|finetune_right_pad_id|>"
+        tokenizer.pad_token = reserved if reserved in tokenizer.get_vocab() else tokenizer.eos_token
+    return tokenizer
+
+
+def _total_steps(trainer: _Trainer) -> int:
+    if trainer.args.max_steps > 0:
+        return int(trainer.args.max_steps)
+    per_epoch = -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps)
+    # The trainer counts so too, rounding up.
+    return max(1, int(-(-per_epoch * trainer.args.num_train_epochs // 1)))
+
+
+def _is_over(job: Job, checkpoint: Path, total: int) -> bool:
+    """Whether there is nothing left to train. The trainer, asked all the same, would do one step too many."""
+    stalled = evals.has_stalled(evals.of_checkpoint(checkpoint), job.recipe.train.early_stopping)
+    return checkpoints.step_of(checkpoint) >= total or stalled
+
+
+def _take(trainer: _Trainer, checkpoint: Path) -> None:
+    """The weights and the figures of a checkpoint at which training had ended."""
+    trainer._load_from_checkpoint(checkpoint.as_posix())
+    trainer.state = TrainerState.load_from_json((checkpoint / "trainer_state.json").as_posix())
+
+
+def _report(trainer: _Trainer, job: Job, watch: Watch, resumed: int, facts: dict[str, Any]) -> None:
+    """summary.json, loss.png, and what is to be said about the losses."""
+    state = trainer.state
+    advice = summary.advice(job.recipe, state.log_history, state.epoch or 0.0)
+    for line in advice:
+        log.info("%s", line)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    values = {
+        "steps": state.global_step,
+        "resumed_from_step": resumed,
+        **summary.losses(state.log_history),
+        "epochs": state.epoch,
+        "samples": facts.pop("samples"),
+        "tokens": state.num_input_tokens_seen,
+        "seconds": facts.pop("seconds"),
+        "tokens_per_second": round(watch.tokens_per_second, 1),
+        "trainable_parameters": sum(p.numel() for p in trained),
+        "adapter_bytes": sum(p.numel() * p.element_size() for p in trained),
+        **facts,
+        **summary.peak_memory(),
+        "hardware": summary.hardware(),
+        "versions": summary.versions(),
+        "advice": advice,
+    }
+    write_json(job.metrics.with_name("summary.json"), values)
+    curves.draw(job.metrics, job.metrics.with_name("loss.png"), job.metrics.parent.name)
+
+
+class _tidy_stdout:  # noqa: N801 - used like a function
+    """Send what the libraries print to standard error: standard output belongs to the command's answer."""
+
+    def __enter__(self) -> None:
+        self.before, sys.stdout = sys.stdout, sys.stderr
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout = self.before
