@@ -14,6 +14,7 @@ from ggufy import __version__
 # name -> what it does; the command is the function `command` in ggufy.cli.<name>
 COMMANDS = {
     "demo": "The whole line on this CPU: train, export and ask a tiny model.",
+    "doctor": "Say what works on this machine, and how to mend the rest.",
     "recipes": "List, show, copy and check recipes.",
     "train": "Train a recipe's adapter, or continue where it stopped.",
     "export": "Make GGUF files of a trained run.",
