@@ -64,6 +64,12 @@ def healthy(found: list[Check]) -> bool:
     return all(check.state != BROKEN for check in found)
 
 
+def in_lines(check: Check) -> list[str]:
+    """A check for people."""
+    lines = [f"{check.state:<8} {check.name:<12} {check.text}"]
+    return lines + ([f"{'':<21} -> {check.mend}"] if check.mend else [])
+
+
 def _python() -> Iterator[Check]:
     text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if (3, 10) <= sys.version_info[:2] < (3, 14):

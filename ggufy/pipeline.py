@@ -12,11 +12,11 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import calibration, digest, exports, recipe, record, run, subject
+from ggufy import calibration, digest, doctor, exports, plan_lines, planner, recipe, record, run, subject
 from ggufy.base.resolve import Base
-from ggufy.data import prepare
+from ggufy.data import prepare, source
 from ggufy.data.source import Source
-from ggufy.errors import ChatError, ExportError, RecipeError, Unverified
+from ggufy.errors import ChatError, ExportError, RecipeError, TrainError, Unverified
 from ggufy.recipe import Recipe
 from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ggufy.chat.model import ChatModel
     from ggufy.exports import Wishes
+    from ggufy.planner import Plan
 
 log = logging.getLogger("ggufy")
 
@@ -91,6 +92,50 @@ def check(what: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe
         where = recipe.place(what, overrides, ("export", "quants"))
         raise RecipeError(f"{where}: export.quants: {error.message}", "choose from these names") from None
     return wanted
+
+
+def plan(what: str | os.PathLike[str] | Recipe, *, overrides: Iterable[str] = (), gpu: str | None = None) -> Plan:
+    """What a recipe needs, before anything runs: of the GPU named, else of the one here, else of this CPU."""
+    wanted = what if isinstance(what, Recipe) else check(what, overrides)
+    return planner.make(wanted, planner.base_of(wanted, source.sample_texts()), planner.device(gpu))
+
+
+def plan_all(gpu: str | None = None) -> list[Plan]:
+    """The plans of ggufy's own recipes, those that fit and end in time first, best first."""
+    from ggufy.train import estimate
+
+    where = planner.device(gpu)
+    wanted = [recipe.load(name) for name in recipe.names()]
+    hopeless = {one.name for one in wanted if not where.cuda and estimate.is_hopeless(one)}
+    plans = [planner.make(one, planner.base_of(one, source.sample_texts()), where) for one in wanted]
+    best = planner.recommended([one for one in plans if one.recipe not in hopeless])
+    return best + [one for one in plans if one not in best]
+
+
+def rehearse(
+    what: str | os.PathLike[str], *, run_name: str | None = None, overrides: Iterable[str] = ()
+) -> Iterator[str]:
+    """What `train` would check before it loads anything, in lines. Raises what `train` would, and TrainError where
+    the plan does not fit or something on this machine is broken."""
+    from ggufy.train import job
+
+    wanted = check(what, overrides)
+    job.check_installed(wanted)
+    this = run.named(wanted.name if run_name is None else run_name)
+    this.refuse_foreign()
+    yield f"{wanted.name}: the recipe is right"
+    if this.stamp("adapter") is None:
+        _refuse_hopeless(wanted)
+    found = list(doctor.checks())
+    for one in found:
+        yield from doctor.in_lines(one)
+    made = planner.make(wanted, planner.base_of(wanted, source.sample_texts()), planner.device(None))
+    yield from plan_lines.of(made)
+    if broken := [one for one in found if one.state == doctor.BROKEN]:
+        raise TrainError(f"{broken[0].name}: {broken[0].text}", broken[0].mend)
+    if not made.fits:
+        raise TrainError(plan_lines.verdict(made), plan_lines.hint(made))
+    planner.check_space(made, run.runs_folder())
 
 
 def export(

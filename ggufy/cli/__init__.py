@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "The whole line on this CPU: train, export and ask a tiny model.",
     "doctor": "Say what works on this machine, and how to mend the rest.",
     "recipes": "List, show, copy and check recipes.",
+    "plan": "Say what a recipe needs and how long it takes, before anything runs.",
     "train": "Train a recipe's adapter, or continue where it stopped.",
     "export": "Make GGUF files of a trained run.",
     "verify": "Check the files of a run, or one GGUF file.",

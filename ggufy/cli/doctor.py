@@ -23,9 +23,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     for check in doctor.checks():
         found.append(check)
         if not as_json:
-            click.echo(f"{check.state:<8} {check.name:<12} {check.text}")
-            if check.mend:
-                click.echo(f"{'':<21} -> {check.mend}")
+            click.echo("\n".join(doctor.in_lines(check)))
     well = doctor.healthy(found)
     if as_json:
         click.echo(json.dumps({"ok": well, "checks": [asdict(check) for check in found]}, indent=2))

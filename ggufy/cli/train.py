@@ -13,7 +13,10 @@ import click
 @click.option("--run", "run_name", metavar="NAME", help="The run's name; the recipe's if not given.")
 @click.option("--fresh", is_flag=True, help="Start over: what the run holds is removed.")
 @click.option("--backend", type=click.Choice(["auto", "hf"]), help="hf also insists on a slow machine.")
-def command(recipe: str, overrides: tuple[str, ...], run_name: str | None, fresh: bool, backend: str | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Only check: recipe, machine, memory, disk. Nothing is loaded.")
+def command(
+    recipe: str, overrides: tuple[str, ...], run_name: str | None, fresh: bool, backend: str | None, dry_run: bool
+) -> None:
     """Train a recipe's adapter, or continue where it stopped.
 
     The same command again continues or, when everything is done, does nothing.
@@ -22,5 +25,9 @@ def command(recipe: str, overrides: tuple[str, ...], run_name: str | None, fresh
 
     if backend:
         overrides = (*overrides, f"train.backend={backend}")
+    if dry_run:
+        for line in pipeline.rehearse(recipe, run_name=run_name, overrides=overrides):
+            click.echo(line)
+        return
     done = pipeline.train(recipe, run_name=run_name, overrides=overrides, fresh=fresh)
     click.echo(f"next: ggufy export {done.name}")
