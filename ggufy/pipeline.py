@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import calibration, digest, doctor, exports, plan_lines, planner, recipe, record, run, subject
+from ggufy import calibration, digest, doctor, exports, ledger, plan_lines, planner, recipe, record, run, subject
 from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
@@ -97,7 +97,12 @@ def check(what: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe
 def plan(what: str | os.PathLike[str] | Recipe, *, overrides: Iterable[str] = (), gpu: str | None = None) -> Plan:
     """What a recipe needs, before anything runs: of the GPU named, else of the one here, else of this CPU."""
     wanted = what if isinstance(what, Recipe) else check(what, overrides)
-    return planner.make(wanted, planner.base_of(wanted, source.sample_texts()), planner.device(gpu))
+    return _planned(wanted, planner.device(gpu))
+
+
+def _planned(wanted: Recipe, where: planner.Device) -> Plan:
+    known = [planner.Measured(*one) for one in ledger.measured()]
+    return planner.make(wanted, planner.base_of(wanted, source.sample_texts()), where, known)
 
 
 def plan_all(gpu: str | None = None) -> list[Plan]:
@@ -107,7 +112,7 @@ def plan_all(gpu: str | None = None) -> list[Plan]:
     where = planner.device(gpu)
     wanted = [recipe.load(name) for name in recipe.names()]
     hopeless = {one.name for one in wanted if not where.cuda and estimate.is_hopeless(one)}
-    plans = [planner.make(one, planner.base_of(one, source.sample_texts()), where) for one in wanted]
+    plans = [_planned(one, where) for one in wanted]
     best = planner.recommended([one for one in plans if one.recipe not in hopeless])
     return best + [one for one in plans if one not in best]
 
@@ -129,7 +134,7 @@ def rehearse(
     found = list(doctor.checks())
     for one in found:
         yield from doctor.in_lines(one)
-    made = planner.make(wanted, planner.base_of(wanted, source.sample_texts()), planner.device(None))
+    made = _planned(wanted, planner.device(None))
     yield from plan_lines.of(made)
     if broken := [one for one in found if one.state == doctor.BROKEN]:
         raise TrainError(f"{broken[0].name}: {broken[0].text}", broken[0].mend)

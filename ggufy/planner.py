@@ -19,9 +19,9 @@ from ggufy.errors import RecipeError, TrainError
 from ggufy.export import layout, llama
 from ggufy.llama3 import Shape
 from ggufy.recipe import Recipe
-from ggufy.train import estimate, gpus, memory
+from ggufy.train import estimate, footprint, gpus
+from ggufy.train.footprint import Parts
 from ggufy.train.gpus import Gpu
-from ggufy.train.memory import Parts
 from ggufy.weights import Checkpoint, Tensor
 
 OWNERS = ("meta-llama", "unsloth")
@@ -160,7 +160,7 @@ def known(name: str) -> Shape | None:
 def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured] = ()) -> Plan:
     """The plan of a recipe on a device. Raises RecipeError where the base has none of its target modules."""
     shape = base.shape
-    trained = memory.adapter_tensors(shape, recipe.lora)
+    trained = footprint.adapter_tensors(shape, recipe.lora)
     for module in recipe.lora.modules:
         if not any(f".{module}." in f".{name}" for name in trained):
             raise RecipeError(
@@ -169,15 +169,15 @@ def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured]
     compute = _compute(recipe, where)
 
     def parts(batch: int, length: int) -> Parts:
-        return memory.needs(shape, recipe, compute, batch, length, cuda=where.cuda)
+        return footprint.needs(shape, recipe, compute, batch, length, cuda=where.cuda)
 
     batch, length = recipe.train.batch_size, recipe.model.max_length
     wanted = parts(batch, length)
-    longest = int(base.config.get("max_position_embeddings", memory.LONGEST))
+    longest = int(base.config.get("max_position_embeddings", footprint.LONGEST))
     export, exact = export_sizes(base, recipe.export.quants, recipe.name)
     tokenizer = _size_of(base.folder, "tokenizer.json") if base.whole else _TOKENIZER
-    states = memory.optimizer_bytes(shape, recipe.lora, recipe.train.optimizer)
-    count = memory.trainable(shape, recipe.lora)
+    states = footprint.optimizer_bytes(shape, recipe.lora, recipe.train.optimizer)
+    count = footprint.trainable(shape, recipe.lora)
     steps, tokens = _work(recipe)
     seconds, how = _time(recipe, base, where, steps, tokens, measured)
     return Plan(
@@ -194,9 +194,9 @@ def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured]
         device_bytes=where.bytes,
         parts=wanted,
         fits=wanted.total <= where.bytes,
-        largest_batch=memory.largest(lambda n: parts(n, length).total <= where.bytes, _MOST),
-        largest_length=memory.largest(lambda n: parts(batch, n).total <= where.bytes, longest),
-        logits_at_once=memory.logits_at_once(shape, batch * length),
+        largest_batch=footprint.largest(lambda n: parts(n, length).total <= where.bytes, _MOST),
+        largest_length=footprint.largest(lambda n: parts(batch, n).total <= where.bytes, longest),
+        logits_at_once=footprint.logits_at_once(shape, batch * length),
         checkpoint_bytes=4 * count + states + tokenizer + _SMALL_FILES,
         # While one is written the ones to keep are still there.
         checkpoints=recipe.train.keep_checkpoints + 1,
@@ -330,7 +330,7 @@ def remedy(recipe: Recipe, base: Base, where: Device) -> list[str]:
         recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=update)})
         said |= {f"{section}.{key}": value for key, value in update.items()}
         compute = _compute(recipe, where)
-        need = memory.needs(
+        need = footprint.needs(
             base.shape, recipe, compute, recipe.train.batch_size, recipe.model.max_length, cuda=where.cuda
         )
         if need.total <= where.bytes:

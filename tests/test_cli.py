@@ -11,17 +11,8 @@ Fails = Callable[..., str]
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 COMMANDS = [
-    "",
-    "demo",
-    "doctor",
-    "recipes",
-    "recipes show",
-    "recipes copy",
-    "recipes check",
-    "train",
-    "export",
-    "verify",
-    "chat",
+    *("", "demo", "doctor", "recipes", "recipes show", "recipes copy", "recipes check", "plan", "train"),
+    *("runs", "runs show", "runs compare", "export", "verify", "chat"),
 ]
 
 

@@ -15,7 +15,7 @@ import pytest
 from ggufy import planner, recipe
 from ggufy.base import shaped, tiny
 from ggufy.recipe_types import ATTENTION, MLP, Lora
-from ggufy.train import gpus, memory
+from ggufy.train import footprint, gpus
 
 Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
@@ -53,7 +53,7 @@ def test_peft_trains_as_many(size: str, modules: tuple[str, ...], dora: bool) ->
 
     shape = replace(SHAPES[size], layers=3)
     theirs = sum(p.numel() for p in adapted(shape, modules, 8, dora).parameters() if p.requires_grad)
-    assert memory.trainable(shape, Lora(r=8, target_modules=modules, dora=dora)) == theirs
+    assert footprint.trainable(shape, Lora(r=8, target_modules=modules, dora=dora)) == theirs
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -63,7 +63,7 @@ def test_the_optimizer_holds_what_is_planned(optimizer: str) -> None:
     import torch
 
     lora = Lora(r=6)
-    trained = [torch.nn.Parameter(torch.ones(size)) for size in memory.adapter_tensors(tiny.SHAPE, lora).values()]
+    trained = [torch.nn.Parameter(torch.ones(size)) for size in footprint.adapter_tensors(tiny.SHAPE, lora).values()]
     kinds = {
         "adamw": torch.optim.AdamW,
         "adamw_8bit": bnb.optim.AdamW8bit,
@@ -77,7 +77,7 @@ def test_the_optimizer_holds_what_is_planned(optimizer: str) -> None:
     held = {tensor.data_ptr(): tensor.nbytes for tensor in states if tensor.numel() > 1 or tensor.dim()}
     # Some are smaller than the 4,096 numbers from which on bitsandbytes packs, some larger.
     assert min(p.numel() for p in trained) < 4096 < max(p.numel() for p in trained)
-    assert memory.optimizer_bytes(tiny.SHAPE, lora, optimizer) == sum(held.values())
+    assert footprint.optimizer_bytes(tiny.SHAPE, lora, optimizer) == sum(held.values())
 
 
 @pytest.mark.parametrize("load_in", ["16bit", "8bit", "4bit"])
@@ -105,7 +105,7 @@ def test_the_base_takes_what_is_planned(load_in: str, base: Path) -> None:
         if (scales := getattr(parameter, "SCB", None)) is not None:
             held[parameter.data_ptr() + 1] = scales.nbytes
     vocab = model.config.vocab_size
-    assert memory.weight_bytes(replace(tiny.SHAPE, vocab=vocab), load_in, 2) == sum(held.values())
+    assert footprint.weight_bytes(replace(tiny.SHAPE, vocab=vocab), load_in, 2) == sum(held.values())
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_no_more_is_alive_than_planned(batch: int, length: int, again: bool, mod
     from tests.live_memory import peak
 
     shape = replace(SHAPES["3b"], layers=2)
-    static, most = peak(shape, modules, 16, batch=batch, length=length, again=again, chunk=memory.CHUNK)
+    static, most = peak(shape, modules, 16, batch=batch, length=length, again=again, chunk=footprint.CHUNK)
     changes = ["lora.r=16", f"train.gradient_checkpointing={str(again).lower()}", "train.optimizer=adamw"]
     wanted = recipe.load("3b_lora", [*changes, f"lora.target_modules=[{', '.join(modules)}]"])
-    parts = memory.needs(shape, wanted, 2, batch, length, cuda=False)
+    parts = footprint.needs(shape, wanted, 2, batch, length, cuda=False)
     # Buffers, such as the frequencies of the rotary embedding, are a few hundred bytes.
     assert static == pytest.approx(parts.weights + parts.lora, abs=2000)
     assert parts.total - static == pytest.approx(most - static, rel=0.08)

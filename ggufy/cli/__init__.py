@@ -14,10 +14,11 @@ from ggufy import __version__
 # name -> what it does; the command is the function `command` in ggufy.cli.<name>
 COMMANDS = {
     "demo": "The whole line on this CPU: train, export and ask a tiny model.",
-    "doctor": "Say what works on this machine, and how to mend the rest.",
+    "doctor": "Say what works here, and how to mend the rest.",
     "recipes": "List, show, copy and check recipes.",
-    "plan": "Say what a recipe needs and how long it takes, before anything runs.",
+    "plan": "Say what a recipe needs, before anything runs.",
     "train": "Train a recipe's adapter, or continue where it stopped.",
+    "runs": "List, show and compare runs.",
     "export": "Make GGUF files of a trained run.",
     "verify": "Check the files of a run, or one GGUF file.",
     "chat": "Talk to a GGUF file or a run.",
