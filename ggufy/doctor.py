@@ -249,11 +249,12 @@ def _disks() -> Iterator[Check]:
         while not there.exists():
             there = there.parent
         left = machine.free(folder)
-        text = f"{left / 1e9:.1f} GB free for {folder.as_posix()}"
+        shown = folder.as_posix().replace(f"{Path.home().as_posix()}/", "~/")
+        text = f"{left / 1e9:.1f} GB free for {shown}"
         mend = f"free some space, or set {variables[name]} to a folder on another disk"
         if not os.access(there, os.W_OK):
             mend = f"set {variables[name]} to a folder you may write to"
-            yield Check(name, BROKEN, f"{folder.as_posix()} cannot be written to", mend)
+            yield Check(name, BROKEN, f"{shown} cannot be written to", mend)
         elif left < _TOO_LOW:
             yield Check(name, BROKEN, text, mend)
         else:

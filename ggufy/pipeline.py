@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +37,16 @@ def train(
     run_name: str | None = None,
     overrides: Iterable[str] = (),
     fresh: bool = False,
+    **values: Any,
 ) -> Run:
-    """Train a recipe to its adapter, or continue, or find it done. Returns the run."""
+    """Train a recipe to its adapter, or continue, or find it done. Returns the run.
+
+    Further arguments are values of the recipe: `max_steps=60`, `lora={"r": 8}`, `**{"eval.batch_size": 4}`.
+    """
     from ggufy.export import stage
     from ggufy.train import job
 
-    wanted = what if isinstance(what, Recipe) else check(what, overrides)
+    wanted = check(what, overrides, values)
     job.check_installed(wanted)
     this = run.named(wanted.name if run_name is None else run_name)
     this.refuse_foreign()
@@ -80,24 +84,30 @@ def train(
     return this
 
 
-def check(what: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+def check(
+    what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> Recipe:
     """Everything about a recipe that can be known without its model and data. Raises RecipeError."""
     from ggufy.export import layout
 
     overrides = tuple(overrides)
-    wanted = recipe.load(what, overrides)
+    if isinstance(what, Recipe):
+        wanted = recipe.changed(what, overrides, values)
+    else:
+        wanted = recipe.load(what, overrides, values)
     try:
         layout.check_quants(wanted.export.quants)
     except ExportError as error:
-        where = recipe.place(what, overrides, ("export", "quants"))
+        where = wanted.name if isinstance(what, Recipe) else recipe.place(what, overrides, ("export", "quants"))
         raise RecipeError(f"{where}: export.quants: {error.message}", "choose from these names") from None
     return wanted
 
 
-def plan(what: str | os.PathLike[str] | Recipe, *, overrides: Iterable[str] = (), gpu: str | None = None) -> Plan:
+def plan(
+    what: str | os.PathLike[str] | Recipe, *, overrides: Iterable[str] = (), gpu: str | None = None, **values: Any
+) -> Plan:
     """What a recipe needs, before anything runs: of the GPU named, else of the one here, else of this CPU."""
-    wanted = what if isinstance(what, Recipe) else check(what, overrides)
-    return _planned(wanted, planner.device(gpu))
+    return _planned(check(what, overrides, values), planner.device(gpu))
 
 
 def _planned(wanted: Recipe, where: planner.Device) -> Plan:

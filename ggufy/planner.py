@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ggufy import __version__, hubfetch, llama3, machine
+from ggufy import __version__, hubfetch, llama3, machine, plan_lines
 from ggufy.base import resolve, shaped, tiny
 from ggufy.errors import RecipeError, TrainError
 from ggufy.export import layout, llama
@@ -111,6 +111,9 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         return self.checkpoint_bytes * self.checkpoints + self.adapter_bytes + sum(self.export_bytes.values())
+
+    def __str__(self) -> str:
+        return "\n".join(plan_lines.of(self))
 
     def values(self) -> dict[str, Any]:
         """For --json."""

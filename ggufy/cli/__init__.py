@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from importlib import import_module
@@ -10,6 +9,7 @@ from importlib import import_module
 import click
 
 from ggufy import __version__
+from ggufy.progress import show_progress
 
 # name -> what it does; the command is the function `command` in ggufy.cli.<name>
 COMMANDS = {
@@ -72,7 +72,7 @@ def entry() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    _log_to_stderr()
+    show_progress()
     try:
         code = main.main(args=arguments, prog_name="ggufy", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -99,13 +99,3 @@ def _show(error: BaseException) -> int:
     if shown.hint:
         click.echo(f"hint: {shown.hint}", err=True)
     return shown.code if isinstance(shown, Interrupted) else 1
-
-
-def _log_to_stderr() -> None:
-    log = logging.getLogger("ggufy")
-    log.setLevel(logging.INFO)
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.propagate = False
