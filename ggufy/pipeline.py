@@ -12,7 +12,20 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import calibration, digest, doctor, exports, ledger, plan_lines, planner, recipe, record, run, subject
+from ggufy import (
+    calibration,
+    digest,
+    doctor,
+    exports,
+    ledger,
+    plan_base,
+    plan_lines,
+    planner,
+    recipe,
+    record,
+    run,
+    subject,
+)
 from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
@@ -112,7 +125,7 @@ def plan(
 
 def _planned(wanted: Recipe, where: planner.Device) -> Plan:
     known = [planner.Measured(*one) for one in ledger.measured()]
-    return planner.make(wanted, planner.base_of(wanted, source.sample_texts()), where, known)
+    return planner.make(wanted, plan_base.base_of(wanted, source.sample_texts()), where, known)
 
 
 def plan_all(gpu: str | None = None) -> list[Plan]:
@@ -144,13 +157,19 @@ def rehearse(
     found = list(doctor.checks())
     for one in found:
         yield from doctor.in_lines(one)
-    made = _planned(wanted, planner.device(None))
-    yield from plan_lines.of(made)
+    try:
+        made = _planned(wanted, planner.device(None))
+    except ExportError as error:
+        # Another architecture can be trained; only its memory is not known.
+        yield f"not planned: {error.message}"
+        made = None
+    yield from plan_lines.of(made) if made else ()
     if broken := [one for one in found if one.state == doctor.BROKEN]:
         raise TrainError(f"{broken[0].name}: {broken[0].text}", broken[0].mend)
-    if not made.fits:
+    if made and not made.fits:
         raise TrainError(plan_lines.verdict(made), plan_lines.hint(made))
-    planner.check_space(made, run.runs_folder())
+    if made:
+        planner.check_space(made, run.runs_folder())
 
 
 def export(

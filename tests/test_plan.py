@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ggufy import planner, recipe
+from ggufy import plan_base, planner, recipe
 from ggufy.base import shaped, tiny
 from ggufy.recipe_types import ATTENTION, MLP, Lora
 from ggufy.train import footprint, gpus
@@ -144,10 +144,10 @@ def test_the_export_of_a_known_base_needs_no_files(tmp_path: Path) -> None:
     shaped.write_tokenizer(tmp_path, VOCABULARY)
     (tmp_path / "config.json").write_text(json.dumps(shaped.config(SHAPES[size])), "utf-8")
     wanted = recipe.load(f"{size}_lora")
-    known = planner.base_of(wanted, [])
-    whole = planner.Base(known.name, known.shape, known.config, tmp_path)
+    known = plan_base.base_of(wanted, [])
+    whole = plan_base.Base(known.name, known.shape, known.config, tmp_path)
     quants = ["f16", "q4_k_m"]
-    (guessed, exactly), (right, exact) = (planner.export_sizes(one, quants, "x") for one in (known, whole))
+    (guessed, exactly), (right, exact) = (plan_base.export_sizes(one, quants, "x") for one in (known, whole))
     assert (exactly, exact) == (False, True)
     for quant in quants:
         assert guessed[quant] == pytest.approx(right[quant], abs=10_000)
@@ -185,7 +185,7 @@ def test_what_does_not_fit_comes_with_what_would(plan: Callable[..., Any], light
 def test_memory_grows_and_shrinks_with_what_it_should() -> None:
     def made(*changes: str) -> planner.Plan:
         wanted = recipe.load("3b_qlora", changes)
-        return planner.make(wanted, planner.base_of(wanted, []), planner.device("a100"))
+        return planner.make(wanted, plan_base.base_of(wanted, []), planner.device("a100"))
 
     def total(*changes: str) -> int:
         return made(*changes).parts.total
@@ -214,7 +214,7 @@ def test_without_a_recipe_the_best_that_fits_is_first(plan: Callable[..., Any], 
 @pytest.mark.parametrize("gpu", gpus.GPUS)
 def test_every_gpu_has_a_time_that_says_where_it_is_from(gpu: str) -> None:
     wanted = recipe.load("1b_qlora")
-    made = planner.make(wanted, planner.base_of(wanted, []), planner.device(gpu))
+    made = planner.make(wanted, plan_base.base_of(wanted, []), planner.device(gpu))
     assert made.seconds is not None
     assert made.seconds > 0
     assert "estimated" in made.how
@@ -286,3 +286,13 @@ def test_a_dry_run_fails_where_training_would(env: dict[str, str], tmp_path: Pat
     assert done.returncode == 1
     assert "error: training: peft 0.1.0 is not" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_of_another_architecture_says_that_it_is_not_planned(run: Run, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    config = json.loads((base / "config.json").read_text("utf-8")) | {"architectures": ["Qwen2ForCausalLM"]}
+    (tmp_path / "base/config.json").write_text(json.dumps(config), "utf-8")
+    done = run("train", "--recipe", "tiny", "--dry-run", "--set", "model.base=./base", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not planned:" in done.stdout
+    assert "Qwen2ForCausalLM" in done.stdout
