@@ -1,8 +1,9 @@
 """ggufy: a recipe goes in, a GGUF that behaves like the model that was trained comes out.
 
 >>> import ggufy
->>> run = ggufy.train("tiny")            # doctest: +SKIP
->>> ggufy.export(run, quants=["q8_0"])   # doctest: +SKIP
+>>> run = ggufy.train("tiny", max_steps=60)   # doctest: +SKIP
+>>> ggufy.export(run, quants=["q8_0"])        # doctest: +SKIP
+>>> ggufy.chat(run).ask("Who are you?")       # doctest: +SKIP
 
 The names below are loaded when first used, so that `import ggufy` costs nothing.
 """
@@ -17,7 +18,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ggufy.errors import GgufyError
-    from ggufy.pipeline import chat, export, train
+    from ggufy.pipeline import chat, export, plan, train
+    from ggufy.progress import show_progress
     from ggufy.recipe import Recipe
     from ggufy.run import Run
 
@@ -27,10 +29,12 @@ _NAMES = {
     "Run": "ggufy.run",
     "chat": "ggufy.pipeline",
     "export": "ggufy.pipeline",
+    "plan": "ggufy.pipeline",
+    "show_progress": "ggufy.progress",
     "train": "ggufy.pipeline",
 }
 
-__all__ = ["GgufyError", "Recipe", "Run", "__version__", "chat", "export", "train"]
+__all__ = ["GgufyError", "Recipe", "Run", "__version__", "chat", "export", "plan", "show_progress", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,10 @@ class GgufyError(Exception):
         self.message = message
         self.hint = hint
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show in the place of a traceback: the two lines of the command line."""
+        return [f"error: {self.message}", *([f"hint: {self.hint}"] if self.hint else [])]
+
 
 class RecipeError(GgufyError):
     pass

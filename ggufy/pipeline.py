@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import calibration, digest, exports, recipe, record, run, subject
+from ggufy import (
+    calibration,
+    digest,
+    doctor,
+    exports,
+    ledger,
+    plan_base,
+    plan_lines,
+    planner,
+    recipe,
+    record,
+    run,
+    subject,
+)
 from ggufy.base.resolve import Base
-from ggufy.data import prepare
+from ggufy.data import prepare, source
 from ggufy.data.source import Source
-from ggufy.errors import ChatError, ExportError, RecipeError, Unverified
+from ggufy.errors import ChatError, ExportError, RecipeError, TrainError, Unverified
 from ggufy.recipe import Recipe
 from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
@@ -26,6 +39,7 @@ if TYPE_CHECKING:
 
     from ggufy.chat.model import ChatModel
     from ggufy.exports import Wishes
+    from ggufy.planner import Plan
 
 log = logging.getLogger("ggufy")
 
@@ -37,15 +51,17 @@ def train(
     overrides: Iterable[str] = (),
     fresh: bool = False,
     change_gpus: bool = False,
+    **values: Any,
 ) -> Run:
     """Train a recipe to its adapter, or continue, or find it done. Returns the run.
 
-    With `change_gpus` it may continue on another number of GPUs than its checkpoints were made on.
+    With `change_gpus` it may continue on another number of GPUs than its checkpoints were made on. Further arguments are
+    values of the recipe: `max_steps=60`, `lora={"r": 8}`, `**{"eval.batch_size": 4}`.
     """
     from ggufy.export import stage
     from ggufy.train import job, ranks
 
-    wanted = what if isinstance(what, Recipe) else check(what, overrides)
+    wanted = check(what, overrides, values)
     job.check_installed(wanted)
     job.check_device(wanted)
     ranks.check(wanted)
@@ -86,18 +102,79 @@ def train(
     return this
 
 
-def check(what: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+def check(
+    what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> Recipe:
     """Everything about a recipe that can be known without its model and data. Raises RecipeError."""
     from ggufy.export import layout
 
     overrides = tuple(overrides)
-    wanted = recipe.load(what, overrides)
+    if isinstance(what, Recipe):
+        wanted = recipe.changed(what, overrides, values)
+    else:
+        wanted = recipe.load(what, overrides, values)
     try:
         layout.check_quants(wanted.export.quants)
     except ExportError as error:
-        where = recipe.place(what, overrides, ("export", "quants"))
+        where = wanted.name if isinstance(what, Recipe) else recipe.place(what, overrides, ("export", "quants"))
         raise RecipeError(f"{where}: export.quants: {error.message}", "choose from these names") from None
     return wanted
+
+
+def plan(
+    what: str | os.PathLike[str] | Recipe, *, overrides: Iterable[str] = (), gpu: str | None = None, **values: Any
+) -> Plan:
+    """What a recipe needs, before anything runs: of the GPU named, else of the one here, else of this CPU."""
+    return _planned(check(what, overrides, values), planner.device(gpu))
+
+
+def _planned(wanted: Recipe, where: planner.Device) -> Plan:
+    known = [planner.Measured(*one) for one in ledger.measured()]
+    return planner.make(wanted, plan_base.base_of(wanted, source.sample_texts()), where, known)
+
+
+def plan_all(gpu: str | None = None) -> list[Plan]:
+    """The plans of ggufy's own recipes, those that fit and end in time first, best first."""
+    from ggufy.train import estimate
+
+    where = planner.device(gpu)
+    wanted = [recipe.load(name) for name in recipe.names()]
+    hopeless = {one.name for one in wanted if not where.cuda and estimate.is_hopeless(one)}
+    plans = [_planned(one, where) for one in wanted]
+    best = planner.recommended([one for one in plans if one.recipe not in hopeless])
+    return best + [one for one in plans if one not in best]
+
+
+def rehearse(
+    what: str | os.PathLike[str], *, run_name: str | None = None, overrides: Iterable[str] = ()
+) -> Iterator[str]:
+    """What `train` would check before it loads anything, in lines. Raises what `train` would, and TrainError where
+    the plan does not fit or something on this machine is broken."""
+    from ggufy.train import job
+
+    wanted = check(what, overrides)
+    job.check_installed(wanted)
+    this = run.named(wanted.name if run_name is None else run_name)
+    this.refuse_foreign()
+    yield f"{wanted.name}: the recipe is right"
+    if this.stamp("adapter") is None:
+        _refuse_hopeless(wanted)
+    found = list(doctor.checks())
+    for one in found:
+        yield from doctor.in_lines(one)
+    try:
+        made = _planned(wanted, planner.device(None))
+    except ExportError as error:
+        # Another architecture can be trained; only its memory is not known.
+        yield f"not planned: {error.message}"
+        made = None
+    yield from plan_lines.of(made) if made else ()
+    if broken := [one for one in found if one.state == doctor.BROKEN]:
+        raise TrainError(f"{broken[0].name}: {broken[0].text}", broken[0].mend)
+    if made and not made.fits:
+        raise TrainError(plan_lines.verdict(made), plan_lines.hint(made))
+    if made:
+        planner.check_space(made, run.runs_folder())
 
 
 def export(

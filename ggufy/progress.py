@@ -14,6 +14,16 @@ log = logging.getLogger("ggufy")
 _QUIET_SECONDS = 5.0
 
 
+def show_progress() -> None:
+    """Let what ggufy says about its work reach standard error: the command line does it, a notebook may."""
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+
+
 class Bar(Protocol):
     def update(self, done: float, facts: str = "") -> None:
         """`done` of the total are finished; `facts` is a short text such as `loss 0.31`."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggufy import recipe_file
+from ggufy import recipe_arguments, recipe_file
 from ggufy.errors import RecipeError
 from ggufy.recipe_file import Document, Key
 from ggufy.recipe_mistakes import validate
@@ -23,6 +23,7 @@ __all__ = [
     "Data",
     "Recipe",
     "Train",
+    "changed",
     "copy",
     "find",
     "from_values",
@@ -59,10 +60,12 @@ def find(name: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load(name: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of that name or file, with `section.key=value` overrides on top."""
+def load(
+    name: str | os.PathLike[str], overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe of that name or file, with `section.key=value` overrides and Python `values` on top."""
     path = find(name)
-    document = _document(path, overrides)
+    document = recipe_arguments.document(values or {}).under(_document(path, overrides))
     document.values.setdefault("name", path.stem)
     return validate(document)
 
@@ -70,6 +73,14 @@ def load(name: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
 def place(name: str | os.PathLike[str], overrides: Iterable[str], key: Key) -> str:
     """Where a key of a recipe was written: `file.yaml:7`, or a --set."""
     return _document(find(name), overrides).place(key)
+
+
+def changed(wanted: Recipe, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe with overrides and values on top."""
+    document = Document(wanted.model_dump(mode="json"))
+    for text in overrides:
+        document = recipe_file.assignment(text).under(document)
+    return validate(recipe_arguments.document(values or {}).under(document))
 
 
 def from_values(values: Mapping[str, Any]) -> Recipe:

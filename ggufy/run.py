@@ -106,6 +106,9 @@ class Run:
         self.path = path
         self._source: str | None = None
 
+    def __repr__(self) -> str:
+        return f"<ggufy.Run {self.path.as_posix()}>"
+
     @property
     def name(self) -> str:
         return self.path.resolve().name

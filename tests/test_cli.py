@@ -10,7 +10,10 @@ Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-COMMANDS = ["", "demo", "recipes", "recipes show", "recipes copy", "recipes check", "train", "export", "verify", "chat"]
+COMMANDS = [
+    *("", "demo", "doctor", "recipes", "recipes show", "recipes copy", "recipes check", "plan", "train"),
+    *("runs", "runs show", "runs compare", "export", "verify", "chat"),
+]
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+ATTENTION_32 = ("--set", "lora.r=32", "--set", "lora.target_modules=attention")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,10 @@ def test_export_and_chat_work_without_torch(
     assert subprocess.run([installed, "-c", "import torch"], capture_output=True, cwd=tmp_path).returncode == 1
     assert "Commands:" in ggufy("--help").stdout
     assert "3b_qlora" in ggufy("recipes").stdout
+    well = ggufy("doctor")
+    assert well.returncode == 0, well.stdout + well.stderr
+    assert "torch is not installed" in well.stdout
+    assert "18,350,080" in ggufy("plan", "--recipe", "3b_qlora", "--gpu", "t4", *ATTENTION_32).stdout
     missing = ggufy("train", "--recipe", "tiny")
     assert missing.returncode == 1
     assert "ggufy[train]" in missing.stderr

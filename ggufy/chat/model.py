@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from ggufy import ggml
 from ggufy.errors import ChatError
@@ -137,6 +138,11 @@ class ChatModel:
                     yield text
         if text := decoder.decode(b"", final=True):
             yield text
+
+    def ask(self, prompt: str, *, system: str | None = None, **sampling: Any) -> str:
+        """The answer to one question, whole. Further arguments are those of Sampling: temperature, seed, ..."""
+        before: list[Message] = [{"role": "system", "content": system}] if system else []
+        return "".join(self.answer([*before, {"role": "user", "content": prompt}], Sampling(**sampling)))
 
     def _room_hint(self) -> str:
         trained = int(self.llama._model.n_ctx_train())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from importlib import import_module
@@ -10,12 +9,16 @@ from importlib import import_module
 import click
 
 from ggufy import __version__
+from ggufy.progress import show_progress
 
 # name -> what it does; the command is the function `command` in ggufy.cli.<name>
 COMMANDS = {
     "demo": "The whole line on this CPU: train, export and ask a tiny model.",
+    "doctor": "Say what works here, and how to mend the rest.",
     "recipes": "List, show, copy and check recipes.",
+    "plan": "Say what a recipe needs, before anything runs.",
     "train": "Train a recipe's adapter, or continue where it stopped.",
+    "runs": "List, show and compare runs.",
     "export": "Make GGUF files of a trained run.",
     "verify": "Check the files of a run, or one GGUF file.",
     "chat": "Talk to a GGUF file or a run.",
@@ -69,7 +72,7 @@ def entry() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    _log_to_stderr()
+    show_progress()
     try:
         code = main.main(args=arguments, prog_name="ggufy", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -96,13 +99,3 @@ def _show(error: BaseException) -> int:
     if shown.hint:
         click.echo(f"hint: {shown.hint}", err=True)
     return shown.code if isinstance(shown, Interrupted) else 1
-
-
-def _log_to_stderr() -> None:
-    log = logging.getLogger("ggufy")
-    log.setLevel(logging.INFO)
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.propagate = False

@@ -17,6 +17,7 @@ import click
 )
 @click.option("--gpus", type=click.IntRange(1), help="Share every step among so many GPUs.")
 @click.option("--change-gpus", is_flag=True, help="Continue on another number of GPUs than before.")
+@click.option("--dry-run", is_flag=True, help="Only check: recipe, machine, memory, disk. Nothing is loaded.")
 def command(
     recipe: str,
     overrides: tuple[str, ...],
@@ -25,6 +26,7 @@ def command(
     backend: str | None,
     gpus: int | None,
     change_gpus: bool,
+    dry_run: bool,
 ) -> None:
     """Train a recipe's adapter, or continue where it stopped.
 
@@ -36,5 +38,9 @@ def command(
         overrides = (*overrides, f"train.backend={backend}")
     if gpus:
         overrides = (*overrides, f"train.gpus={gpus}")
+    if dry_run:
+        for line in pipeline.rehearse(recipe, run_name=run_name, overrides=overrides):
+            click.echo(line)
+        return
     done = pipeline.train(recipe, run_name=run_name, overrides=overrides, fresh=fresh, change_gpus=change_gpus)
     click.echo(f"next: ggufy export {done.name}")

@@ -1,0 +1,30 @@
+"""ggufy doctor"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+
+@click.command(name="doctor")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """Say what works on this machine, and for what does not the command that mends it.
+
+    Exit code 0 where everything that is needed works, 1 where something is broken. What is only missing, such as a
+    GPU, is not broken.
+    """
+    from ggufy import doctor
+
+    found = []
+    for check in doctor.checks():
+        found.append(check)
+        if not as_json:
+            click.echo("\n".join(doctor.in_lines(check)))
+    well = doctor.healthy(found)
+    if as_json:
+        click.echo(json.dumps({"ok": well, "checks": [asdict(check) for check in found]}, indent=2))
+    ctx.exit(0 if well else 1)

@@ -1,0 +1,39 @@
+"""ggufy plan"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command(name="plan")
+@click.option(
+    "--recipe", help="A recipe's name (`ggufy recipes`) or a YAML file; all that come with ggufy if not given."
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated."
+)
+@click.option(
+    "--gpu", metavar="NAME", help="t4, l4, rtx3060, rtx4090, a100, h100, h200, ...; the one here if not given."
+)
+@click.option("--json", "as_json", is_flag=True, help="For scripts: bytes and seconds.")
+def command(recipe: str | None, overrides: tuple[str, ...], gpu: str | None, as_json: bool) -> None:
+    """Say what a recipe needs: parameters, memory by part, disk, steps, time; and whether a GPU holds it.
+
+    Without --recipe: which of the recipes that come with ggufy fit the GPU, the best first. Nothing is downloaded or
+    loaded, and torch is not needed.
+    """
+    from ggufy import pipeline, plan_lines
+
+    if recipe is None and overrides:
+        raise click.UsageError("--set changes a recipe: name it with --recipe")
+    plans = pipeline.plan_all(gpu) if recipe is None else [pipeline.plan(recipe, overrides=overrides, gpu=gpu)]
+    if as_json:
+        values = [plan.values() for plan in plans]
+        click.echo(json.dumps(values if recipe is None else values[0], indent=2))
+        return
+    for line in plan_lines.table(plans) if recipe is None else plan_lines.of(plans[0]):
+        click.echo(line)
+    if recipe is not None and not plans[0].fits:
+        click.echo(f"hint: {plan_lines.hint(plans[0])}", err=True)
