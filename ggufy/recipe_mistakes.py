@@ -49,14 +49,18 @@ def _fits_together(document: Document) -> dict[Key, str]:
         return keys.get(key) if isinstance(keys, dict) else None
 
     found: dict[Key, str] = {}
-    if value("data", "eval_size") and value("data", "train_size") is None:
+    apart = value("data", "eval_split") or value("data", "eval_source")
+    if value("data", "eval_size") and value("data", "train_size") is None and not apart:
         key: Key = ("data", "eval_size")
         found[key] = (
             f"{document.place(key)}: data.eval_size: takes the rows after the training rows: set data.train_size"
         )
-    if value("eval", "steps") and not value("data", "eval_size"):
+    if value("data", "eval_split") and value("data", "eval_source"):
+        key = ("data", "eval_split")
+        found[key] = f"{document.place(key)}: data.eval_split: is of data.source; leave it out beside data.eval_source"
+    if value("eval", "steps") and not value("data", "eval_size") and not apart:
         key = ("eval", "steps")
-        found[key] = f"{document.place(key)}: eval.steps: needs held-out rows: set data.eval_size"
+        found[key] = f"{document.place(key)}: eval.steps: needs held-out rows: set data.eval_size or data.eval_split"
     return found
 
 
