@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ggufy.chat.model import ChatModel
+    from ggufy.data.report import Report
     from ggufy.exports import Wishes
 
 log = logging.getLogger("ggufy")
@@ -91,6 +92,21 @@ def check(what: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe
         where = recipe.place(what, overrides, ("export", "quants"))
         raise RecipeError(f"{where}: export.quants: {error.message}", "choose from these names") from None
     return wanted
+
+
+def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()) -> Report:
+    """Prepare a recipe's data as training would, and say what came of it. Of the base only the tokenizer is needed."""
+    from tempfile import TemporaryDirectory
+
+    from ggufy.base import resolve
+    from ggufy.data import report, source
+
+    wanted = what if isinstance(what, Recipe) else check(what, overrides)
+    model, texts = wanted.model, source.sample_texts()
+    base = resolve.tokenizer(model.base, model.revision, offline=wanted.hub.offline, builtin_texts=texts)
+    rows = record.rows(wanted, None)
+    with TemporaryDirectory(prefix="ggufy-") as folder:
+        return report.make(rows, wanted.data, base, model.max_length, date.today(), Path(folder))
 
 
 def export(

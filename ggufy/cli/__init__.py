@@ -15,6 +15,7 @@ from ggufy import __version__
 COMMANDS = {
     "demo": "The whole line on this CPU: train, export and ask a tiny model.",
     "recipes": "List, show, copy and check recipes.",
+    "data": "Look at a recipe's data: lengths, truncation, what is trained on.",
     "train": "Train a recipe's adapter, or continue where it stopped.",
     "export": "Make GGUF files of a trained run.",
     "verify": "Check the files of a run, or one GGUF file.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from ggufy.data.work import Outcome
 
@@ -45,6 +46,11 @@ class Counts:
         self.tokens += outcome.tokens
         self.trained_tokens += outcome.trained
         self.longest = max(self.longest, outcome.longest)
+
+    def values(self) -> dict[str, Any]:
+        """For JSON."""
+        lengths = {str(length): self.lengths[length] for length in sorted(self.lengths)}
+        return {**{name: value for name, value in vars(self).items() if name != "lengths"}, "lengths": lengths}
 
     def text(self) -> str:
         """One line for people."""

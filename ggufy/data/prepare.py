@@ -7,10 +7,8 @@ comes back is written in order.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict
 from datetime import date
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -44,7 +42,7 @@ def prepare(
     sources = [source, *source.more]
     apart = [] if source.held_out is None else [source.held_out]
     parts = [*zip(sources, (data, *data.more), strict=True), *((one, data) for one in apart)]
-    plan = Plan(base, day, data, max_length, tuple((part, _format(one, part, data)) for one, part in parts))
+    plan = Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
     rows = mix.rows(sources, data, out)
     splits: dict[str, Iterator[Row]] = {"train": islice(rows, data.train_size)}
     if source.held_out is not None:
@@ -54,11 +52,11 @@ def prepare(
         splits["eval"] = islice(rows, data.eval_size)
     stage = _Stage(plan, [one for one, _ in parts], processes or pool.cores())
     report = {name: stage.split(name, part, out / f"{name}.arrow") for name, part in splits.items()}
-    write_json(out / "report.json", {name: _plain(counts) for name, counts in report.items()})
+    write_json(out / "report.json", {name: counts.values() for name, counts in report.items()})
     return report
 
 
-def _format(source: Source, part: Any, data: Data) -> str:
+def format_of(source: Source, part: Any, data: Data) -> str:
     """The format of a source, told from its first row; of one that skips bad rows, from the first that tells it."""
     first: DataError | None = None
     where = source.where()
@@ -192,12 +190,6 @@ def _check(counts: Counts, source: str, split: str) -> None:
         f"{source}: none of the {counts.rows:,} {split} rows can be used: {counts.text()}",
         "see data.overflow and data.on_bad_row",
     )
-
-
-def _plain(counts: Counts) -> dict[str, Any]:
-    values = asdict(counts)
-    lengths: Counter[int] = values.pop("lengths")
-    return {**values, "lengths": {str(length): lengths[length] for length in sorted(lengths)}}
 
 
 def _write(path: Path, results: Iterator[Result]) -> None:
