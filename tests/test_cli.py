@@ -10,7 +10,8 @@ Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-COMMANDS = ["", "demo", "recipes", "recipes show", "recipes copy", "recipes check", "data", "train", "export", "verify", "chat"]
+RECIPE_COMMANDS = ["recipes", "recipes show", "recipes copy", "recipes check"]
+COMMANDS = ["", "demo", *RECIPE_COMMANDS, "data", "train", "export", "verify", "chat"]
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])

@@ -105,8 +105,8 @@ def detect(columns: Iterable[str], part: Part, where: str) -> str:
     """The name of the format of rows with these columns: the one the recipe names, or the first that fits."""
     columns = list(columns)
     names = {str(ours): theirs for ours, theirs in part.columns.items()}
-    for theirs in names.values():
-        if theirs not in columns:
+    for ours, theirs in names.items():
+        if theirs not in columns and ours not in ("role", "content"):
             raise DataError(
                 f"{where}: data.columns names {theirs!r}, which is no column: those are {', '.join(columns) or 'none'}",
                 "the usual name comes first, as in {instruction: question}",

@@ -11,7 +11,7 @@ apart, as the prompt will be when it is asked, and the labels are the completion
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import date
 from operator import itemgetter
@@ -57,7 +57,7 @@ class Example:
 
     @property
     def trained(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORED)
 
 
 class Tokenizer:
@@ -179,14 +179,10 @@ class Tokenizer:
 
     def _mark(self, ids: list[int], offsets: list[tuple[int, int]], labels: list[int], start: int, end: int) -> None:
         first = bisect_left(offsets, start, key=itemgetter(0))
-        stop = bisect_left(offsets, end, first, key=itemgetter(0))
-        inside = [i for i in range(first, stop) if offsets[i][1] <= end and offsets[i][1] > offsets[i][0]]
+        last = bisect_right(offsets, end, key=itemgetter(1)) - 1
         # Some templates write a line break after the token that ends the turn; the model never has to say it.
-        enders = [i for i in inside if ids[i] in self._special_ids]
-        last = enders[-1] if enders else (inside[-1] if inside else -1)
-        for i in inside:
-            if i <= last:
-                labels[i] = ids[i]
+        last = next((i for i in range(last, first - 1, -1) if ids[i] in self._special_ids), last)
+        labels[first : last + 1] = ids[first : last + 1]
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, special tokens included."""
