@@ -103,10 +103,13 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _is_list(path: Path) -> bool:
     with path.open("rb") as file:
-        first = file.readline()
-    _refuse_utf16(path, first)
+        head = file.read(64)
+        _refuse_utf16(path, head)
+        if head.removeprefix(_BOM).lstrip().startswith(b"["):
+            return True
+        first = head + file.readline()
     try:
-        return not isinstance(json.loads(first.removeprefix(_BOM)), dict)
+        return not isinstance(json.loads(first.removeprefix(_BOM).split(b"\n")[0]), dict)
     except (ValueError, RecursionError):
         return True
 

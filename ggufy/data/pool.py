@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 from collections import deque
@@ -70,7 +69,11 @@ class _Process:
     def __init__(self, plan: Plan) -> None:
         start = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from ggufy.data.pool import serve; serve()"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", start, json.dumps(sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", start, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # A Ctrl-C is this process's to act on; its end closes the pipes, which ends the workers too.
+            start_new_session=True,
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -112,7 +115,6 @@ class _Process:
 
 def serve() -> None:
     """The worker's side: a plan, then batches until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     to, sys.stdout = sys.stdout.buffer, sys.stderr
     source = sys.stdin.buffer

@@ -14,6 +14,7 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
+from ggufy import progress
 from ggufy.data import files, formats, mix, pool
 from ggufy.data.counts import Counts
 from ggufy.data.files import BadRow
@@ -81,10 +82,14 @@ class _Stage:
 
     def split(self, name: str, rows: Iterator[Row], path: Path) -> Counts:
         counts = Counts()
-        _write(path, self._counted(rows, counts))
         data, main = self.plan.data, self.sources[0].name
         asked = data.train_size if name == "train" else data.eval_size
-        if not counts.rows and name == "eval" and not (data.eval_split or data.eval_source):
+        apart = name == "eval" and bool(data.eval_split or data.eval_source)
+        total = asked or sum(
+            source.count() for source in (self.sources[-1:] if apart else self.sources[: 1 + len(data.more)])
+        )
+        _write(path, self._counted(rows, counts, total))
+        if not counts.rows and name == "eval" and not apart:
             raise DataError(
                 f"{main}: no rows left to hold out: all rows are used for training",
                 "lower data.train_size, or set data.eval_size=0",
@@ -96,13 +101,14 @@ class _Stage:
             log.info("%s: the recipe asks for %s %s rows, and there are %s", main, f"{asked:,}", name, counts.rows)
         return counts
 
-    def _counted(self, rows: Iterator[Row], counts: Counts) -> Iterator[Result]:
+    def _counted(self, rows: Iterator[Row], counts: Counts, total: int) -> Iterator[Result]:
         """The results, counted; a row that the recipe does not allow ends it all."""
-        with closing(self._results(rows)) as results:
+        with closing(self._results(rows)) as results, progress.bar("preparing", total) as bar:
             for result in results:
                 self._drop_repeated(result)
                 for outcome in result.outcomes:
                     self._count(outcome, counts)
+                bar.update(counts.rows, f"{counts.rows:,} rows")
                 yield result
 
     def _results(self, rows: Iterator[Row]) -> Generator[Result, None, None]:
