@@ -89,14 +89,14 @@ def _rows(path: Path) -> Iterator[list[int]]:
 
 def _conversations(file: Path, base: Path, day: date) -> Iterator[list[int]]:
     tokenizer = tokenize.Tokenizer(base, day, "all")
-    rows = source.locate(Data(source=file.as_posix()), offline=True).rows()
-    form = None
-    for where, row in rows:
-        form = form or formats.detect(row if isinstance(row, dict) else (), "auto", where)
+    data = Data(source=file.as_posix())
+    reader = None
+    for where, row in source.locate(data, offline=True).rows():
+        if reader is None:
+            form = formats.detect(row if isinstance(row, dict) else (), data, where)
+            reader = formats.Reader(form, chat=tokenizer.chat)
         try:
-            if not isinstance(row, dict) or form.column not in row:
-                raise BadRow(f"no column {form.column!r}, unlike the first row")
-            yield tokenizer.encode(form.convert(row)).input_ids
+            yield tokenizer.encode(reader.read(row)).input_ids
         except BadRow as problem:
             raise ExportError(f"{where}: {problem}", "mend the row, or leave it out") from None
 

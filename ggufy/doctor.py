@@ -225,7 +225,7 @@ def _kernels() -> Iterator[Check]:
     why = "ggufy was installed without a C compiler" if compiler is None else "ggufy's own are not compiled"
     again = "pip install --force-reinstall --no-deps --no-binary ggufy ggufy"
     if (Path(__file__).parents[1] / "pyproject.toml").is_file():
-        again = f"python {os.path.relpath(build.__file__)} {os.path.relpath(build.SOURCE.parent)}"
+        again = f"python {os.path.relpath(build.__file__)} {os.path.relpath(build.FOLDER)}"
     first = "" if compiler else "install a C compiler (Debian: apt-get install build-essential), then "
     yield Check("kernels", MISSING, f"llama.cpp's, several times slower: {why}", first + again)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ggufy.chat.model import ChatModel
+    from ggufy.data.report import Report
     from ggufy.exports import Wishes
     from ggufy.planner import Plan
 
@@ -55,8 +56,8 @@ def train(
 ) -> Run:
     """Train a recipe to its adapter, or continue, or find it done. Returns the run.
 
-    With `change_gpus` it may continue on another number of GPUs than its checkpoints were made on. Further arguments are
-    values of the recipe: `max_steps=60`, `lora={"r": 8}`, `**{"eval.batch_size": 4}`.
+    With `change_gpus` it may continue on another number of GPUs than its checkpoints were made on. Further arguments
+    are values of the recipe: `max_steps=60`, `lora={"r": 8}`, `**{"eval.batch_size": 4}`.
     """
     from ggufy.export import stage
     from ggufy.train import job, ranks
@@ -175,6 +176,21 @@ def rehearse(
         raise TrainError(plan_lines.verdict(made), plan_lines.hint(made))
     if made:
         planner.check_space(made, run.runs_folder())
+
+
+def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()) -> Report:
+    """Prepare a recipe's data as training would, and say what came of it. Of the base only the tokenizer is needed."""
+    from tempfile import TemporaryDirectory
+
+    from ggufy.base import resolve
+    from ggufy.data import report, source
+
+    wanted = check(what, overrides)
+    model, texts = wanted.model, source.sample_texts()
+    base = resolve.tokenizer(model.base, model.revision, offline=wanted.hub.offline, builtin_texts=texts)
+    rows = record.rows(wanted, None)
+    with TemporaryDirectory(prefix="ggufy-") as folder:
+        return report.make(rows, wanted.data, base, model.max_length, date.today(), Path(folder))
 
 
 def export(

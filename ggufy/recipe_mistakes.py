@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -49,14 +49,18 @@ def _fits_together(document: Document) -> dict[Key, str]:
         return keys.get(key) if isinstance(keys, dict) else None
 
     found: dict[Key, str] = {}
-    if value("data", "eval_size") and value("data", "train_size") is None:
+    apart = value("data", "eval_split") or value("data", "eval_source")
+    if value("data", "eval_size") and value("data", "train_size") is None and not apart:
         key: Key = ("data", "eval_size")
         found[key] = (
             f"{document.place(key)}: data.eval_size: takes the rows after the training rows: set data.train_size"
         )
-    if value("eval", "steps") and not value("data", "eval_size"):
+    if value("data", "eval_split") and value("data", "eval_source"):
+        key = ("data", "eval_split")
+        found[key] = f"{document.place(key)}: data.eval_split: is of data.source; leave it out beside data.eval_source"
+    if value("eval", "steps") and not value("data", "eval_size") and not apart:
         key = ("eval", "steps")
-        found[key] = f"{document.place(key)}: eval.steps: needs held-out rows: set data.eval_size"
+        found[key] = f"{document.place(key)}: eval.steps: needs held-out rows: set data.eval_size or data.eval_split"
     for name in ("keep_best", "early_stopping"):
         if value("train", name) and not value("eval", "steps"):
             key = ("train", name)
@@ -73,17 +77,23 @@ def _line(place: str) -> int:
 
 
 def _written_key(location: Sequence[str | int]) -> Key:
+    """The part of a location that a user wrote; the rest says which member of a union it was."""
     key: list[str | int] = []
     kind: Any = Recipe
     for part in location:
-        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else None
-        if fields is None and not isinstance(part, int):
+        origin = get_origin(kind)
+        if not (_is_section(kind) or isinstance(part, int) or origin is dict):
             break
         key.append(part)
-        kind = fields[part].annotation if fields is not None and part in fields else None
-        if fields is not None and part not in fields:
-            break
+        kind = _inner(kind, part)
     return tuple(key)
+
+
+def _inner(kind: Any, part: str | int) -> Any:
+    """The type of a section's key, or of a list's item."""
+    if _is_section(kind):
+        return kind.model_fields[part].annotation if part in kind.model_fields else None
+    return get_args(kind)[0] if get_origin(kind) is tuple else None
 
 
 def _explain(problem: dict[str, Any], key: Key, document: Document) -> str:
@@ -118,7 +128,10 @@ def _did_you_mean(key: Key) -> str:
     sections = {n: f.annotation for n, f in Recipe.model_fields.items() if _is_section(f.annotation)}
     wrong = str(key[-1])
     if len(key) > 1 and key[0] in sections:
-        own: list[str] = list(sections[str(key[0])].model_fields)  # type: ignore[union-attr]
+        kind: Any = Recipe
+        for part in key[:-1]:
+            kind = _inner(kind, part)
+        own: list[str] = list(kind.model_fields)
         if close := difflib.get_close_matches(wrong, own, 1):
             return f"did you mean {close[0]}?"
         prefix = f"the keys of {key[0]} are {', '.join(own)}"

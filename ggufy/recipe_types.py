@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,24 @@ LATE_SECTIONS = frozenset({"description", "export", "hub", "tracking"})
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+# The names by which formats know columns, and the two keys of a turn.
+Column = Literal[
+    "conversations", "messages", "instruction", "input", "output", "prompt", "completion", "text", "role", "content"
+]
+
+
+def template_fields(template: str) -> list[str]:
+    """The columns that a prompt template names. Raises ValueError where it is none."""
+    fields = []
+    for _, name, form, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if form or conversion or not name or set(name) & set(".["):
+            raise ValueError(f"{{{name}}} is no column's name; a brace that is meant as one is doubled: {{{{")
+        fields.append(name)
+    return fields
 
 
 class Section(BaseModel):
@@ -71,27 +90,61 @@ class Lora(Section):
         return self.target_modules
 
 
-class Data(Section):
-    """The conversations."""
+class Part(Section):
+    """Rows of one place, and how they are read."""
 
     source: str = Field(min_length=1)
-    """Hub data set, local .json or .jsonl file, or builtin:samples."""
+    """Hub data set, local file (.jsonl, .json, .parquet, .csv) or folder of such, or builtin:samples."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
-    split: str = "train"
-    """Split of a Hub data set."""
-    format: Literal["auto", "sharegpt", "messages"] = "auto"
+    subset: str | None = None
+    """Which configuration of a data set that has several."""
+    split: str = Field(default="train", min_length=1)
+    """Split, or a part of one: train[:10000], train[10%:20%], train[-500:]."""
+    format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion", "text"] = "auto"
     """auto: told from the columns."""
+    columns: dict[Column, str] = {}
+    """Odd names, as {instruction: question, output: answer}: the usual name, then the data's own."""
+    prompt: str | None = None
+    """What the user says, made of a row's columns: "[{TASK}] {instruction}"; {prompt} is what it says without this."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share in a mix of several sources; without weights all rows of each are taken, one source after the other."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _fields_are_plain(cls, value: str | None) -> str | None:
+        if value is not None and not template_fields(value):
+            raise ValueError("names no column; write one as {instruction}")
+        return value
+
+
+class Data(Part):
+    """The conversations."""
+
+    more: tuple[Part, ...] = ()
+    """Further sources, each a list item with keys such as source, split, format and weight."""
+    shuffle_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Shuffle the rows before train_size and eval_size are counted off; null keeps their order."""
     train_size: Positive | None = None
     """The first N rows; all of them if not given."""
     eval_size: Annotated[int, Field(ge=0)] = 0
-    """The N rows after those are held out."""
+    """The N rows after those are held out; with eval_split or eval_source the first N of that, 0 being all."""
+    eval_split: str | None = None
+    """Hold out a split of the same source instead."""
+    eval_source: str | None = None
+    """Hold out another source instead, such as validation.jsonl."""
     train_on: Literal["responses", "all"] = "responses"
     """responses: only what the assistant says, and its end-of-turn, counts in the loss."""
-    overflow: Literal["truncate", "drop", "refuse"] = "truncate"
-    """What happens to a conversation longer than model.max_length."""
+    prompt_tokens: Positive | None = None
+    """A prompt (each thing the user says) of more tokens is cut to this many; an answer never is."""
+    prompt_cut: Literal["end", "middle", "start"] = "end"
+    """Where such a prompt loses its surplus."""
+    overflow: Literal["truncate", "drop", "refuse", "split"] = "truncate"
+    """What happens to a row longer than model.max_length; split is for plain text: it goes on in another one."""
     on_bad_row: Literal["error", "skip"] = "error"
     """skip: leave unusable rows out, and say how many."""
+    unique_ids: bool = True
+    """A row whose `id` was there before in the same file is unusable; false: ids mean nothing."""
 
 
 class Train(Section):

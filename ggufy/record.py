@@ -51,6 +51,10 @@ def rows(wanted: Recipe, old: dict[str, Any] | None) -> Source:
     data = wanted.data
     if old and data.revision is None and old["data"]["name"] == data.source:
         data = data.model_copy(update={"revision": old["data"]["commit"]})
+    if old and data.more:
+        commits = dict(old["data"].get("more", []))
+        pinned = (part.model_copy(update={"revision": part.revision or commits.get(part.source)}) for part in data.more)
+        data = data.model_copy(update={"more": tuple(pinned)})
     return source.locate(data, offline=wanted.hub.offline)
 
 
@@ -83,6 +87,8 @@ def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool)
         "date": _today().isoformat(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
+    if data.more:
+        new["data"]["more"] = [[part.name, part.commit] for part in data.more]
     if fresh or not this.exists:
         return new
     old = this.frozen

@@ -69,7 +69,7 @@ def light_env(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     """As on a machine without it: an export then compares no logits, which takes ten times as long as the rest."""
     folder = tmp_path_factory.mktemp("without-torch")
     (folder / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n", "utf-8")
-    return env | {"PYTHONPATH": os.pathsep.join([str(folder), env.get("PYTHONPATH", "")])}
+    return env | {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), env.get("PYTHONPATH")]))}
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def base() -> Path:
 @pytest.fixture(scope="module")
 def samples() -> list[list[Message]]:
     rows = source.Source(source.BUILTIN, "", source.samples_file()).rows()
-    return [formats.FORMATS["sharegpt"].convert(row) for _, row in rows]
+    return [formats.Reader("sharegpt").read(row) for _, row in rows]
 
 
 def test_the_samples_are_varied(samples: list[list[Message]]) -> None:
@@ -103,7 +103,7 @@ def test_a_template_with_a_line_break_after_the_turn_is_not_trained_on_it(base: 
         ([{"from": "system", "value": "a"}], "says nothing"),
         ([{"from": "human", "value": "a"}, {"from": "robot", "value": "b"}], "unknown role 'robot'"),
         ([{"from": "human", "value": "a"}, {"from": "gpt", "value": ""}], "turn 2 is empty"),
-        ([{"from": "human", "value": "a"}, {"from": "gpt", "value": None}], "NoneType"),
+        ([{"from": "human", "value": "a"}, {"from": "gpt", "value": None}], "turn 2 is null"),
         ([{"from": "human", "value": "a"}, {"value": "b"}], "turn 2 has no 'from'"),
         (
             [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}],
@@ -117,7 +117,7 @@ def test_a_template_with_a_line_break_after_the_turn_is_not_trained_on_it(base: 
 )
 def test_a_bad_row_says_what_is_wrong(turns: object, problem: str) -> None:
     with pytest.raises(BadRow, match=problem):
-        formats.FORMATS["sharegpt"].convert({"conversations": turns})
+        formats.Reader("sharegpt").read({"conversations": turns})
 
 
 def settings(path: Path, **values: object) -> Data:

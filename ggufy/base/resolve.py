@@ -78,6 +78,15 @@ def resolve(
     return Base(name, folder, commit, digest.of_folder(folder, CONTENT))
 
 
+def tokenizer(name: str, revision: str | None, *, offline: bool, builtin_texts: Iterable[str]) -> Path:
+    """A folder with the base's tokenizer and template, without its weights. Raises ModelError or HubError."""
+    if name.startswith("builtin:") or not hubfetch.is_repository(name) or Path(name).expanduser().is_dir():
+        return resolve(name, revision, offline=offline, builtin_texts=builtin_texts).path
+    folder, _ = hubfetch.snapshot(name, revision, "model", ("tokenizer*", "*.jinja"), offline=offline)
+    _check_tokenizer(folder, name)
+    return folder
+
+
 def is_four_bit(folder: Path) -> bool:
     """Whether weights of a model folder are in bitsandbytes' 4 bits."""
     return any(tensor.dtype == weights.FOUR_BIT for tensor in weights.Checkpoint.open(folder).tensors.values())

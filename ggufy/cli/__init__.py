@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": "Say what works here, and how to mend the rest.",
     "recipes": "List, show, copy and check recipes.",
     "plan": "Say what a recipe needs, before anything runs.",
+    "data": "Look at a recipe's data: lengths, truncation, what is trained on.",
     "train": "Train a recipe's adapter, or continue where it stopped.",
     "runs": "List, show and compare runs.",
     "export": "Make GGUF files of a trained run.",

@@ -14,8 +14,10 @@ def command(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         from ggufy import recipe
 
-        for name in recipe.names():
-            click.echo(f"{name:<10} {recipe.load(name).description}")
+        names = recipe.names()
+        width = max(map(len, names))
+        for name in names:
+            click.echo(f"{name:<{width}} {recipe.load(name).description}")
 
 
 @command.command()

@@ -1,19 +1,26 @@
-"""The data stage: rows in, Arrow files of ids and labels out, with a report of what became of every row."""
+"""The data stage: rows in, Arrow files of ids and labels out, with a report of what became of every row.
+
+The bytes of the files do not depend on how many processes made them: rows go to them in batches of one size, and what
+comes back is written in order.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from datetime import date
-from itertools import islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
-from ggufy.data import formats
-from ggufy.data.formats import BadRow, Format
+from ggufy import progress
+from ggufy.data import files, formats, mix, pool
+from ggufy.data.counts import Counts
+from ggufy.data.files import BadRow
+from ggufy.data.mix import Row
 from ggufy.data.source import Source
-from ggufy.data.tokenize import Example, Tokenizer
+from ggufy.data.work import Outcome, Plan, Result, Worker
 from ggufy.errors import DataError, MissingExtra
 from ggufy.recipe import Data
 from ggufy.run import write_json
@@ -21,145 +28,191 @@ from ggufy.run import write_json
 log = logging.getLogger("ggufy")
 
 _BATCH = 256
+_LARGE = 4 << 20
+# Below so many batches, starting processes takes longer than they save.
+_FEW = 8
+# How far to look for a row that tells the format, where the recipe skips bad ones.
+_LOOK = 100
 
 
-@dataclass
-class Counts:
-    """What became of the rows of one split."""
-
-    rows: int = 0
-    kept: int = 0
-    truncated: int = 0
-    dropped_long: int = 0
-    skipped_bad: int = 0
-    without_answer: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    longest: int = 0
-    first_bad: list[str] = field(default_factory=list)
-
-    def text(self) -> str:
-        """One line for people."""
-        parts = [
-            f"{self.kept:,} of {self.rows:,} conversations",
-            f"{self.tokens:,} tokens",
-            f"{self.trained_tokens:,} trained on",
-        ]
-        if self.truncated:
-            parts.append(f"{self.truncated:,} truncated")
-        if self.dropped_long:
-            parts.append(f"{self.dropped_long:,} too long and dropped")
-        if self.without_answer:
-            parts.append(f"{self.without_answer:,} without an answer once truncated")
-        if self.skipped_bad:
-            parts.append(f"{self.skipped_bad:,} unusable and skipped (first: {self.first_bad[0]})")
-        return ", ".join(parts)
-
-
-def prepare(source: Source, data: Data, base: Path, max_length: int, day: date, out: Path) -> dict[str, Counts]:
+def prepare(
+    source: Source, data: Data, base: Path, max_length: int, day: date, out: Path, processes: int | None = None
+) -> dict[str, Counts]:
     """Write to the folder `out`: `train.arrow`, `eval.arrow` (columns input_ids and labels) and `report.json`."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer(base, day, data.train_on)
-    rows = source.rows()
-    splits = {"train": islice(rows, data.train_size)}
-    if data.eval_size:
+    sources = [source, *source.more]
+    apart = [] if source.held_out is None else [source.held_out]
+    parts = [*zip(sources, (data, *data.more), strict=True), *((one, data) for one in apart)]
+    plan = Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
+    rows = mix.rows(sources, data, out)
+    splits: dict[str, Iterator[Row]] = {"train": islice(rows, data.train_size)}
+    if source.held_out is not None:
+        held_out = ((len(sources), number, item) for number, item in source.held_out.raw())
+        splits["eval"] = islice(held_out, data.eval_size or None)
+    elif data.eval_size:
         splits["eval"] = islice(rows, data.eval_size)
-    report: dict[str, Counts] = {}
-    form: Format | None = None
-    for name, part in splits.items():
-        counts = report[name] = Counts()
-        first = next(part, None)
-        if first is None:
-            if name == "train":
-                raise DataError(f"{source.name}: the data set is empty", "check data.source and data.split")
-            taken = f"all {report['train'].rows:,} rows are used for training"
-            raise DataError(
-                f"{source.name}: no rows left to hold out: {taken}", "lower data.train_size, or set data.eval_size=0"
-            )
-        form = form or formats.detect(first[1] if isinstance(first[1], dict) else (), data.format, first[0])
-        _write(out / f"{name}.arrow", _examples(first, part, form, tokenizer, data, max_length, counts))
-        _check(counts, source, name)
-        asked = data.train_size if name == "train" else data.eval_size
-        if asked and counts.rows < asked:
-            log.info(
-                "%s: the recipe asks for %s %s rows, and there are %s", source.name, f"{asked:,}", name, counts.rows
-            )
-    write_json(out / "report.json", {name: asdict(counts) for name, counts in report.items()})
+    stage = _Stage(plan, [one for one, _ in parts], processes or pool.cores())
+    report = {name: stage.split(name, part, out / f"{name}.arrow") for name, part in splits.items()}
+    write_json(out / "report.json", {name: counts.values() for name, counts in report.items()})
     return report
 
 
-def _examples(
-    first: tuple[str, Any],
-    rest: Iterator[tuple[str, Any]],
-    form: Format,
-    tokenizer: Tokenizer,
-    data: Data,
-    max_length: int,
-    counts: Counts,
-) -> Iterator[Example]:
-    for where, row in (pair for pairs in ([first], rest) for pair in pairs):
-        counts.rows += 1
+def format_of(source: Source, part: Any, data: Data) -> str:
+    """The format of a source, told from its first row; of one that skips bad rows, from the first that tells it."""
+    first: DataError | None = None
+    where = source.where()
+    for number, item in islice(source.raw(), _LOOK if data.on_bad_row == "skip" else 1):
         try:
-            if not isinstance(row, dict) or form.column not in row:
-                raise BadRow(f"no column {form.column!r}, unlike the first row")
-            example = tokenizer.encode(form.convert(row))
+            row = files.parse(item)
+            return formats.detect(row if isinstance(row, dict) else (), part, where(number))
         except BadRow as problem:
-            if data.on_bad_row == "error":
-                raise DataError(
-                    f"{where}: {problem}", "mend the row, or set data.on_bad_row=skip to leave such rows out"
-                ) from None
-            counts.skipped_bad += 1
-            counts.first_bad = counts.first_bad or [f"{where}: {problem}"]
-            continue
-        fitted = _fit(example, where, data, max_length, counts)
-        if fitted is not None:
-            counts.kept += 1
-            counts.tokens += len(fitted.input_ids)
-            counts.trained_tokens += fitted.trained
-            counts.longest = max(counts.longest, len(fitted.input_ids))
-            yield fitted
+            first = first or _bad(where(number), str(problem))
+        except DataError as error:
+            first = first or error
+    raise first or DataError(f"{source.name}: the data set is empty", "check data.source and data.split")
 
 
-def _fit(example: Example, where: str, data: Data, max_length: int, counts: Counts) -> Example | None:
-    length = len(example.input_ids)
-    if length > max_length:
-        if data.overflow == "refuse":
+class _Stage:
+    """The preparation of the splits of one data set."""
+
+    def __init__(self, plan: Plan, sources: list[Source], processes: int) -> None:
+        self.plan, self.sources, self.processes = plan, sources, processes
+        self.places: dict[int, Callable[[int], str]] = {}
+        self.seen: set[tuple[int, int]] = set()
+
+    def split(self, name: str, rows: Iterator[Row], path: Path) -> Counts:
+        counts = Counts()
+        data, main = self.plan.data, self.sources[0].name
+        asked = data.train_size if name == "train" else data.eval_size
+        apart = name == "eval" and bool(data.eval_split or data.eval_source)
+        total = asked or sum(
+            source.count() for source in (self.sources[-1:] if apart else self.sources[: 1 + len(data.more)])
+        )
+        _write(path, self._counted(rows, counts, total))
+        if not counts.rows and name == "eval" and not apart:
+            raise DataError(
+                f"{main}: no rows left to hold out: all rows are used for training",
+                "lower data.train_size, or set data.eval_size=0",
+            )
+        if not counts.rows:
+            raise DataError(f"{main}: there are no {name} rows", "check data.source and data.split")
+        _check(counts, main, name)
+        if asked and counts.rows < asked:
+            log.info("%s: the recipe asks for %s %s rows, and there are %s", main, f"{asked:,}", name, counts.rows)
+        return counts
+
+    def _counted(self, rows: Iterator[Row], counts: Counts, total: int) -> Iterator[Result]:
+        """The results, counted; a row that the recipe does not allow ends it all."""
+        with closing(self._results(rows)) as results, progress.bar("preparing", total) as bar:
+            for result in results:
+                self._drop_repeated(result)
+                for outcome in result.outcomes:
+                    self._count(outcome, counts)
+                bar.update(counts.rows, f"{counts.rows:,} rows")
+                yield result
+
+    def _results(self, rows: Iterator[Row]) -> Generator[Result, None, None]:
+        batches = _batches(rows)
+        few = list(islice(batches, _FEW))
+        if len(few) < _FEW or self.processes == 1:
+            worker = Worker(self.plan)
+            yield from (worker.batch(batch) for batch in chain(few, batches))
+        else:
+            yield from pool.results(self.plan, chain(few, batches), self.processes)
+
+    def _drop_repeated(self, result: Result) -> None:
+        """Make unusable the rows whose id was there before in the same source."""
+        for index, outcome in enumerate(result.outcomes):
+            if outcome.identity is None or outcome.problem:
+                continue
+            if (key := (outcome.source, outcome.identity)) in self.seen:
+                result.drop(index, "its id was there in an earlier row")
+            self.seen.add(key)
+
+    def _count(self, outcome: Outcome, counts: Counts) -> None:
+        counts.rows += 1
+        if outcome.refused:
+            limit = self.plan.max_length
             hint = "raise model.max_length, or set data.overflow to truncate or drop"
-            raise DataError(f"{where}: {length:,} tokens, but model.max_length is {max_length:,}", hint)
-        if data.overflow == "drop":
-            counts.dropped_long += 1
-            return None
-        counts.truncated += 1
-        example = Example(example.input_ids[:max_length], example.labels[:max_length])
-    if not example.trained:
-        counts.without_answer += 1
-        return None
-    return example
+            raise DataError(
+                f"{self._where(outcome)}: {outcome.length:,} tokens, but model.max_length is {limit:,}", hint
+            )
+        if outcome.problem:
+            where = self._where(outcome)
+            if self.plan.data.on_bad_row == "error":
+                raise _bad(where, outcome.problem)
+            counts.skipped_bad += 1
+            counts.first_bad = counts.first_bad or [f"{where}: {outcome.problem}"]
+            return
+        counts.add(outcome, self.plan.max_length, self.plan.data.overflow)
+
+    def _where(self, outcome: Outcome) -> str:
+        if outcome.source not in self.places:
+            self.places[outcome.source] = self.sources[outcome.source].where()
+        return self.places[outcome.source](outcome.number)
 
 
-def _check(counts: Counts, source: Source, split: str) -> None:
+def _bad(where: str, problem: str) -> DataError:
+    hint = "mend the row, or set data.on_bad_row=skip to leave such rows out"
+    if problem.startswith("not JSON"):
+        hint = "each line is one JSON object; data.on_bad_row=skip leaves such lines out"
+    if problem.startswith("its id"):
+        hint = "remove one of the two, or set data.unique_ids=false if ids mean nothing there"
+    return DataError(f"{where}: {problem}", hint)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """In batches that the rows alone determine: of so many, or fewer where they are large."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += _size(row[2])
+        if len(batch) == _BATCH or size >= _LARGE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _size(item: Any) -> int:
+    """About how many bytes a row has."""
+    if isinstance(item, str | bytes):
+        return len(item)
+    if isinstance(item, dict):
+        return sum(map(_size, item.values()))
+    return sum(map(_size, item)) if isinstance(item, list) else 8
+
+
+def _check(counts: Counts, source: str, split: str) -> None:
     if counts.kept:
         return
     if counts.without_answer:
         raise DataError(
-            f"{source.name}: every label of the {split} split is masked: the prompts alone fill model.max_length",
+            f"{source}: every label of the {split} split is masked: the prompts alone fill model.max_length",
             "raise model.max_length, or check that the assistant's turns are where they should be",
         )
     raise DataError(
-        f"{source.name}: none of the {counts.rows:,} {split} rows can be used: {counts.text()}",
+        f"{source}: none of the {counts.rows:,} {split} rows can be used: {counts.text()}",
         "see data.overflow and data.on_bad_row",
     )
 
 
-def _write(path: Path, examples: Iterator[Example]) -> None:
+def _write(path: Path, results: Iterator[Result]) -> None:
     try:
         import pyarrow as pa
     except ModuleNotFoundError:
         raise MissingExtra("preparing data", "train", "pyarrow") from None
     schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
     with pa.OSFile(path.as_posix(), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while batch := list(islice(examples, _BATCH)):
-            columns = [[e.input_ids for e in batch], [e.labels for e in batch]]
-            writer.write_batch(
-                pa.record_batch([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema)
-            )
+        for result in results:
+            if not result.sizes:
+                continue
+            offsets = pa.array([0, *accumulate(result.sizes)], pa.int32())
+            columns = [
+                pa.ListArray.from_arrays(
+                    offsets, pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
+                )
+                for values in (result.input_ids, result.labels)
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))

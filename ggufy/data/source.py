@@ -1,110 +1,160 @@
-"""Where rows come from: the built-in samples, a local JSON or JSONL file, or a Hub data set."""
+"""Where rows come from: the built-in samples, local files or folders, Hub data sets, and what is held out of them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.resources import files as resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ggufy import digest, hubfetch
+from ggufy.data import files, splits
+from ggufy.data.files import BadRow
 from ggufy.errors import DataError, MissingExtra
 from ggufy.recipe import Data
+from ggufy.recipe_types import Part
 
 BUILTIN = "builtin:samples"
-_SUFFIXES = (".jsonl", ".json")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set on this disk: `rows` yields (where, row); `fingerprint` changes whenever its content does."""
+    """A data set on this disk: `rows` yields (where, row); `fingerprint` changes whenever its content does.
+
+    `more` are the other sources of a recipe's mix and `held_out` what it is evaluated on, where that is apart; the
+    fingerprint is of all of them.
+    """
 
     name: str
     fingerprint: str
     path: Path
     split: str = "train"
     commit: str | None = None
+    subset: str | None = None
+    more: tuple[Source, ...] = ()
+    held_out: Source | None = None
 
     def rows(self) -> Iterator[tuple[str, Any]]:
+        where = self.where()
+        for number, item in self.raw():
+            try:
+                yield where(number), files.parse(item)
+            except BadRow as problem:
+                raise DataError(f"{where(number)}: {problem}", "each line is one JSON object") from None
+
+    def raw(self) -> Iterator[tuple[int, Any]]:
+        """The rows of the split, unparsed, each with its number (see `where`). Raises DataError."""
+        named = self._splits()
+        for part in splits.parse(self.split):
+            if part.name not in named:
+                have = f"it has {', '.join(named)}" if self.path.is_dir() else "one file is the split train"
+                hint = f"{have}; set data.split or data.eval_split"
+                raise DataError(f"{self.name}: there is no split {part.name!r}", hint)
+            paths = named[part.name]
+            start, stop = part.bounds(lambda paths=paths: sum(map(files.count, paths)))  # type: ignore[misc]
+            yield from islice(self._numbered(paths), start, stop)
+
+    def count(self) -> int:
+        """How many rows the split has, without reading more than that takes."""
+        named, total = self._splits(), 0
+        for part in splits.parse(self.split):
+            there = sum(map(files.count, named.get(part.name, [])))
+            start, stop = part.bounds(lambda there=there: there)  # type: ignore[misc]
+            total += max(0, min(there, there if stop is None else stop) - start)
+        return total
+
+    def where(self) -> Callable[[int], str]:
+        """From the number of a row to its place, for people."""
         if self.path.is_dir():
-            return _hub_rows(self.name, self.path, self.split)
-        return _json_rows(self.path) if self.path.suffix == ".json" else _jsonl_rows(self.path)
+            before = f"{self.name} ({self.split}): row "
+        else:
+            before = f"{self.path.as_posix()}{':' if files.by_line(self.path) else ': row '}"
+        return lambda number: f"{before}{number}"
+
+    def _numbered(self, paths: list[Path]) -> Iterator[tuple[int, Any]]:
+        if not self.path.is_dir():
+            return files.read(self.path)
+        return ((number, item) for number, (_, item) in enumerate((r for p in paths for r in files.read(p)), 1))
+
+    def _splits(self) -> dict[str, list[Path]]:
+        if not self.path.is_dir():
+            return {"train": [self.path]}
+        return _splits_of(self.name, self.path, self.subset)
 
 
 def locate(data: Data, *, offline: bool) -> Source:
-    """Find a recipe's data, downloading it if it is on the Hub. Raises DataError or HubError."""
-    name = data.source
-    if name.startswith("builtin:"):
-        if name != BUILTIN:
-            raise DataError(f"unknown built-in data {name!r}", f"the one there is: {BUILTIN}")
-        path = samples_file()
-        return Source(name, digest.of_file(path), path)
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix not in _SUFFIXES:
-            raise DataError(f"{name}: files are read as {' or '.join(_SUFFIXES)}", "convert it to JSON lines")
-        return Source(name, digest.of_file(path), path)
-    if path.suffix in _SUFFIXES or not hubfetch.is_repository(name):
-        raise DataError(f"data file {name} does not exist", "check data.source in the recipe")
-    patterns = ("*.parquet", "*.json", "*.jsonl", "README.md", "**/*.parquet", "**/*.json", "**/*.jsonl")
-    folder, commit = hubfetch.snapshot(name, data.revision, "dataset", patterns, offline=offline)
-    return Source(name, digest.of_values([name, commit, data.split]), folder, data.split, commit)
+    """Find a recipe's data, downloading what is on the Hub. Raises DataError or HubError."""
+    source = _locate(data, offline=offline)
+    more = tuple(_locate(part, offline=offline) for part in data.more)
+    held_out = None
+    if data.eval_split:
+        splits.parse(data.eval_split)
+        held_out = replace(source, split=data.eval_split)
+    elif data.eval_source:
+        held_out = _locate(Part(source=data.eval_source), offline=offline)
+    if not more and not held_out:
+        return source
+    all_of_it = [source.fingerprint, *(part.fingerprint for part in more), held_out and held_out.fingerprint]
+    return replace(source, fingerprint=digest.of_values(all_of_it), more=more, held_out=held_out)
 
 
 def samples_file() -> Path:
     """ggufy's own sample conversations."""
-    return Path(str(files("ggufy") / "data" / "samples" / "conversations.jsonl"))
+    return Path(str(resources("ggufy") / "data" / "samples" / "conversations.jsonl"))
 
 
 def sample_texts() -> list[str]:
     """Every text of the sample conversations: what the built-in tokenizer is learnt from."""
-    return [turn["value"] for _, row in _jsonl_rows(samples_file()) for turn in row["conversations"]]
+    rows = Source(BUILTIN, "", samples_file()).rows()
+    return [turn["value"] for _, row in rows for turn in row["conversations"]]
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            where = f"{path.as_posix()}:{number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 text: {error.reason}", "save the file as UTF-8") from None
-            if line.strip():
-                try:
-                    yield where, json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{where}: not JSON: {error}", "each line is one JSON object") from None
+def _locate(part: Part, *, offline: bool) -> Source:
+    name = part.source
+    splits.parse(part.split)
+    if name.startswith("builtin:"):
+        if name != BUILTIN:
+            raise DataError(f"unknown built-in data {name!r}", f"the one there is: {BUILTIN}")
+        path = samples_file()
+        return Source(name, digest.of_file(path), path, part.split)
+    path = Path(name).expanduser()
+    if path.is_file():
+        if not files.is_known(path):
+            raise DataError(f"{name}: files are read as {', '.join(files.SUFFIXES)}", "convert it to JSON lines")
+        return Source(name, digest.of_file(path), path, part.split)
+    patterns = ("README.md", *(f"**/*{suffix}" for suffix in files.SUFFIXES))
+    if path.is_dir():
+        contents = sorted({p for pattern in patterns for p in path.glob(pattern) if p.is_file()})
+        if not contents:
+            kinds = ", ".join(files.SUFFIXES)
+            raise DataError(f"{name}: the folder holds no {kinds}", "check data.source in the recipe")
+        held = {p.relative_to(path).as_posix(): digest.of_file(p) for p in contents}
+        return Source(name, digest.of_values(held), path, part.split, None, part.subset)
+    if path.suffix in files.SUFFIXES or not hubfetch.is_repository(name):
+        raise DataError(f"data file {name} does not exist", "check data.source in the recipe")
+    patterns = (*patterns, *(f"*{suffix}" for suffix in files.SUFFIXES))
+    folder, commit = hubfetch.snapshot(name, part.revision, "dataset", patterns, offline=offline)
+    return Source(name, digest.of_values([name, commit, part.split]), folder, part.split, commit, part.subset)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.as_posix()}: not UTF-8 text: {error.reason}", "save the file as UTF-8") from None
-    except ValueError as error:
-        hint = "a .json file holds one list of rows; for one row a line name it .jsonl"
-        raise DataError(f"{path.as_posix()}: not JSON: {error}", hint) from None
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path.as_posix()}: holds {type(rows).__name__}, not a list of rows", "make it a list of objects"
-        )
-    for number, row in enumerate(rows, 1):
-        yield f"{path.as_posix()}: row {number}", row
-
-
-def _hub_rows(name: str, folder: Path, split: str) -> Iterator[tuple[str, Any]]:
+def _splits_of(name: str, folder: Path, subset: str | None) -> dict[str, list[Path]]:
+    """The files of each split, by the rules of the datasets library: the names of files, or what README.md says."""
     try:
         import datasets
     except ModuleNotFoundError:
         raise MissingExtra("reading a Hub data set", "train", "datasets") from None
     try:
-        rows = datasets.load_dataset(folder.as_posix(), split=split, streaming=True)
-        for number, row in enumerate(rows, 1):
-            yield f"{name} ({split}): row {number}", row
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        found = datasets.load_dataset_builder(folder.as_posix(), name=subset).config.data_files
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{name}: split {split!r} cannot be read: {reason}", "check data.source and data.split"
-        ) from None
+        raise DataError(f"{name}: cannot be read: {reason}", "check data.source and data.subset") from None
+    named = {str(split): [Path(path) for path in paths] for split, paths in (found or {}).items()}
+    for paths in named.values():
+        for path in paths:
+            if not files.is_known(path):
+                raise DataError(
+                    f"{name}: {path.name} is of a kind that is not read", f"known are {', '.join(files.SUFFIXES)}"
+                )
+    return named

@@ -1,0 +1,172 @@
+"""What a recipe's data is like: how long its rows are, what is cut, and one of them with what is trained on marked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ggufy.data import prepare
+from ggufy.data.counts import Counts
+from ggufy.data.source import Source
+from ggufy.data.tokenize import IGNORED, Tokenizer
+from ggufy.errors import MissingExtra
+from ggufy.recipe import Data
+
+# The share of the rows that a suggested length holds whole, and what it is a multiple of.
+_HELD = 0.99
+_STEP = 64
+_BARS = 16
+_WIDTH = 40
+# Of one stretch of the example.
+_SHOWN = 1500
+
+
+@dataclass(frozen=True)
+class Report:
+    """Lengths are in tokens, of whole rows: before anything is done about those over `max_length`."""
+
+    source: str
+    format: str
+    rendered_by: str
+    max_length: int
+    splits: dict[str, Counts]
+    example: list[tuple[str, bool]]
+    """A row's text in stretches, and whether each is trained on."""
+
+    @property
+    def lengths(self) -> Counter[int]:
+        return self.splits["train"].lengths
+
+    def at(self, share: float) -> int:
+        """The length that this share of the rows does not exceed."""
+        left = share * self.lengths.total()
+        for length in sorted(self.lengths):
+            left -= self.lengths[length]
+            if left <= 1e-9:
+                return length
+        return 0
+
+    @property
+    def mean(self) -> float:
+        return sum(length * count for length, count in self.lengths.items()) / max(1, self.lengths.total())
+
+    @property
+    def too_long(self) -> int:
+        return sum(count for length, count in self.lengths.items() if length > self.max_length)
+
+    @property
+    def suggested(self) -> int:
+        """The multiple of 64 that holds 99 of 100 rows whole."""
+        return -(-self.at(_HELD) // _STEP) * _STEP
+
+    def bars(self) -> list[tuple[int, int, int]]:
+        """(first length, last length, rows) of a histogram; its last bar holds the longest hundredth."""
+        last = self.at(1)
+        width = max(1, -(-self.at(_HELD) // _BARS))
+        counts: Counter[int] = Counter()
+        for length, count in self.lengths.items():
+            counts[min(length // width, _BARS)] += count
+        used = range(min(counts), max(counts) + 1)
+        return [(bar * width, last if bar == _BARS else bar * width + width - 1, counts[bar]) for bar in used]
+
+    def values(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "rendered_by": self.rendered_by,
+            "max_length": self.max_length,
+            "splits": {name: counts.values() for name, counts in self.splits.items()},
+            "tokens_per_epoch": self.splits["train"].tokens,
+            "trained_tokens_per_epoch": self.splits["train"].trained_tokens,
+            "mean": round(self.mean, 2),
+            "median": self.at(0.5),
+            "p95": self.at(0.95),
+            "p99": self.at(0.99),
+            "max": self.at(1),
+            "rows_over_max_length": self.too_long,
+            "share_over_max_length": round(self.too_long / self.lengths.total(), 6),
+            "suggested_max_length": self.suggested,
+            "histogram": [{"from": low, "to": high, "rows": count} for low, high, count in self.bars()],
+            "example": [{"text": text, "trained": trained} for text, trained in self.example],
+        }
+
+    def lines(self, mark: Callable[[str], str]) -> Iterator[str]:
+        """For people; `mark` shows that a text is trained on."""
+        yield f"{self.source}: format {self.format}, rendered by {self.rendered_by}"
+        for name, counts in self.splits.items():
+            yield f"{name}: {counts.text()}"
+        total = self.lengths.total()
+        yield ""
+        yield (
+            f"tokens a row: mean {self.mean:,.1f}, median {self.at(0.5):,}, 95% up to {self.at(0.95):,}, "
+            f"99% up to {self.at(0.99):,}, longest {self.at(1):,}"
+        )
+        yield f"over model.max_length {self.max_length:,}: {self.too_long:,} of {total:,} ({self.too_long / total:.1%})"
+        yield f"suggested model.max_length: {self.suggested:,}, which holds 99% of the rows whole"
+        train = self.splits["train"]
+        yield f"tokens per epoch: {train.tokens:,}, trained on {train.trained_tokens:,}"
+        yield ""
+        yield from self._histogram()
+        yield ""
+        yield f"the first row, with {mark('what is trained on')} marked:"
+        yield "".join(mark(_short(text)) if trained else _short(text) for text, trained in self.example)
+
+    def _histogram(self) -> Iterator[str]:
+        bars = self.bars()
+        most = max(count for _, _, count in bars)
+        names = [f"{low:,}-{high:,}" for low, high, _ in bars]
+        width, digits = max(map(len, names)), max(len(f"{count:,}") for _, _, count in bars)
+        yield f"{'tokens':>{width}}  {'rows':>{max(digits, 4)}}"
+        for name, (low, high, count) in zip(names, bars, strict=True):
+            length = -(-count * _WIDTH // most)
+            here = "  <- model.max_length" if low <= self.max_length <= high else ""
+            yield f"{name:>{width}}  {count:>{max(digits, 4)},}  {'█' * length}{here}".rstrip()
+
+    def save_png(self, path: Path) -> None:
+        """The histogram as a picture. Raises MissingExtra."""
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError:
+            raise MissingExtra("a picture", "train", "matplotlib") from None
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        lengths = sorted(self.lengths)
+        axes.hist(lengths, bins=60, weights=[self.lengths[length] for length in lengths], color="#4c78a8")
+        axes.axvline(self.max_length, color="#e45756", label=f"model.max_length {self.max_length:,}")
+        axes.axvline(self.suggested, color="#54a24b", linestyle="--", label=f"suggested {self.suggested:,}")
+        axes.set(title=self.source, xlabel="tokens", ylabel="rows")
+        axes.legend()
+        figure.savefig(path, format="png", dpi=120)
+
+
+def make(source: Source, data: Data, base: Path, max_length: int, day: date, scratch: Path) -> Report:
+    """Prepare the data in the folder `scratch`, and describe it."""
+    splits = prepare.prepare(source, data, base, max_length, day, scratch)
+    tokenizer = Tokenizer(base, day, data.train_on)
+    form = prepare.format_of(source, data, data)
+    plain = form == "text" or (form == "prompt-completion" and not tokenizer.chat)
+    how = "no template" if plain else "the base's chat template" if tokenizer.chat else "Alpaca's template"
+    return Report(source.name, form, how, max_length, splits, _first(scratch / "train.arrow", tokenizer))
+
+
+def _first(path: Path, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    import pyarrow as pa
+
+    with pa.OSFile(path.as_posix()) as file, pa.ipc.open_stream(file) as stream:
+        row = stream.read_next_batch().slice(0, 1).to_pylist()[0]
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    stretches = groupby(pairs, key=lambda pair: pair[1] != IGNORED)
+    return [(tokenizer.decode([token for token, _ in stretch]), trained) for trained, stretch in stretches]
+
+
+def _short(text: str) -> str:
+    left = len(text) - _SHOWN
+    return text if left <= 0 else f"{text[: _SHOWN // 2]} ... {left:,} characters ... {text[-_SHOWN // 2 :]}"

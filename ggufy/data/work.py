@@ -1,0 +1,154 @@
+"""What is done with a batch of rows, in this process or in another: read, tokenize, fit to the length."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ggufy.data import files
+from ggufy.data.files import BadRow
+from ggufy.data.formats import Plain, Reader, Sample
+from ggufy.data.mix import Row
+from ggufy.data.tokenize import Example, Tokenizer
+from ggufy.recipe import Data
+from ggufy.recipe_types import Part
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a process needs to know to do its share."""
+
+    base: Path
+    day: date
+    data: Data
+    max_length: int
+    parts: tuple[tuple[Part, str], ...]
+    """How the rows of each source are read, and in which format they are."""
+
+
+class Outcome(NamedTuple):
+    """What became of a row."""
+
+    source: int
+    number: int
+    problem: str = ""
+    """Why it is unusable."""
+    refused: bool = False
+    """Too long, and the recipe refuses that."""
+    length: int = 0
+    """Tokens, before anything is done about too many."""
+    examples: int = 0
+    tokens: int = 0
+    trained: int = 0
+    longest: int = 0
+    cut: bool = False
+    """Its prompt was over the budget."""
+    identity: int | None = None
+    """A hash of its `id`."""
+
+
+def _numbers() -> array[int]:
+    return array("i")
+
+
+@dataclass
+class Result:
+    """A batch, done: an outcome a row, and the ids and labels of all its examples, one after the other."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    input_ids: array[int] = field(default_factory=_numbers)
+    labels: array[int] = field(default_factory=_numbers)
+
+    def drop(self, index: int, problem: str) -> None:
+        """Take a row's examples out; it is unusable after all."""
+        gone = self.outcomes[index]
+        first = sum(outcome.examples for outcome in self.outcomes[:index])
+        start = sum(self.sizes[:first])
+        del self.input_ids[start : start + gone.tokens]
+        del self.labels[start : start + gone.tokens]
+        del self.sizes[first : first + gone.examples]
+        self.outcomes[index] = Outcome(gone.source, gone.number, problem)
+
+
+class Worker:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tokenizer = Tokenizer(plan.base, plan.day, plan.data.train_on)
+        self.readers = [Reader(form, part, chat=self.tokenizer.chat) for part, form in plan.parts]
+
+    def batch(self, rows: Sequence[Row]) -> Result:
+        """Stops after the first row that the recipe does not allow."""
+        result = Result()
+        for row in rows:
+            outcome = self._row(row, result)
+            result.outcomes.append(outcome)
+            if outcome.refused or (outcome.problem and self.plan.data.on_bad_row == "error"):
+                break
+        return result
+
+    def _row(self, row: Row, result: Result) -> Outcome:
+        source, number, item = row
+        identity = None
+        cut = False
+        try:
+            values = files.parse(item)
+            identity = _identity(values) if self.plan.data.unique_ids else None
+            sample, cut = self._within_budget(self.readers[source].read(values))
+            example = self.tokenizer.encode(sample)
+        except BadRow as problem:
+            return Outcome(source, number, str(problem), identity=identity)
+        length = len(example.input_ids)
+        if length > self.plan.max_length and self.plan.data.overflow == "refuse":
+            return Outcome(source, number, refused=True, length=length)
+        kept = [part for part in self._fit(example, isinstance(sample, Plain)) if part.trained]
+        for part in kept:
+            result.sizes.append(len(part.input_ids))
+            result.input_ids.extend(part.input_ids)
+            result.labels.extend(part.labels)
+        sizes = [len(part.input_ids) for part in kept]
+        trained = sum(part.trained for part in kept)
+        return Outcome(
+            source, number, "", False, length, len(kept), sum(sizes), trained, max(sizes, default=0), cut, identity
+        )
+
+    def _within_budget(self, sample: Sample) -> tuple[Sample, bool]:
+        """The sample with each of its prompts cut to the budget, and whether one was."""
+        budget, side = self.plan.data.prompt_tokens, self.plan.data.prompt_cut
+        if budget is None:
+            return sample, False
+        if isinstance(sample, Plain):
+            short = self.tokenizer.cut(sample.prompt, budget, side)
+            return Plain(short, sample.completion), short != sample.prompt
+        shortened = [
+            {**m, "content": self.tokenizer.cut(m["content"], budget, side)} if m["role"] == "user" else m
+            for m in sample
+        ]
+        return shortened, shortened != sample
+
+    def _fit(self, example: Example, plain: bool) -> list[Example]:
+        """The example, or what the recipe makes of one that is too long."""
+        longest, overflow = self.plan.max_length, self.plan.data.overflow
+        length = len(example.input_ids)
+        if length <= longest:
+            return [example]
+        if overflow == "drop":
+            return []
+        if overflow == "truncate" or not plain:
+            return [Example(example.input_ids[:longest], example.labels[:longest])]
+        return [
+            Example(example.input_ids[at : at + longest], example.labels[at : at + longest])
+            for at in range(0, length, longest)
+        ]
+
+
+def _identity(row: Any) -> int | None:
+    value = row.get("id") if isinstance(row, dict) else None
+    if value is None or value == "":
+        return None
+    return int.from_bytes(hashlib.blake2b(repr(value).encode("utf-8", "replace"), digest_size=8).digest(), "little")
