@@ -135,7 +135,7 @@ def floor(base: Path, quants: list[str]) -> float:
                 continue
             columns = slot.tensor.shape[-1]
             if (slot.type, columns) not in rates:
-                rows = rng.standard_normal((1 << 21,), dtype=np.float32).reshape(-1, columns) * np.float32(0.02)
+                rows = rng.standard_normal(((1 << 21) // columns, columns), np.float32) * np.float32(0.02)
                 target = np.empty(len(rows) * ggml.row_size(slot.type, columns), np.uint8)
                 begun = time.perf_counter()
                 ggml.quantize(slot.type, rows, target)
