@@ -190,7 +190,7 @@ def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()
     base = resolve.tokenizer(model.base, model.revision, offline=wanted.hub.offline, builtin_texts=texts)
     rows = record.rows(wanted, None)
     with TemporaryDirectory(prefix="ggufy-") as folder:
-        return report.make(rows, wanted.data, base, model.max_length, date.today(), Path(folder))
+        return report.make(rows, wanted.data, base, model.max_length, record.today(), Path(folder))
 
 
 def export(

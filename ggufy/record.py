@@ -84,7 +84,7 @@ def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool)
         "base": {"name": found.name, "commit": found.commit, "fingerprint": found.fingerprint},
         "data": {"name": data.name, "commit": data.commit, "fingerprint": data.fingerprint},
         "seed": wanted.train.seed,
-        "date": _today().isoformat(),
+        "date": today().isoformat(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
     if data.more:
@@ -145,7 +145,7 @@ def _without_length(identity: dict[str, Any]) -> dict[str, Any]:
     return {**identity, "recipe": {section: keys for section, keys in sections.items() if keys}}
 
 
-def _today() -> date:
+def today() -> date:
     """Today, or the day of SOURCE_DATE_EPOCH, by which builds are made reproducible."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     return datetime.fromtimestamp(int(epoch), timezone.utc).date() if epoch and epoch.isdecimal() else date.today()

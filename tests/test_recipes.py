@@ -102,6 +102,7 @@ def test_finetome(name: str, chat_base: Path, tmp_path: Path) -> None:
     if name != "1b_smoke":
         train = recipe.train
         assert (train.batch_size, train.gradient_accumulation) == (2, 4)
+        assert train.packing
         assert train.max_steps == (400 if name == "3b_r64_30k" else 600)
     smaller = pipeline.check(name, [f"data.source={file}", "data.train_size=64", "data.eval_size=6"])
     report, told = prepared(smaller, chat_base, tmp_path / "out")
@@ -122,6 +123,7 @@ def test_tasks(chat_base: Path, tmp_path: Path) -> None:
     )
     assert (train.epochs, train.max_steps, train.batch_size, train.gradient_accumulation) == (3, None, 8, 2)
     assert (train.learning_rate, train.optimizer) == (2e-4, "paged_adamw_8bit")
+    assert train.keep_best
     report, told = prepared(recipe, chat_base, tmp_path / "out")
     assert (report["train"].kept, report["eval"].kept) == (9, 3)
     assert "\n\n[SUMMARIZE] text 4<|eot_id|>" in told[4][0]

@@ -233,6 +233,8 @@ def test_plain_text_that_is_too_long_goes_on_in_another_row(base: Path, tmp_path
     assert all(len(row["input_ids"]) <= 64 for row in rows)
     whole = tokenizer.decode([n for row in rows[:-1] for n in row["input_ids"]])
     assert whole == f"<|begin_of_text|>{text}<|eot_id|>"
+    with pytest.raises(DataError, match=r"data\.overflow: split is for plain text, but .* is alpaca"):
+        made(base, tmp_path / "out", source=write(tmp_path / "rows.jsonl", pairs(0, 2)), overflow="split")
 
 
 def test_the_prompt_budget_never_cuts_an_answer(told: Told, base: Path, tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ def prepare(
     apart = [] if source.held_out is None else [source.held_out]
     parts = [*zip(sources, (data, *data.more), strict=True), *((one, data) for one in apart)]
     plan = Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
+    odd = next((form for _, form in plan.parts if form != "text"), None)
+    if data.overflow == "split" and odd:
+        raise DataError(
+            f"data.overflow: split is for plain text, but {source.name} is {odd}", "truncate, drop or refuse"
+        )
     rows = mix.rows(sources, data, out)
     splits: dict[str, Iterator[Row]] = {"train": islice(rows, data.train_size)}
     if source.held_out is not None:

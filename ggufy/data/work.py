@@ -106,7 +106,7 @@ class Worker:
         length = len(example.input_ids)
         if length > self.plan.max_length and self.plan.data.overflow == "refuse":
             return Outcome(source, number, refused=True, length=length)
-        kept = [part for part in self._fit(example, isinstance(sample, Plain)) if part.trained]
+        kept = [part for part in self._fit(example) if part.trained]
         for part in kept:
             result.sizes.append(len(part.input_ids))
             result.input_ids.extend(part.input_ids)
@@ -131,7 +131,7 @@ class Worker:
         ]
         return shortened, shortened != sample
 
-    def _fit(self, example: Example, plain: bool) -> list[Example]:
+    def _fit(self, example: Example) -> list[Example]:
         """The example, or what the recipe makes of one that is too long."""
         longest, overflow = self.plan.max_length, self.plan.data.overflow
         length = len(example.input_ids)
@@ -139,7 +139,7 @@ class Worker:
             return [example]
         if overflow == "drop":
             return []
-        if overflow == "truncate" or not plain:
+        if overflow == "truncate":
             return [Example(example.input_ids[:longest], example.labels[:longest])]
         return [
             Example(example.input_ids[at : at + longest], example.labels[at : at + longest])
