@@ -1,12 +1,14 @@
 """Million weights a second on one core, for each type and variant: ggufy's kernels and llama.cpp's, in turn.
 
-    python benchmarks/kernels.py [--types q4_k q6_k] [--rounds 5] [--json FILE]
+    python benchmarks/kernels.py [--types q4_k q6_k] [--rounds 5] [--json FILE] [--plot FILE.svg]
 
 The rows are normal values of a real matrix's size, rounded to float16: what an export hands to a kernel. Times are CPU
 time of this thread, the least of the rounds; in each round every kernel runs once, so a busy machine slows all alike.
+--plot draws them as bars; it needs matplotlib.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import tempfile
@@ -54,12 +56,42 @@ def measure(number: int, importance: np.ndarray | None, rounds: int) -> dict[str
     return best
 
 
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Times llama.cpp's speed, by type and variant: without an importance matrix above, with one below."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    # The same file from the same figures.
+    mpl.rcParams["svg.hashsalt"] = "ggufy"
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
+    for panel, importance in zip(panels, (False, True), strict=True):
+        rows = [row for row in found if row["importance"] == importance]
+        names = [name for name in rows[0]["speeds"] if name != "llama.cpp"]
+        for number, name in enumerate(names):
+            ratios = [row["speeds"][name] / row["speeds"]["llama.cpp"] for row in rows]
+            places = [place + (number - (len(names) - 1) / 2) * 0.8 / len(names) for place in range(len(rows))]
+            bars = panel.bar(places, ratios, 0.8 / len(names), label=name)
+            panel.bar_label(bars, fmt="%.1f", fontsize=7)
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.set_xticks(range(len(rows)), [row["type"] for row in rows])
+        panel.set_title("with an importance matrix" if importance else "without an importance matrix", fontsize=10)
+        panel.set_ylabel("times llama.cpp's speed")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, ncols=len(names))
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", nargs="+", choices=native.TYPES, default=native.TYPES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture: .svg or .png")
     words = parser.parse_args()
+    if words.plot and not importlib.util.find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib: pip install matplotlib")
     numbers = {name: i for i in range(42) if (name := ggml.type_name(i)) in words.types}
     importance = np.random.default_rng(1).random(COLUMNS, dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,6 +111,8 @@ def main() -> None:
                 found.append({"type": kind, "importance": weights is not None, "speeds": speeds})
     if words.json:
         words.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if words.plot:
+        plot(found, words.plot)
 
 
 if __name__ == "__main__":
