@@ -57,8 +57,7 @@ def png(path: Path, curves: Mapping[str, Curve]) -> None:
     for name, points in curves.items():
         if points:
             xs, ys = zip(*points, strict=True)
-            dotted = {"linestyle": "--", "marker": "o", "markersize": 3} if name.endswith("eval") else {}
-            axes.plot(xs, ys, label=name, **dotted)
+            axes.plot(xs, ys, *(["--o"] if name.endswith("eval") else []), label=name, markersize=3)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(visible=True, alpha=0.3)

@@ -104,6 +104,7 @@ class Adapter:
         self.alpha = (config.lora_alpha if config else 0) or 1.0
         saved = config.saved if config else ()
         self.copies = {name for name in whole if saved and name.rpartition(".")[0].endswith(saved)}
+        self.brought = frozenset(whole)
         self.kept_tied, self.untied = bool(config and config.ensure_weight_tying), False
 
     @classmethod
@@ -130,6 +131,10 @@ class Adapter:
             else:
                 _check_readable(weights, name)
                 whole[short.replace(".modules_to_save", "").replace(".base_layer.", ".")] = name
+        if config.trainable_token_indices:
+            raise ExportError(
+                f"{where}: trainable_token_indices in adapter_config.json, but there are no trained tokens", _DAMAGED
+            )
         if not found and not whole:
             raise ExportError(f"{where}: the adapter is empty", "train it first")
         pairs = {
@@ -216,6 +221,22 @@ class Adapter:
                     "but there are no lora_A and lora_B of it",
                     "copy the adapter again; a module that was not trained belongs into exclude_modules there",
                 )
+
+        for name in (*names, *([HEAD] if HEAD not in names and EMBEDDING in names else [])):
+            self._check_whole(name)
+
+    def _check_whole(self, name: str) -> None:
+        """Refuse an adapter that lacks what its configuration says was trained whole."""
+        module, _, part = name.rpartition(".")
+        if self.config is None or name in self.brought or name in self.pairs:
+            return
+        if self.config.saves(module):
+            says = "modules_to_save"
+        elif part == "bias" and self.config.trains_bias(low_rank=f"{module}.weight" in self.pairs):
+            says = f"bias ({self.config.bias})"
+        else:
+            return
+        raise ExportError(f"{self.where}: {says} in adapter_config.json means {name}, but it is not there", _DAMAGED)
 
     def _check_known(self, name: str, names: Container[str], base: Checkpoint, does: str) -> None:
         if name in names:

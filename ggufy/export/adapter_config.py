@@ -38,6 +38,8 @@ class AdapterConfig(Settings):
     modules_to_save: Any = None
     layers_to_transform: Any = None
     layers_pattern: Any = None
+    bias: str = "none"
+    trainable_token_indices: Any = None
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
@@ -62,6 +64,11 @@ class AdapterConfig(Settings):
                 f"{path.parent.as_posix()}: an adapter of this kind ({initial}) does not fit the published base",
                 "convert it with peft's own tool for that method, or merge it with peft",
             )
+        if values.get("layer_replication"):
+            raise ExportError(
+                f"{path.as_posix()}: layer_replication makes another model of the base, which ggufy does not",
+                "merge it with peft",
+            )
         return settings.check(cls, values, path)
 
     @property
@@ -76,6 +83,14 @@ class AdapterConfig(Settings):
         rank, alpha = self.rank(module), float(_by_pattern(self.alpha_pattern, module, self.lora_alpha))
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
+    def saves(self, module: str) -> bool:
+        """Whether peft trains this module whole, by modules_to_save."""
+        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved)
+
+    def trains_bias(self, *, low_rank: bool) -> bool:
+        """Whether peft trains the bias of a module with a pair, or of one without."""
+        return self.bias == "all" or (self.bias == "lora_only" and low_rank)
+
     def changes(self, module: str) -> bool:
         """Whether peft surely puts a pair on this module of a base, by the rule of `check_target_module_exists`."""
         try:
@@ -84,7 +99,7 @@ class AdapterConfig(Settings):
             return False
 
     def _leaves_out(self, module: str) -> bool:
-        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved):
+        if self.saves(module):
             return True
         if isinstance(self.exclude_modules, str):
             return bool(re.fullmatch(self.exclude_modules, module))

@@ -38,6 +38,7 @@ class Config(Settings):
     """What an export uses of config.json, with the defaults of its type."""
 
     architectures: list[str] = Field(default_factory=list)
+    hidden_act: str = "silu"
     hidden_size: PositiveInt = 4096
     intermediate_size: PositiveInt = 11008
     max_position_embeddings: PositiveInt = 2048
@@ -92,6 +93,11 @@ def read_config(base: Path) -> dict[str, Any]:
         raise ExportError(
             f"{base.as_posix()}: architecture {architecture} is not exported yet; known is {', '.join(ARCHITECTURES)}",
             "llama.cpp's convert_hf_to_gguf.py may know it",
+        )
+    if known.hidden_act not in ("silu", "swish"):
+        raise ExportError(
+            f"{path.as_posix()}: hidden_act is {known.hidden_act}, and llama.cpp computes every Llama with silu",
+            "the file would speak otherwise than the model",
         )
     config = known.model_dump(exclude_none=True) | config
     config.setdefault("num_key_value_heads", config["num_attention_heads"])

@@ -44,6 +44,8 @@ class GgufSink:
         self.importance = imatrix.means if imatrix else {}
         self.native = False
         """Whether ggufy's own kernels quantize, for the types that they have."""
+        # What has the range of the checkpoint is not to go through float16.
+        self.wide = layout.quant in ("f32", "bf16")
         self.handles: list[int] = []
 
     def open(self) -> None:
@@ -56,21 +58,26 @@ class GgufSink:
             _pwrite(self.handles[-1], part.head, 0)
 
     def parts(self, tensor: Planned) -> Collection[str]:
-        return ["permuted_half" if self.slots[tensor.name].type == ggml.F16 else "permuted"]
+        kind = self.slots[tensor.name].type
+        if self.wide:
+            return ["bf16" if kind == ggml.BF16 else "exact"]
+        return ["permuted_half" if kind == ggml.F16 else "permuted"]
 
     def put(self, slab: Slab, rows: Rows) -> None:
         slot = self.slots[slab.tensor.name]
         flat = len(slab.tensor.shape) == 1
         offset = slot.offset + slab.start * (SIZES["F32"] if flat else slot.row_bytes)
-        _pwrite(self.handles[slot.part], self._encode(slot, rows), offset)
+        _pwrite(self.handles[slot.part], self._encode(slot, slab, rows), offset)
 
     def close(self) -> None:
         for handle in self.handles:
             _close(handle)
 
-    def _encode(self, slot: Slot, rows: Rows) -> Any:
+    def _encode(self, slot: Slot, slab: Slab, rows: Rows) -> Any:
         import numpy as np
 
+        if self.wide:
+            return _in_llama_cpps_order(rows.bf16 if slot.type == ggml.BF16 else rows.exact, slab.tensor)
         if slot.type == ggml.F32:
             return rows.permuted.data
         if slot.type == ggml.F16:
@@ -92,6 +99,16 @@ class GgufSink:
             return True
         ggml.quantize(slot.type, rows, theirs, importance)
         return bool((ours == theirs).all())
+
+
+def _in_llama_cpps_order(rows: Any, tensor: Planned) -> Any:
+    """Whole heads, of which llama.cpp pairs the halves: (heads, 2, half, columns) -> (heads, half, 2, columns)."""
+    import numpy as np
+
+    if not tensor.heads:
+        return rows.data
+    halves = rows.reshape(-1, 2, tensor.shape[0] // tensor.heads // 2, rows.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).data
 
 
 class MergedSink:

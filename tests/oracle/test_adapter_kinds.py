@@ -229,6 +229,49 @@ def test_single_trained_tokens(tied: Path, tmp_path: Path) -> None:
     refused(tied, tmp_path, "trainable_tokens_delta is a kind of adapter weight")
 
 
+def without(folder: Path, part: str) -> None:
+    """Take from an adapter what was trained whole, as a trainer that saves too little does."""
+    file = folder / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    kept = {name: tensor for name, tensor in weights.items() if part not in name}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, file)
+
+
+@pytest.mark.parametrize("module", [HEAD, EMBEDDING])
+def test_a_whole_matrix_that_is_missing(module: str, tied: Path, untied: Path, tmp_path: Path) -> None:
+    for base in (tied, untied):
+        train(base, tmp_path / "adapter", modules_to_save=[module])
+        without(tmp_path, module)
+        refused(base, tmp_path, rf"modules_to_save in adapter_config.json means .*{module}.weight, but it is not there")
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_are_missing(bias: str, biased: Path, tmp_path: Path) -> None:
+    train(biased, tmp_path / "adapter", "k_proj", bias=bias)
+    without(tmp_path, "k_proj.b")
+    refused(biased, tmp_path, rf"bias \({bias}\) in adapter_config.json means .*k_proj.bias, but it is not there")
+
+
+def test_trained_tokens_that_are_missing(tied: Path, tmp_path: Path) -> None:
+    train(tied, tmp_path / "adapter", trainable_token_indices=[5, 6])
+    without(tmp_path, "trainable_tokens")
+    refused(tied, tmp_path, "trainable_token_indices in adapter_config.json, but there are no trained tokens")
+
+
+def test_repeated_layers(tied: Path, tmp_path: Path) -> None:
+    train(tied, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "layer_replication": [[0, 4], [2, 4]]}))
+    refused(tied, tmp_path, "layer_replication makes another model of the base")
+
+
+def test_another_activation(tied: Path, tmp_path: Path) -> None:
+    train(tied, tmp_path / "adapter")
+    base = changed(tied, tmp_path / "base", {}, hidden_act="gelu")  # type: ignore[arg-type]
+    refused(base, tmp_path, "hidden_act is gelu, and llama.cpp computes every Llama with silu")
+
+
 def test_dora_of_the_embedding(tied: Path, tmp_path: Path) -> None:
     train(tied, tmp_path / "adapter", EMBEDDING, use_dora=True)
     refused(tied, tmp_path, "DoRA of model.embed_tokens")

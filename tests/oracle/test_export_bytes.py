@@ -68,6 +68,18 @@ def assert_same_file(found: Path, expected: Path) -> None:
     assert [name for name in theirs.tensors if ours.tensors[name] != theirs.tensors[name]] == []
 
 
+@pytest.mark.parametrize("quant", ["bf16", "f32"])
+def test_a_wider_type_does_not_go_through_float16(quant: str, base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "checkpoint"))
+    weights = load_file(base / "model.safetensors")
+    # Most of these are no float16 numbers.
+    weights = {name: (tensor.float() * 1e-4).to(torch.bfloat16) for name, tensor in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    export(folder, None, {quant: tmp_path / "ours.gguf"}, {"name": "tiny"})
+    convert(folder, tmp_path / "theirs.gguf", quant)
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_checkpoint_becomes_what_the_converter_and_the_quantizer_make(base: Path, tmp_path: Path, tied: bool) -> None:
     folder, theirs = tmp_path / "checkpoint", tmp_path / "theirs.gguf"
