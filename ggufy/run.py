@@ -40,6 +40,7 @@ CONTENTS = (
     "partial",
     "checkpoints",
     "compiled",
+    "tracking",
     "data",
     "adapter",
     "export",

@@ -26,7 +26,7 @@ from trl import SFTConfig, SFTTrainer
 from ggufy import progress
 from ggufy.errors import TrainError
 from ggufy.run import write_json
-from ggufy.train import adapter, batches, checkpoints, curves, evals, memory, ranks, summary
+from ggufy.train import adapter, batches, checkpoints, curves, evals, memory, ranks, summary, trackers
 from ggufy.train.job import Job
 from ggufy.train.stopping import StopSignals
 from ggufy.train.watch import Watch
@@ -178,6 +178,8 @@ def _trainer(job: Job, backend: Backend, dtype: torch.dtype, splits: dict[str, d
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    for tracker in trackers.callbacks(job):
+        trainer.add_callback(tracker)
     return trainer
 
 
@@ -219,8 +221,9 @@ def _arguments(job: Job, backend: Backend, dtype: torch.dtype) -> SFTConfig:
         log_level_replica="error",
         logging_steps=recipe.tracking.log_steps,
         logging_first_step=True,
-        report_to=list(recipe.tracking.report_to) or "none",
-        run_name=recipe.name,
+        report_to="none",
+        project="ggufy",
+        run_name=job.metrics.parent.name,
         save_strategy="steps",
         save_steps=train.save_steps,
         # Old checkpoints are removed by ggufy, after the new one verifies.

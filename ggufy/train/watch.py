@@ -105,6 +105,10 @@ class Watch(TrainerCallback):
         parts = [f"step {state.global_step}/{state.max_steps}", f"loss {self.latest.get('loss', math.nan):.3f}"]
         if "eval_loss" in self.latest:
             parts.append(f"eval {self.latest['eval_loss']:.3f}")
+        if "learning_rate" in self.latest:
+            parts.append(f"lr {self.latest['learning_rate']:.1e}")
+        if "grad_norm" in self.latest:
+            parts.append(f"grad {self.latest['grad_norm']:.2f}")
         if self.tokens_per_second:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         if torch.cuda.is_available():
