@@ -51,12 +51,12 @@ def explain(error: Exception, name: str, revision: str | None, kind: str) -> Hub
         if isinstance(error, kinds):
             return HubError(f"{what}: {text}", hint)
     return HubError(
-        f"{what} is not in the local cache and the Hub cannot be reached: {_deepest(error)}",
+        f"{what} is not in the local cache and the Hub cannot be reached: {deepest(error)}",
         "check the network, or name a local folder or file instead",
     )
 
 
-def _deepest(error: BaseException) -> str:
+def deepest(error: BaseException) -> str:
     """The first cause of an error, in a line: the client wraps what the network said several times."""
     seen = {id(error)}
     while (cause := error.__cause__ or error.__context__) is not None and id(cause) not in seen:

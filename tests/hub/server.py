@@ -1,8 +1,8 @@
 """A Hub on this machine, for tests: `python -m tests.hub.server FOLDER` prints its address and serves until killed.
 
 It speaks what huggingface_hub asks of a Hub: accounts, repositories, branches, tags, trees, LFS, Xet by a local store,
-commits, downloads. Whatever is sent is recorded in FOLDER/requests.jsonl, bodies in FOLDER/bodies. `POST /_/state` makes
-people and repositories, `POST /_/faults` orders the next requests of a kind to go wrong.
+commits, downloads. Whatever is sent is recorded in FOLDER/requests.jsonl, bodies in FOLDER/bodies. `POST /_/state`
+makes people and repositories, `POST /_/faults` orders the next requests of a kind to go wrong.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Server(ThreadingHTTPServer):
         self.store, self.folder, self.xet = Store(folder), folder, xet
         self.faults: list[dict[str, Any]] = []
         self.numbers = iter(range(1, 1_000_000))
-        self.lock = threading.Lock()
+        self.lock, self.released = threading.Lock(), threading.Event()
         (folder / "bodies").mkdir(exist_ok=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -49,7 +49,7 @@ class Server(ThreadingHTTPServer):
         """The fault that is due for this request; each is used up after `times`."""
         with self.lock:
             for fault in self.faults:
-                if fault["times"] > 0 and fault["method"] == method and re.search(fault["path"], target):
+                if fault["times"] > 0 and fault["method"] in (method, "*") and re.search(fault["path"], target):
                     if fault.get("after", 0) > 0:
                         fault["after"] -= 1
                         continue
@@ -74,6 +74,8 @@ class Handler(BaseHTTPRequestHandler):
         self.number = next(self.server.numbers)
         self.fault = self.server.fault(self.command, self.route)
         body = self._body()
+        if self.fault.get("hold") == "before":
+            self._hold()
         if "status" in self.fault:
             return self._answer(
                 self.fault["status"], {"error": f"ordered {self.fault['status']}"}, self.fault.get("headers", {})
@@ -83,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self._record(len(body))
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 - http.server's names
 
     def _body(self) -> bytes:
         length, data = int(self.headers.get("Content-Length") or 0), b""
@@ -105,6 +107,9 @@ class Handler(BaseHTTPRequestHandler):
                 if drop is not None and len(data) >= drop:
                     self._record(len(data), cut=True)
                     self._cut()
+                if self.fault.get("hold") == "middle" and 2 * len(data) >= length:
+                    self._record(len(data), cut=True)
+                    self._hold()
                 if slow:
                     time.sleep(len(piece) / slow)
         if drop is not None:
@@ -113,6 +118,12 @@ class Handler(BaseHTTPRequestHandler):
             self._record(len(data), cut=True)
             self._cut()
         return data
+
+    def _hold(self) -> None:
+        """Say that this request is held, and leave its client waiting: it is about to be killed."""
+        (self.server.folder / "held").touch()
+        self.server.released.wait()
+        self._cut()
 
     def _record(self, received: int, *, cut: bool = False) -> None:
         line = {"n": self.number, "method": self.command, "path": self.route, "bytes": received, "cut": cut}
@@ -127,6 +138,9 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, body: Any = b"", headers: dict[str, str] | None = None) -> None:
         if self.fault.get("lost"):
             self._cut()
+        if self.fault.get("hold") == "after":
+            self._record(0)
+            self._hold()
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for key, value in (headers or {}).items():
@@ -230,6 +244,20 @@ class Handler(BaseHTTPRequestHandler):
         return self._answer(
             200, [e.listed(p, xet(e.oid) if e.large and self.server.xet else None) for p, e in commit.files.items()]
         )
+
+    def _history(self, body: bytes, kind: str, name: str, rev: str) -> None:
+        del body
+        if (repo := self._find(kind, name)) is None:
+            return None
+        if (commit := repo.at(rev)) is None:
+            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {rev}")
+        found, at = [], commit
+        while True:
+            facts = {"id": at.oid, "title": at.message, "message": "", "authors": []}
+            found.append({**facts, "date": "2026-01-02T00:00:00.000Z"})
+            if at.parent is None:
+                return self._answer(200, found)
+            at = repo.commits[at.parent]
 
     def _refs(self, body: bytes, kind: str, name: str) -> None:
         del body
@@ -398,6 +426,9 @@ class Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         store = self.server.store
         if self.route == "/_/faults":
+            self.server.released.set()
+            (self.server.folder / "held").unlink(missing_ok=True)
+            self.server.released = threading.Event()
             self.server.faults = [{"times": 1, **fault} for fault in wanted]
         elif self.route == "/_/state":
             for token, facts in wanted.get("people", {}).items():
@@ -437,6 +468,7 @@ _ROUTES = (
     ("GET HEAD", _API + r"/revision/(?P<rev>.+)", "_info"),
     ("GET", _API + r"/auth-check(?P<write>/write)?", "_auth"),
     ("GET", _API + r"/tree/(?P<rev>.+)", "_tree"),
+    ("GET", _API + r"/commits/(?P<rev>.+)", "_history"),
     ("GET", _API + r"/refs", "_refs"),
     ("POST", _API + r"/branch/(?P<ref>.+)", "_branch"),
     ("POST", _API + r"/tag/(?P<rev>.+)", "_tag"),
