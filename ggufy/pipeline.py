@@ -17,6 +17,7 @@ from ggufy.base.resolve import Base
 from ggufy.data import prepare
 from ggufy.data.source import Source
 from ggufy.errors import ChatError, ExportError, RecipeError, Unverified
+from ggufy.hub import push
 from ggufy.recipe import Recipe
 from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
@@ -45,6 +46,7 @@ def train(
     job.check_installed(wanted)
     this = run.named(wanted.name if run_name is None else run_name)
     this.refuse_foreign()
+    push.check_before_training(wanted, this.name)
     if fresh or this.stamp("adapter") is None:
         _refuse_hopeless(wanted)
     old = this.frozen if this.exists and not fresh else None

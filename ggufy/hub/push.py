@@ -101,8 +101,11 @@ def check_before_training(wanted: recipe.Recipe, run_name: str) -> None:
     if hub.repo is None or hub.offline:
         return
     frozen = {"recipe": wanted.model_dump(mode="json")}
-    repo = names.check_repository(names.fill(hub.repo, run_name, frozen, 0))
-    access.check(session.client(), repo, wanted.model.base)
+    repo = names.check_repository(names.fill(hub.repo, run_name, frozen, 1))
+    try:
+        access.check(session.client(), repo, wanted.model.base)
+    except session.Unreachable as error:
+        log.warning("whether %s may be written to is not known: %s", repo, error.message)
 
 
 def target_of(run: Run, repo: str | None, branch: str | None) -> Target:

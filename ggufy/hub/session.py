@@ -22,6 +22,10 @@ TOKENS = "https://huggingface.co/settings/tokens"
 OFFLINE = "export, verify and chat work without it; push again later: what has arrived is not sent twice"
 
 
+class Unreachable(HubError):
+    """Nobody has refused anything: there was no answer."""
+
+
 class Moved(Exception):
     """The branch is not where the plan was made."""
 
@@ -36,7 +40,7 @@ def client() -> Any:
     if not sys.stderr.isatty():
         disable_progress_bars()
     if constants.HF_HUB_OFFLINE:
-        raise HubError("HF_HUB_OFFLINE is set, so the Hub is not asked", f"unset it to push; {OFFLINE}")
+        raise Unreachable("HF_HUB_OFFLINE is set, so the Hub is not asked", f"unset it to push; {OFFLINE}")
     return HfApi(library_name="ggufy", library_version=__version__)
 
 
@@ -147,7 +151,7 @@ def explain(error: Exception, what: str, name: str, kind: str) -> HubError:
             "push again later: what has arrived is not sent twice",
         )
     if isinstance(root(error), httpx.TransportError | OSError | errors.OfflineModeIsEnabled):
-        return HubError(f"{what}: the Hub cannot be reached: {hubfetch.deepest(error)}", OFFLINE)
+        return Unreachable(f"{what}: the Hub cannot be reached: {hubfetch.deepest(error)}", OFFLINE)
     return HubError(f"{what}: {hubfetch.deepest(error)}", f"see {at}; `ggufy --debug` shows where it happened")
 
 

@@ -66,14 +66,15 @@ class Handler(BaseHTTPRequestHandler):
         return
 
     def _serve(self) -> None:
-        self.started = False
         url = urlsplit(self.path)
         self.route, self.query = unquote(url.path), parse_qs(url.query)
         if self.route.startswith("/_/"):
             return self._control()
         self.number = next(self.server.numbers)
         self.fault = self.server.fault(self.command, self.route)
+        self.recorded = False
         body = self._body()
+        self.received = len(body)
         if self.fault.get("hold") == "before":
             self._hold()
         if "status" in self.fault:
@@ -126,6 +127,9 @@ class Handler(BaseHTTPRequestHandler):
         self._cut()
 
     def _record(self, received: int, *, cut: bool = False) -> None:
+        if self.recorded:
+            return
+        self.recorded = True
         line = {"n": self.number, "method": self.command, "path": self.route, "bytes": received, "cut": cut}
         with self.server.lock, (self.server.folder / "requests.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
@@ -139,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault.get("lost"):
             self._cut()
         if self.fault.get("hold") == "after":
-            self._record(0)
+            self._record(self.received)
             self._hold()
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)

@@ -213,7 +213,7 @@ BAD = {
     "dots": (("--repo", "ann/../x"), {}, "cannot be the name of a repository", "user/name"),
     "no user": (("--repo", "x"), {}, "names no user", "user/x"),
     "branch with dots": (("--repo", "ann/x", "--branch", "a/../b"), {}, "name of a branch", "letters"),
-    "unknown placeholder": ((), {}, "no repository to push to", "--repo"),
+    "no repository": ((), {}, "no repository to push to", "--repo"),
     "no merged": (("--repo", "ann/x", "--what", "merged"), {}, "no merged files yet", "--merged"),
     "offline": (("--repo", "ann/x"), {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE", "export, verify and chat work"),
     "no network": (
@@ -302,3 +302,9 @@ def test_a_file_that_was_changed_is_not_sent(hub: Hub, quick: Path) -> None:
     gguf.write_bytes(gguf.read_bytes()[:-1] + b"!")
     said = hub.fails(*PUSH, cwd=quick)
     assert "quick-q8_0.gguf was changed" in said
+
+
+def test_a_placeholder_that_there_is_not(hub: Hub, tmp_path: Path) -> None:
+    said = hub.fails("train", "--recipe", "tiny", "--set", "hub.branch=N{rows}", cwd=tmp_path)
+    assert "{rows}" in said
+    assert "{n}" in said
