@@ -99,7 +99,7 @@ def collect(run: Run, what: Iterable[str], *, insist: bool) -> Bundle:
         if (run.path / name).is_file():
             path = name if name.endswith(".png") else f"ggufy/{name}"
             bundle.sources[path] = (inside(run, run.path / name), name)
-    bundle.sources["ggufy/run.json"] = (_json(bundle.frozen), "run.json")
+    bundle.sources["ggufy/run.json"] = (as_json(bundle.frozen), "run.json")
     return bundle
 
 
@@ -130,7 +130,7 @@ def _public_config(path: Path, facts: dict[str, Any]) -> tuple[Path | bytes, dic
     public = without_places(config)
     if public == config:
         return path, facts
-    data = _json(public)
+    data = as_json(public)
     return data, {**facts, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -151,7 +151,7 @@ def finish(bundle: Bundle, card: str) -> list[File]:
             )
         listed[path] = {"path": name, "size": file.size, "sha256": file.sha256}
     manifest = manifest_of(bundle.run.name, listed, bundle.stamps)
-    files.append(_file(MANIFEST, _json(manifest), known, places))
+    files.append(_file(MANIFEST, as_json(manifest), known, places))
     return sorted(files, key=lambda file: (file.size, file.path))
 
 
@@ -160,8 +160,8 @@ def manifest_of(run: str, files: Mapping[str, Any], stamps: Iterable[Mapping[str
     return {"format": FORMAT, "ggufy": __version__, "run": run, "files": dict(files), "stamps": list(stamps)}
 
 
-def from_folder(files: Mapping[str, Path | bytes], folder: Path) -> list[File]:
-    """Files that are no run's: a checkpoint's, a Space's, a data set's."""
+def from_sources(files: Mapping[str, Path | bytes], folder: Path) -> list[File]:
+    """Files that are no output of a run: a checkpoint's, a Space's, a data set's."""
     known, places = leaks.known_keys(), leaks.places(folder)
     return [_file(path, source, known, places) for path, source in files.items()]
 
@@ -199,7 +199,8 @@ def without_places(values: Any) -> Any:
     return values
 
 
-def _json(values: Any) -> bytes:
+def as_json(values: Any) -> bytes:
+    """JSON as it is written to files, the same bytes for the same values."""
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 

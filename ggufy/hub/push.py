@@ -68,8 +68,8 @@ def push(run: Run, wish: Wish) -> Pushed:
     may = access.check(api, target.repo, str(plan.bundle.frozen["base"]["name"]))
     files = _files(plan, may.license)
     if not may.exists:
-        _create(api, target, private=plan.private)
-    _branch(api, target)
+        create(api, target, private=plan.private)
+    make_branch(api, target)
     _check_tag(api, plan, files)
     done = upload.upload(
         api,
@@ -82,7 +82,7 @@ def push(run: Run, wish: Wish) -> Pushed:
     )
     if plan.tag:
         _tag(api, plan, done.commit)
-    receipt.finish(run, target.name, files, _receipt(plan, done))
+    receipt.finish(run, target.name, files, receipt_of(target, plan.tag, done))
     return Pushed(target, done.commit, done.url, files, done.new)
 
 
@@ -151,19 +151,21 @@ def _source(files: Iterable[File], path: str) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
-def _create(api: Any, target: Target, *, private: bool, **how: Any) -> None:
-    def create() -> None:
+def create(api: Any, target: Target, *, private: bool, **how: Any) -> None:
+    """Make a repository."""
+
+    def make() -> None:
         try:
             api.create_repo(target.repo, repo_type=target.kind, private=private, exist_ok=True, **how)
         except KeyError:
             # An answer that the name is taken, without the address it should have: it is there.
             return
 
-    session.ask(f"make the repository {target.repo}", create, name=target.repo, kind=target.kind)
+    session.ask(f"make the repository {target.repo}", make, name=target.repo, kind=target.kind)
     log.info("made %s%s", session.page(target.repo, target.kind), ", private" if private else "")
 
 
-def _branch(api: Any, target: Target) -> None:
+def make_branch(api: Any, target: Target) -> None:
     """Make the branch where it is not there, from the first commit: another experiment's files are not in it."""
     from huggingface_hub.errors import RevisionNotFoundError
 
@@ -210,14 +212,14 @@ def _tag(api: Any, plan: _Plan, commit: str) -> None:
     session.ask(f"set the tag {tag}", set_tag, name=target.repo, kind=target.kind)
 
 
-def _receipt(plan: _Plan, done: upload.Sent) -> dict[str, Any]:
-    target = plan.target
+def receipt_of(target: Target, tag: str | None, done: upload.Sent) -> dict[str, Any]:
+    """What hub.json says of a push, beside its files."""
     return {
         "repo": target.repo,
         "branch": target.branch,
         "commit": done.commit,
         "url": done.url,
-        "tag": plan.tag,
+        "tag": tag,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "file_url": session.page(target.repo, target.kind, f"/resolve/{done.commit}"),
     }

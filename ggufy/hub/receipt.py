@@ -41,14 +41,14 @@ def begin(run: Run, target: str, files: Iterable[File]) -> None:
     write_json(run.path / "hub.json", values)
 
 
-def finish(run: Run, target: str, files: Iterable[File], facts: dict[str, Any]) -> None:
-    """Note a finished push."""
+def finish(run: Run, target: str, files: Iterable[File], facts: dict[str, Any], *, alone: bool = False) -> None:
+    """Note a finished push; `alone`: of what was there before only this is left."""
     values = read(run)
     pending = values["pending"].pop(target, None)
     known = values["pushes"].get(target, {})
     url = facts.pop("file_url")
     held = {path: {**held, "url": f"{url}/{path}"} for path, held in _plain(files).items()}
-    entry = {**facts, "files": known.get("files", {}) | held}
+    entry = {**facts, "files": held if alone else known.get("files", {}) | held}
     if pending is None and {**entry, "finished": None} == {**known, "finished": None}:
         return
     values["pushes"][target] = entry
