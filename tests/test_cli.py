@@ -10,7 +10,7 @@ Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-COMMANDS = ["", "demo", "recipes", "recipes show", "recipes copy", "recipes check", "train", "export", "verify", "chat"]
+COMMANDS = ["", "demo", "recipes", "recipes show", "recipes copy", "recipes check", "train", "export", "verify", "chat", "push", "pull"]
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
@@ -58,6 +58,9 @@ def test_version(run: Run, tmp_path: Path) -> None:
         (["train", "--recpie", "tiny"], "Did you mean '--recipe'?"),
         (["train"], "--recipe"),
         (["train", "--recipe", "tiny", "--backend", "cuda"], "--backend"),
+        (["train", "--recipe", "tiny", "--from-hub", "a/b"], "--from-hub"),
+        (["push", "--what", "adapter,ggfu"], "ggfu"),
+        (["pull"], "user/name"),
         (["demo", "--seed", "-1"], "--seed"),
         (["export", "--threads", "0"], "--threads"),
         (["chat", "--temperature", "hot"], "--temperature"),

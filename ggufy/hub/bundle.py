@@ -99,6 +99,8 @@ def collect(run: Run, what: Iterable[str], *, insist: bool) -> Bundle:
         if (run.path / name).is_file():
             path = name if name.endswith(".png") else f"ggufy/{name}"
             bundle.sources[path] = (inside(run, run.path / name), name)
+    if counts := _counts(run):
+        bundle.sources["ggufy/data.json"] = (as_json(counts), "data/report.json")
     bundle.sources["ggufy/run.json"] = (as_json(bundle.frozen), "run.json")
     return bundle
 
@@ -119,7 +121,8 @@ def _add(bundle: Bundle, stamp: dict[str, Any], kind: str | None) -> None:
         }[str(kind)]
         if within == "adapter_config.json":
             source, facts = _public_config(run.path / name, facts)
-        kept[name] = facts
+        # When a file was written says nothing on another machine.
+        kept[name] = {key: value for key, value in facts.items() if key != "mtime_ns"}
         bundle.sources[path] = (source, name)
     bundle.stamps.append({**stamp, "files": kept})
 
@@ -224,8 +227,17 @@ def _unfinished(run: Run, missing: list[str]) -> RunError:
 
 def conversations(run: Run) -> int | None:
     """How many conversations were trained on, as counted when the data was prepared."""
+    counts = _counts(run).get("train", {})
+    return int(counts["kept"]) if "kept" in counts else None
+
+
+def _counts(run: Run) -> dict[str, dict[str, int]]:
+    """What was counted when the data was prepared: numbers only, no word of the data."""
     try:
         report = json.loads((run.path / "data" / "report.json").read_text(encoding="utf-8"))
-        return int(report["train"]["kept"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+        return {
+            split: {key: value for key, value in counts.items() if isinstance(value, int)}
+            for split, counts in report.items()
+        }
+    except (OSError, ValueError, AttributeError):
+        return {}

@@ -27,7 +27,7 @@ from ggufy.run import Run, write_json
 log = logging.getLogger("ggufy")
 
 _FOLDERS = ("adapter", "export", "checkpoints")
-_FILES = ("run.json", "metrics.jsonl", "summary.json", "loss.png")
+_FILES = ("run.json", "metrics.jsonl", "summary.json", "loss.png", "data/report.json")
 # Pickles of whole objects, which no run needs.
 _NEVER = ("training_args.bin",)
 
@@ -310,7 +310,8 @@ def _note(this: Run, found: _Found) -> None:
     files = []
     for path, entry in found.remote.files.items():
         sha256 = entry.lfs.sha256 if entry.lfs else found.manifest["files"].get(path, {}).get("sha256", "")
-        files.append(bundle.File(path, b"", entry.size, sha256, None if entry.lfs else entry.blob_id))
+        git = None if entry.lfs else entry.blob_id
+        files.append(bundle.File(path, b"", entry.size, sha256, git))
     target, head = found.target, found.remote.head
     facts = {
         "repo": target.repo,

@@ -173,7 +173,7 @@ def _send(api: Any, target: Target, todo: Sequence[File], operations: dict[str, 
         )
         done += sum(file.size for file in group)
         if len(group) == 1:
-            log.info("%s is there, %s of %s", group[0].path, amount(done), amount(total))
+            log.info("sent %s: %s of %s are there", group[0].path, amount(done), amount(total))
 
 
 def _commit(api: Any, target: Target, additions: Sequence[Any], gone: Sequence[str], message: str, parent: str) -> str:

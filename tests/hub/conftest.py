@@ -1,11 +1,13 @@
 """A Hub on this machine for each test, and the command line talking to it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -29,6 +31,7 @@ class Hub:
     folder: Path
     url: str
     env: dict[str, str]
+    forks: subprocess.Popen[str] | None
 
     def control(self, what: str, wanted: Any = ()) -> dict[str, Any]:
         request = urllib.request.Request(f"{self.url}/_/{what}", json.dumps(wanted).encode(), method="POST")
@@ -53,11 +56,33 @@ class Hub:
         return (self.folder / "objects" / self.files(repo, branch, kind)[path][0]).read_bytes()
 
     def run(self, *args: str, cwd: Path, token: str = ANN, **env: str) -> CompletedProcess[str]:
-        own = {**self.env, "HF_TOKEN": token, **env}
-        command = [sys.executable, "-m", "ggufy", *args]
-        return subprocess.run(
-            command, cwd=cwd, env=own, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
-        )
+        """A command; with other HF_ variables, which are read at import, in a process begun from nothing."""
+        if env or self.forks is None:
+            own = {**self.env, "HF_TOKEN": token, **env}
+            command = [sys.executable, "-m", "ggufy", *args]
+            return subprocess.run(
+                command, cwd=cwd, env=own, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
+            )
+        self.begin(*args, cwd=cwd, token=token)
+        return self.end(*args)
+
+    def begin(self, *args: str, cwd: Path, token: str = ANN) -> int:
+        """Start a command in a process that has everything imported; gives its process id."""
+        out, err = self.folder / "stdout", self.folder / "stderr"
+        wanted = {"args": args, "cwd": str(cwd), "env": {"HF_TOKEN": token}, "out": str(out), "err": str(err)}
+        assert self.forks is not None
+        assert self.forks.stdin is not None
+        assert self.forks.stdout is not None
+        self.forks.stdin.write(json.dumps(wanted) + "\n")
+        self.forks.stdin.flush()
+        return int(self.forks.stdout.readline())
+
+    def end(self, *args: str) -> CompletedProcess[str]:
+        assert self.forks is not None
+        assert self.forks.stdout is not None
+        code = int(self.forks.stdout.readline())
+        out, err = ((self.folder / name).read_text() for name in ("stdout", "stderr"))
+        return CompletedProcess(args, code, out, err)
 
     def works(self, *args: str, cwd: Path, **how: str) -> str:
         done = self.run(*args, cwd=cwd, **how)
@@ -78,47 +103,77 @@ class Hub:
     def kill_when_held(self, *args: str, cwd: Path, fault: dict[str, Any]) -> bool:
         """Run a command until the server holds one of its requests, and kill it there; False if none was held."""
         self.control("faults", [fault])
-        command = [sys.executable, "-m", "ggufy", *args]
-        process = subprocess.Popen(
-            command, cwd=cwd, env={**self.env, "HF_TOKEN": ANN}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = self.begin(*args, cwd=cwd)
         held = self.folder / "held"
-        while not held.exists() and process.poll() is None:
-            time.sleep(0.01)
-        killed = process.poll() is None
-        process.kill()
-        process.wait()
+        while not held.exists() and _runs(process):
+            time.sleep(0.005)
+        killed = held.exists()
+        if killed:
+            os.kill(process, signal.SIGKILL)
+        done = self.end()
         self.control("faults")
+        assert done.returncode == (-signal.SIGKILL if killed else 0), done.stderr
         return killed
 
 
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _serve(folder: Path, env: dict[str, str], *options: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """A server, and the environment for commands that talk to it."""
+    command = [sys.executable, "-m", "tests.hub.server", str(folder), *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    own = {**env, "HF_ENDPOINT": url, "HF_HOME": str(folder / "hf"), "PYTHONPATH": str(ROOT)}
+    del own["HF_HUB_OFFLINE"]
+    if "--xet" not in options:
+        own["HF_HUB_DISABLE_XET"] = "1"
+    return process, own
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+@pytest.fixture(scope="session")
+def served(
+    env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[dict[str, str], subprocess.Popen[str]]]:
+    server, own = _serve(tmp_path_factory.mktemp("hub"), env)
+    forks = subprocess.Popen(
+        [sys.executable, "-m", "tests.hub.forks"], env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    yield own, forks
+    _stop(forks)
+    _stop(server)
+
+
 @pytest.fixture
-def start_hub(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Hub]]:
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*options: str) -> Hub:
-        folder = tmp_path / f"hub{len(started)}"
-        command = [sys.executable, "-m", "tests.hub.server", str(folder), *options]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        own = {**env, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
-        del own["HF_HUB_OFFLINE"]
-        if "--xet" not in options:
-            own["HF_HUB_DISABLE_XET"] = "1"
-        hub = Hub(folder, url, own)
-        hub.control("state", {"people": PEOPLE})
-        return hub
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+def hub(served: tuple[dict[str, str], subprocess.Popen[str]]) -> Hub:
+    """An empty Hub with people."""
+    env, forks = served
+    hub = Hub(Path(), env["HF_ENDPOINT"], env, forks)
+    hub.folder = Path(hub.control("reset")["folder"])
+    hub.control("state", {"people": PEOPLE})
+    return hub
 
 
 @pytest.fixture
-def hub(start_hub: Callable[..., Hub]) -> Hub:
-    return start_hub()
+def xet_hub(env: dict[str, str], tmp_path: Path) -> Iterator[Hub]:
+    """A Hub that takes large files through Xet."""
+    server, own = _serve(tmp_path / "xet-hub", env, "--xet")
+    hub = Hub(Path(), own["HF_ENDPOINT"], own, None)
+    hub.folder = Path(hub.control("reset")["folder"])
+    hub.control("state", {"people": PEOPLE})
+    yield hub
+    _stop(server)

@@ -35,11 +35,21 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, folder: Path, *, xet: bool) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.store, self.folder, self.xet = Store(folder), folder, xet
-        self.faults: list[dict[str, Any]] = []
+        self.root, self.xet, self.resets = folder, xet, 0
+        self.released = threading.Event()
+        self.reset()
         self.numbers = iter(range(1, 1_000_000))
-        self.lock, self.released = threading.Lock(), threading.Event()
-        (folder / "bodies").mkdir(exist_ok=True)
+        self.lock = threading.Lock()
+
+    def reset(self) -> None:
+        """An empty Hub, with a folder of its own."""
+        self.released.set()
+        self.released = threading.Event()
+        self.resets += 1
+        self.folder = self.root / str(self.resets)
+        self.store = Store(self.folder)
+        self.faults: list[dict[str, Any]] = []
+        (self.folder / "bodies").mkdir(exist_ok=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], Gone | ConnectionError):
@@ -108,7 +118,8 @@ class Handler(BaseHTTPRequestHandler):
                 if drop is not None and len(data) >= drop:
                     self._record(len(data), cut=True)
                     self._cut()
-                if self.fault.get("hold") == "middle" and 2 * len(data) >= length:
+                share = self.fault.get("hold")
+                if isinstance(share, float) and len(data) >= share * length:
                     self._record(len(data), cut=True)
                     self._hold()
                 if slow:
@@ -130,7 +141,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.recorded:
             return
         self.recorded = True
-        line = {"n": self.number, "method": self.command, "path": self.route, "bytes": received, "cut": cut}
+        span = self.headers.get("Range")
+        line = {
+            "n": self.number,
+            "method": self.command,
+            "path": self.route,
+            "bytes": received,
+            "cut": cut,
+            "range": span,
+        }
         with self.server.lock, (self.server.folder / "requests.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
 
@@ -421,6 +440,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 self._cut()
             self.wfile.write(piece)
+            if fault.get("hold") == "sending" and 2 * at >= len(part):
+                self.wfile.flush()
+                self._record(0, cut=True)
+                self._hold()
             if slow := fault.get("slow"):
                 time.sleep(len(piece) / slow)
 
@@ -429,7 +452,10 @@ class Handler(BaseHTTPRequestHandler):
         self.fault = {}
         wanted = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         store = self.server.store
-        if self.route == "/_/faults":
+        if self.route == "/_/reset":
+            self.server.reset()
+            store = self.server.store
+        elif self.route == "/_/faults":
             self.server.released.set()
             (self.server.folder / "held").unlink(missing_ok=True)
             self.server.released = threading.Event()
@@ -445,7 +471,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.route == "/_/edit":
             repo = store.repos[(wanted["kind"], wanted["name"])]
             head = repo.branches[wanted["branch"]]
-            files = {**repo.commits[head].files, wanted["path"]: store.put(wanted["text"].encode(), large=False)}
+            entry = store.put(wanted["text"].encode(), large=wanted["path"].endswith(LARGE))
+            files = {**repo.commits[head].files, wanted["path"]: entry}
             repo.branches[wanted["branch"]] = repo.add(head, "somebody else's", files)
         seen = {
             f"{repo.kind}:{repo.name}": {
@@ -460,7 +487,7 @@ class Handler(BaseHTTPRequestHandler):
             for repo in store.repos.values()
         }
         left = [fault for fault in self.server.faults if fault["times"]]
-        self._answer(200, {"repos": seen, "faults_left": left})
+        self._answer(200, {"repos": seen, "faults_left": left, "folder": str(self.server.folder)})
 
 
 _API = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"

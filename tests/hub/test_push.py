@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from huggingface_hub import ModelCard
 from tests.conftest import snapshot
 from tests.hub.conftest import ANN, READER, Hub
 
+HUB = ("--set", "hub.repo=ann/Llama-quick", "--set", "hub.checkpoints=every_save")
 PUSH = ("push", "quick", "--repo", "ann/Llama-quick")
 
 
@@ -24,7 +24,7 @@ def untouched(before: dict[str, str], folder: Path) -> bool:
 def test_what_arrives_is_the_run(hub: Hub, quick: Path) -> None:
     before = {k: v for k, v in snapshot(quick).items() if not k.endswith("lock")}
     said = hub.works(*PUSH, "--tag", "v1", "--message", "first", cwd=quick)
-    assert "11 new" in said
+    assert "12 new" in said
     there = hub.files("ann/Llama-quick")
     run = quick / "runs" / "quick"
     for name in ("adapter_model.safetensors", "tokenizer.json", "adapter_config.json"):
@@ -75,8 +75,8 @@ def test_the_recipe_says_where(hub: Hub, quick: Path) -> None:
     assert "quick-q8_0.gguf" not in state["files"]["main"]
 
 
-def test_through_xet(start_hub: Callable[..., Hub], quick: Path) -> None:
-    hub = start_hub("--xet")
+def test_through_xet(xet_hub: Hub, quick: Path) -> None:
+    hub = xet_hub
     hub.works(*PUSH, cwd=quick)
     assert not hub.stored()
     gguf = hashlib.sha256((quick / "runs/quick/export/quick-q8_0.gguf").read_bytes()).hexdigest()
@@ -185,9 +185,13 @@ def test_tokens_of_the_environment_are_nowhere(hub: Hub, tmp_path: Path, quick_a
     work.mkdir()
     wandb, openai = "c0ffee" * 7, "sk-" + "canary" * 8
     (work / ".env").write_text(f"WANDB_API_KEY={wandb}\nexport OPENAI_API_KEY='{openai}'\nHF_TOKEN={'x' * 30}\n")
-    said = hub.works("train", *quick_again, "--set", "hub.repo=ann/Llama-quick", cwd=work, HF_HUB_OFFLINE="")
+    said = hub.works("train", *quick_again, *HUB, cwd=work)
+    there = hub.files("ann/Llama-quick", "checkpoints")
+    assert "checkpoints/checkpoint-4/optimizer.pt" in there
+    assert not [path for path in there if "training_args.bin" in path or "checkpoint-2" in path]
     said += hub.works("export", "quick", "--quant", "q8_0", "--no-logits", cwd=work)
     said += hub.works("push", "quick", cwd=work)
+    assert not [path for path in hub.files("ann/Llama-quick") if path.endswith((".bin", ".pt", ".pth"))]
     said += hub.run("--debug", "push", "quick", "--repo", "bob/x", cwd=work).stderr
     (work / ".env").unlink()
     held = [*work.rglob("*"), *(hub.folder / "bodies").rglob("*"), *(hub.folder / "objects").rglob("*")]
