@@ -10,7 +10,8 @@ Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-COMMANDS = ["", "demo", "recipes", "recipes show", "recipes copy", "recipes check", "train", "export", "verify", "chat", "push", "pull"]
+RECIPE_COMMANDS = ["recipes", "recipes show", "recipes copy", "recipes check"]
+COMMANDS = ["", "demo", *RECIPE_COMMANDS, "train", "export", "verify", "chat", "push", "pull"]
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])

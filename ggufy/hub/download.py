@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from ggufy import digest
 from ggufy.errors import HubError, Unverified
 from ggufy.hub import session
 from ggufy.hub.facts import amount
 from ggufy.hub.upload import Remote, Target
+from ggufy.hubfetch import matches
 from ggufy.run import sync
 
 log = logging.getLogger("ggufy")
@@ -64,15 +63,6 @@ def fetch(target: Target, remote: Remote, path: str, out: Path) -> Path:
         f"{path} of {target.name} arrives with another content than the Hub lists",
         "try again later, or another network",
     )
-
-
-def matches(path: Path, entry: Any) -> bool:
-    """Whether a file on this disk is the one that is listed."""
-    if not path.is_file() or path.stat().st_size != entry.size:
-        return False
-    if entry.lfs:
-        return bool(digest.of_file(path) == entry.lfs.sha256)
-    return bool(digest.of_git_blob(path) == entry.blob_id)
 
 
 def _stream(target: Target, remote: Remote, path: str, partial: Path) -> None:

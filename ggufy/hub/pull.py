@@ -257,7 +257,7 @@ def _restore(found: _Found, run_name: str | None, *, going_on: bool = False) -> 
         missing = []
         for path, facts in files:
             local = this.path / facts["path"]
-            if download.matches(local, remote.files[path]):
+            if hubfetch.matches(local, remote.files[path]):
                 continue
             if going_on and facts["path"] == "run.json":
                 continue

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 
 from tests.conftest import snapshot
 from tests.hub.conftest import ANN, READER, Hub
@@ -131,6 +132,22 @@ def test_chat_with_a_repository(hub: Hub, there: Path) -> None:
     answers = {done.stdout.splitlines()[0] for done in (first, again, offline)}
     assert len(answers) == 1
     assert "q8_0" in hub.fails(*ask[:-1], "q4_k_m", cwd=there)
+
+
+def test_an_adapter_on_the_hub_is_exported(hub: Hub, quick: Path, there: Path) -> None:
+    """Through the client's own download, whose corrupt answer is seen, too."""
+    hub.control("faults", [{**CDN, "corrupt": True}])
+    export = ("export", "ann/Llama-quick", "--base", "builtin:tiny", "--quant", "q8_0", "--no-logits")
+    said = hub.works(*export, cwd=there)
+    assert "another content than the Hub lists" in said
+    made, known = (read_tensors(path) for path in (there / "exports", quick / "runs/quick/export"))
+    assert made == known
+    assert "another content" not in hub.works(*export, cwd=there)
+
+
+def read_tensors(folder: Path) -> dict[str, bytes]:
+    [path] = folder.rglob("*.gguf")
+    return {tensor.name: tensor.data.tobytes() for tensor in GGUFReader(path).tensors}
 
 
 def test_the_machine_is_taken_away(hub: Hub, quick: Path, quick_again: tuple[str, ...], tmp_path: Path) -> None:
