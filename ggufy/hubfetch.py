@@ -58,6 +58,8 @@ def _wrong(name: str, folder: Path, kind: str) -> list[Path]:
 
     What was compared once is noted in ggufy's cache, and not hashed again until it changes.
     """
+    if not re.fullmatch(r"[0-9a-f]{40}", folder.name):
+        return []  # no snapshot of a commit: nothing is listed for it
     noted = cache.folder() / "verified" / f"{kind}--{name.replace('/', '--')}--{folder.name}.json"
     try:
         known = json.loads(noted.read_text(encoding="utf-8"))

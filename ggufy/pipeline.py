@@ -46,9 +46,9 @@ def train(
     job.check_installed(wanted)
     this = run.named(wanted.name if run_name is None else run_name)
     this.refuse_foreign()
-    checkpoints.target_of(wanted, this)
-    push.check_before_training(wanted, this.name)
     if fresh or this.stamp("adapter") is None:
+        checkpoints.target_of(wanted, this)
+        push.check_before_training(wanted, this.name)
         _refuse_hopeless(wanted)
     old = this.frozen if this.exists and not fresh else None
     base = record.base(wanted, old)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -100,12 +100,14 @@ class Hub:
         assert hint.startswith("hint: "), done.stderr
         return f"{error}\n{hint}"
 
-    def kill_when_held(self, *args: str, cwd: Path, fault: dict[str, Any]) -> bool:
+    def kill_when_held(
+        self, *args: str, cwd: Path, fault: dict[str, Any], ready: Callable[[], bool] = lambda: True
+    ) -> bool:
         """Run a command until the server holds one of its requests, and kill it there; False if none was held."""
         self.control("faults", [fault])
         process = self.begin(*args, cwd=cwd)
         held = self.folder / "held"
-        while not held.exists() and _runs(process):
+        while not (held.exists() and ready()) and _runs(process):
             time.sleep(0.005)
         killed = held.exists()
         if killed:

@@ -120,7 +120,7 @@ def test_the_branch_moves_while_files_are_sent(hub: Hub, quick: Path) -> None:
 def _points() -> list[dict[str, Any]]:
     """Twenty moments of a push: before or after one of its requests, or in the middle of a large file."""
     dice = random.Random(6)
-    whole = dice.sample([(n, where) for n in range(24) for where in ("before", "after")], 16)
+    whole = dice.sample([(n, where) for n in range(20) for where in ("before", "after")], 16)
     points = [{"method": "*", "path": ".", "after": n, "hold": where} for n, where in sorted(whole)]
     return points + [{**PUT, "after": n, "hold": dice.random()} for n in (0, 0, 1, 1)]
 
