@@ -30,15 +30,17 @@ def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--private/--public", "private", default=None, help="A repository that has to be made.")
 @click.option("--tag", metavar="NAME", help="Set on the commit.")
 @click.option("--message", metavar="TEXT", help="The commit's message.")
+@click.option("--ollama", metavar="you/name", help="Push to ollama.com instead, or too where --repo is given.")
 @click.option("--force", is_flag=True, help="Write over files there that this run did not put there.")
 @click.option("--dry-run", is_flag=True, help="Only show the card and the files. Nothing is asked of the Hub.")
-def command(what_run: str | None, dry_run: bool, **wish: Any) -> None:
+def command(what_run: str | None, dry_run: bool, ollama: str | None, **wish: Any) -> None:
     """Send a run (the newest if none is named) to the Hugging Face Hub, with a model card.
 
     Only what is not there yet is sent, in one commit, and it ends when the hashes there are those here. In names
     {recipe}, {run}, {r} and {n} are filled in: --branch 3B_QLoRA_N{n}.
     """
     from ggufy import run
+    from ggufy.hub import ollama as models
     from ggufy.hub import push
     from ggufy.hub.push import Wish
 
@@ -50,6 +52,8 @@ def command(what_run: str | None, dry_run: bool, **wish: Any) -> None:
             click.echo(line)
         return
     with this.lock():
-        done = push.push(this, Wish(**wish))
-    for line in done.lines():
-        click.echo(line)
+        if ollama is None or wish["repo"]:
+            for line in push.push(this, Wish(**wish)).lines():
+                click.echo(line)
+        for tag in models.push(this, ollama) if ollama else ():
+            click.echo(f"https://ollama.com/{tag}")

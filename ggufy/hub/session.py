@@ -26,10 +26,6 @@ class Unreachable(HubError):
     """Nobody has refused anything: there was no answer."""
 
 
-class Moved(Exception):
-    """The branch is not where the plan was made."""
-
-
 def client() -> Any:
     """The Hub's client. Its own bars are shown on terminals only, and its talk of retries is not ours."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -54,7 +50,7 @@ def page(name: str, kind: str = "model", rest: str = "") -> str:
 def ask(
     what: str, function: Callable[[], Answer], *, name: str, kind: str = "model", waits: Sequence[float] = _WAITS
 ) -> Answer:
-    """Call the Hub, again after a while where the failure may pass. Raises HubError, or Moved."""
+    """Call the Hub, again after a while where the failure may pass. Raises HubError."""
     for wait in (*waits, None):
         try:
             return function()
@@ -62,8 +58,6 @@ def ask(
             raise
         except Exception as error:  # noqa: BLE001 - the client raises its own, its HTTP library's and built-in errors
             status = status_of(error)
-            if status == 412 or (status == 409 and "commit" in what):
-                raise Moved from None
             if wait is None or not passing(error):
                 raise explain(error, f"cannot {what}", name, kind) from None
             said = f"the Hub answered {status}" if status else "the connection to the Hub broke"

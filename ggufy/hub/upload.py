@@ -26,6 +26,10 @@ _TRIES = 6
 _SMALL = 1_000_000
 
 
+class _Moved(Exception):
+    """The branch is not where the plan was made."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A branch of a repository."""
@@ -115,7 +119,7 @@ def upload(
         before()
         try:
             committed = _commit(api, target, [operations[file.path] for file in todo], gone, message, remote.head)
-        except session.Moved:
+        except _Moved:
             log.info("%s was changed by somebody else meanwhile; looking again", target.name)
             continue
         except Exception as error:  # noqa: BLE001 - the client raises its own, its HTTP library's and built-in errors
@@ -190,7 +194,7 @@ def _commit(api: Any, target: Target, additions: Sequence[Any], gone: Sequence[s
         )
     except Exception as error:
         if session.status_of(error) in (409, 412):
-            raise session.Moved from None
+            raise _Moved from None
         raise
     return str(done.oid)
 
