@@ -160,6 +160,8 @@ class Hub(Section):
     """Set on the commit."""
     message: str | None = None
     """The commit's message."""
+    examples: tuple[str, ...] = ()
+    """Questions that a Space offers."""
     checkpoints: Literal["every_save", "end", "off"] = "off"
     """Checkpoints go to the branch `checkpoints` in the background: each that is saved, the last one, or none."""
 

@@ -11,7 +11,7 @@ Fails = Callable[..., str]
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 RECIPE_COMMANDS = ["recipes", "recipes show", "recipes copy", "recipes check"]
-COMMANDS = ["", "demo", *RECIPE_COMMANDS, "train", "export", "verify", "chat", "push", "pull"]
+COMMANDS = ["", "demo", *RECIPE_COMMANDS, "train", "export", "verify", "chat", "push", "pull", "space"]
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])

@@ -21,6 +21,7 @@ COMMANDS = {
     "chat": "Talk to a GGUF file or a run.",
     "push": "Send a run to the Hugging Face Hub.",
     "pull": "Bring a run back from the Hub.",
+    "space": "Write a Gradio Space for a pushed run.",
 }
 
 

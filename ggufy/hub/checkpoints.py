@@ -68,7 +68,7 @@ def uploading(run: Run, wanted: Recipe) -> Iterator[None]:
     process = subprocess.Popen(
         [*command, wanted.hub.checkpoints],
         stdin=subprocess.PIPE,
-        stdout=sys.stderr.fileno(),
+        stdout=_stderr(),
         # ^C stops the training, which saves a checkpoint; that one is to be sent.
         start_new_session=True,
     )
@@ -80,6 +80,14 @@ def uploading(run: Run, wanted: Recipe) -> Iterator[None]:
         if process.poll() is None:
             log.info("sending the last checkpoint to %s; ^C leaves that to the background", target.name)
             process.wait()
+
+
+def _stderr() -> int | None:
+    """Where its lines go: with ours. In a notebook standard error may be no file; then as the notebook's own."""
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 class Sender:
@@ -94,6 +102,7 @@ class Sender:
 
     def work(self) -> None:
         """Send until the training has ended and its last checkpoint has arrived, or cannot."""
+        shutil.rmtree(self.holding, ignore_errors=True)
         threading.Thread(target=self._wait_for_the_end, daemon=True).start()
         failures = 0
         while True:
