@@ -6,9 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from ggufy import hubfetch
 from ggufy.errors import HubError
-from ggufy.hub import session
+from ggufy.hub import facts, session
 
 log = logging.getLogger("ggufy")
 
@@ -68,11 +67,11 @@ def check_token(api: Any, name: str) -> str:
 
 def check_base(api: Any, base: str | None) -> str | None:
     """The licence that the card of a base on the Hub names. Raises HubError where the base is gated for this token."""
-    if base is None or not hubfetch.is_repository(base):
+    if base is None or facts.on_the_hub(base) is None:
         return None
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    def facts() -> Any:
+    def look() -> Any:
         try:
             api.auth_check(base)
             return api.model_info(base)
@@ -84,7 +83,7 @@ def check_base(api: Any, base: str | None) -> str | None:
         except RepositoryNotFoundError:
             return None
 
-    info = session.ask(f"look at the base {base}", facts, name=base)
+    info = session.ask(f"look at the base {base}", look, name=base)
     if info is None:
         log.warning("the base %s is not on the Hub, or is private: others cannot use the adapter without it", base)
         return None

@@ -23,7 +23,7 @@ OFFLINE = "export, verify and chat work without it; push again later: what has a
 
 
 class Unreachable(HubError):
-    """Nobody has refused anything: there was no answer."""
+    """Nobody has refused anything: there was no answer, or none that says so."""
 
 
 def client() -> Any:
@@ -140,7 +140,7 @@ def explain(error: Exception, what: str, name: str, kind: str) -> HubError:
     if status is not None and status not in _PASSING:
         return HubError(f"{what}: the Hub refuses it ({status}): {_first_line(error)}", f"see {at}")
     if status is not None:
-        return HubError(
+        return Unreachable(
             f"{what}: the Hub still answers {status} after several tries",
             "push again later: what has arrived is not sent twice",
         )

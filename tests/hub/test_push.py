@@ -262,6 +262,16 @@ def test_training_for_a_repository_that_cannot_be_written_is_refused_first(hub: 
     assert not (tmp_path / "runs").exists()
 
 
+def test_no_network_does_not_keep_from_training(hub: Hub, tmp_path: Path) -> None:
+    """What cannot be asked is said, and the next mistake is the one that counts."""
+    train = ("train", "--recipe", "tiny", "--set", "hub.repo=ann/x", "--set", "data.source=nothing.jsonl")
+    done = hub.run(*train, cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "whether ann/x may be written to is not known" in done.stderr
+    assert "error: data" in done.stderr
+    assert "nothing.jsonl" in done.stderr
+
+
 def test_a_run_that_is_not_finished(hub: Hub, quick: Path) -> None:
     run = quick / "runs" / "quick"
     (run / "stamps" / "adapter.json").unlink()
