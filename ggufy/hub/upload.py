@@ -175,6 +175,11 @@ def _send(api: Any, target: Target, todo: Sequence[File], operations: dict[str, 
             # The client has tried each of its requests several times already.
             waits=(2.0,),
         )
+        if left_out := [file.path for file in group if operations[file.path]._should_ignore]:
+            raise HubError(
+                f"{left_out[0]}: the .gitignore of {target.name} leaves it out",
+                f"change that file at {session.page(target.repo, target.kind)}, or choose another --branch",
+            )
         done += sum(file.size for file in group)
         if len(group) == 1:
             log.info("sent %s: %s of %s are there", group[0].path, amount(done), amount(total))

@@ -323,10 +323,16 @@ class Handler(BaseHTTPRequestHandler):
         if (commit := repo.at(rev)) is None:
             return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {rev}")
         files = []
+        rules = commit.files.get(".gitignore")
+        ignored = self.server.store.object(rules.oid).read_text().split() if rules else []
         for file in json.loads(body)["files"]:
             large = file["path"].endswith(LARGE) or file["size"] > 10_000_000
             known = commit.files.get(file["path"])
-            mode = {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            mode = {
+                "path": file["path"],
+                "uploadMode": "lfs" if large else "regular",
+                "shouldIgnore": file["path"] in ignored,
+            }
             files.append({**mode, "oid": known.oid if known else None})
         return self._answer(200, {"files": files})
 

@@ -311,6 +311,13 @@ def test_others_work_is_not_written_over(hub: Hub, quick: Path) -> None:
     assert hub.read("ann/Llama-quick", "README.md") != b"By hand."
 
 
+def test_a_gitignore_that_leaves_a_file_out(hub: Hub, quick: Path) -> None:
+    files = {".gitignore": "quick-q8_0.gguf"}
+    hub.control("state", {"repos": [{"kind": "model", "name": "ann/Llama-quick", "files": files}]})
+    said = hub.fails(*PUSH, cwd=quick)
+    assert "quick-q8_0.gguf: the .gitignore" in said
+
+
 def test_a_file_that_was_changed_is_not_sent(hub: Hub, quick: Path) -> None:
     gguf = quick / "runs" / "quick" / "export" / "quick-q8_0.gguf"
     gguf.write_bytes(gguf.read_bytes()[:-1] + b"!")
