@@ -46,3 +46,12 @@ def of_folder(folder: Path, patterns: Iterable[str], *, whole: bool = False) -> 
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     large = set() if whole else {".safetensors", ".gguf"}
     return of_values({p.name: of_sample(p) if p.suffix in large else of_file(p) for p in files})
+
+
+def of_git_blob(path: Path) -> str:
+    """Git's hash of a file's content, by which the Hub names small files."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -16,8 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ggufy import machine, run
-from ggufy.base import tiny
+from ggufy import cache, machine, run
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 """It works; it is optional and not there, or could be better; it has to be mended."""
@@ -242,7 +241,7 @@ def _memory() -> Iterator[Check]:
 def _disks() -> Iterator[Check]:
     from huggingface_hub import constants
 
-    folders = {"runs": run.runs_folder(), "Hub cache": Path(constants.HF_HUB_CACHE), "cache": tiny.cache_folder()}
+    folders = {"runs": run.runs_folder(), "Hub cache": Path(constants.HF_HUB_CACHE), "cache": cache.folder()}
     variables = {"runs": "GGUFY_RUNS", "Hub cache": "HF_HOME", "cache": "GGUFY_CACHE"}
     for name, folder in folders.items():
         there = folder.absolute()

@@ -30,6 +30,7 @@ from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
 from ggufy.errors import ChatError, ExportError, RecipeError, TrainError, Unverified
+from ggufy.hub import checkpoints, pull, push
 from ggufy.recipe import Recipe
 from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
@@ -69,6 +70,8 @@ def train(
     this = run.named(wanted.name if run_name is None else run_name)
     this.refuse_foreign()
     if fresh or this.stamp("adapter") is None:
+        checkpoints.target_of(wanted, this)
+        push.check_before_training(wanted, this.name)
         _refuse_hopeless(wanted)
     old = this.frozen if this.exists and not fresh else None
     base = record.base(wanted, old)
@@ -95,12 +98,19 @@ def train(
                 identity=digest.of_values({**identity, "recipe": record.training(wanted)}),
                 change_gpus=change_gpus,
             )
-            ranks.fit(work, places["adapter"])
+            with checkpoints.uploading(this, wanted):
+                ranks.fit(work, places["adapter"])
 
         # Forced: `data` and `adapter` in a run are ggufy's own names, and one that has lost its stamp is made again.
         adapter = this.make({"adapter": identity}, build, force=True)["adapter"]
     log.info("%s %s", adapter.path.as_posix(), "is up to date" if adapter.reused else "is trained")
     return this
+
+
+def train_from_hub(repo: str, *, branch: str | None = None, run_name: str | None = None) -> Run:
+    """Bring a run's checkpoints from the Hub, unless it is here already, and go on with its training."""
+    this = pull.checkpoints(repo, branch, run_name)
+    return train(recipe.from_values(this.frozen["recipe"]), run_name=this.name)
 
 
 def check(
@@ -285,19 +295,22 @@ def chat(
     context: int = 4096,
     threads: int | None = None,
     day: date | None = None,
+    branch: str | None = None,
 ) -> ChatModel:
-    """Load a GGUF to talk to: a file, or the newest export of a run."""
+    """Load a GGUF to talk to: a file, the newest export of a run, or one of a repository on the Hub."""
     from ggufy.chat.model import ChatModel
 
-    return ChatModel(gguf_of(what, quant), context, threads, day)
+    return ChatModel(gguf_of(what, quant, branch), context, threads, day)
 
 
-def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None) -> Path:
-    """The GGUF file that a user means: a file, or the newest export of a run."""
+def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None, branch: str | None = None) -> Path:
+    """The GGUF file that a user means: a file, the newest export of a run, or one of a repository on the Hub."""
     if isinstance(what, str | os.PathLike) and (Path(what).suffix == ".gguf" or Path(what).is_file()):
         if not Path(what).is_file():
             raise ChatError(f"no file {Path(what).as_posix()}", "check the path")
         return Path(what)
+    if isinstance(what, str) and pull.is_meant(what):
+        return pull.gguf(what, branch, quant)
     return exports.gguf_of(what if isinstance(what, Run) else run.find(what), quant)
 
 

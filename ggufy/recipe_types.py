@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -201,11 +202,49 @@ class Export(Section):
     """Weigh the quants by an importance matrix, computed from the training conversations."""
 
 
+# What may stand in braces in the names of a recipe's hub section.
+PLACEHOLDERS = ("recipe", "run", "r", "n")
+
+
 class Hub(Section):
-    """The Hugging Face Hub."""
+    """The Hugging Face Hub. In names {recipe}, {run}, {r} (rank) and {n} (training conversations) are filled in."""
 
     offline: bool = False
     """Use only what is in the local cache."""
+    repo: str | None = None
+    """Where `ggufy push` sends a run, as user/name."""
+    branch: str = Field(default="main", min_length=1)
+    """Made if it is not there, as 3B_QLoRA_N{n}."""
+    private: bool = False
+    """A repository that has to be made is private."""
+    what: tuple[Literal["adapter", "gguf", "merged"], ...] = Field(default=("adapter", "gguf"), min_length=1)
+    """Which of adapter, gguf and merged are sent."""
+    tag: str | None = None
+    """Set on the commit."""
+    message: str | None = None
+    """The commit's message."""
+    examples: tuple[str, ...] = ()
+    """Questions that a Space offers."""
+    checkpoints: Literal["every_save", "end", "off"] = "off"
+    """Checkpoints go to the branch `checkpoints` in the background: each that is saved, the last one, or none."""
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, value: Any) -> Any:
+        return "off" if value is False else value
+
+    @field_validator("repo", "branch", "tag", "message")
+    @classmethod
+    def _known_placeholders(cls, value: str | None) -> str | None:
+        try:
+            wanted = [name for _, name, _, _ in Formatter().parse(value or "") if name is not None]
+        except ValueError as error:
+            raise ValueError(f"{value!r} cannot be filled in: {error}") from None
+        for name in wanted:
+            if name not in PLACEHOLDERS:
+                known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
+                raise ValueError(f"{{{name}}} is nothing that can be filled in; there are {known}")
+        return value
 
 
 class Tracking(Section):

@@ -12,7 +12,7 @@ Fails = Callable[..., str]
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 COMMANDS = [
     *("", "demo", "doctor", "recipes", "recipes show", "recipes copy", "recipes check", "plan", "data", "train"),
-    *("runs", "runs show", "runs compare", "export", "verify", "chat"),
+    *("runs", "runs show", "runs compare", "export", "verify", "chat", "push", "pull", "space"),
 ]
 
 
@@ -61,6 +61,9 @@ def test_version(run: Run, tmp_path: Path) -> None:
         (["train", "--recpie", "tiny"], "Did you mean '--recipe'?"),
         (["train"], "--recipe"),
         (["train", "--recipe", "tiny", "--backend", "cuda"], "--backend"),
+        (["train", "--recipe", "tiny", "--from-hub", "a/b"], "--from-hub"),
+        (["push", "--what", "adapter,ggfu"], "ggfu"),
+        (["pull"], "user/name"),
         (["demo", "--seed", "-1"], "--seed"),
         (["export", "--threads", "0"], "--threads"),
         (["chat", "--temperature", "hot"], "--temperature"),

@@ -62,6 +62,8 @@ def test_export_and_chat_work_without_torch(
     clean["GGUFY_CACHE"] = str(tmp_path / "cache")
     exported = ggufy("export", "--quant", "q8_0")
     assert exported.returncode == 0, exported.stderr
+    card = ggufy("push", "--repo", "ann/Llama-tiny", "--dry-run")
+    assert card.stdout.startswith("---\nlibrary_name: peft\n"), card.stderr
     answer = ggufy("chat", "--prompt", "What is the capital of France?", "--temperature", "0")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout == "The capital of France is Paris.\n"

@@ -10,14 +10,13 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ggufy import digest, llama3, weights
+from ggufy import cache, digest, llama3, weights
 from ggufy.llama3 import Shape
 from ggufy.run import sync, write_json
 
@@ -73,13 +72,6 @@ CHAT_TEMPLATE = """\
 """
 
 
-def cache_folder() -> Path:
-    """$GGUFY_CACHE, else ggufy's folder in the user's cache directory."""
-    if own := os.environ.get("GGUFY_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ggufy"
-
-
 def ensure(texts: Iterable[str]) -> Path:
     """The folder of the built-in model, made in a second or two if it is not in the cache yet.
 
@@ -87,7 +79,7 @@ def ensure(texts: Iterable[str]) -> Path:
     """
     corpus = list(texts)
     key = digest.of_values([EDITION, SEED, asdict(SHAPE), MERGES, CHAT_TEMPLATE, corpus])[:16]
-    folder = cache_folder() / f"tiny-{key}"
+    folder = cache.folder() / f"tiny-{key}"
     stamp = folder / "stamp.json"
     if _holds(folder, stamp):
         return folder

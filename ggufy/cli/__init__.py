@@ -23,6 +23,9 @@ COMMANDS = {
     "export": "Make GGUF files of a trained run.",
     "verify": "Check the files of a run, or one GGUF file.",
     "chat": "Talk to a GGUF file or a run.",
+    "push": "Send a run to the Hugging Face Hub.",
+    "pull": "Bring a run back from the Hub.",
+    "space": "Write a Gradio Space for a pushed run.",
 }
 
 
@@ -64,7 +67,10 @@ def main(debug: bool) -> None:
 
     Start with `ggufy demo`.
     """
+    from ggufy import keys
+
     del debug
+    keys.load()
 
 
 def entry() -> None:

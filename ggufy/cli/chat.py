@@ -10,10 +10,11 @@ import click
 
 
 @click.command(name="chat")
-@click.argument("what", required=False, metavar="[RUN|FILE]")
+@click.argument("what", required=False, metavar="[RUN|FILE|user/name]")
 @click.option("--prompt", help="Ask this once, print the answer, and leave.")
 @click.option("--system", help="A system prompt.")
-@click.option("--quant", help="Which export of a run; the newest if not given.")
+@click.option("--quant", help="Which export of a run; the newest if not given. Of a repository: q4_k_m if not given.")
+@click.option("--branch", help="Of a repository; main if not given.")
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.6, show_default=True, help="0 is always the likeliest."
 )
@@ -33,17 +34,20 @@ def command(
     prompt: str | None,
     system: str | None,
     quant: str | None,
+    branch: str | None,
     context: int,
     threads: int | None,
     day: datetime | None,
     **sampling: Any,
 ) -> None:
-    """Talk to a GGUF file or a run's newest export, on the CPU."""
+    """Talk to a GGUF file, a run's newest export, or a GGUF file on the Hub, on the CPU."""
     from ggufy import pipeline
     from ggufy.chat import repl
     from ggufy.chat.model import Sampling
 
-    model = pipeline.chat(what, quant=quant, context=context, threads=threads, day=day.date() if day else None)
+    model = pipeline.chat(
+        what, quant=quant, branch=branch, context=context, threads=threads, day=day.date() if day else None
+    )
     if prompt is None:
         repl.converse(model, system, Sampling(**sampling))
     else:

@@ -6,7 +6,11 @@ import click
 
 
 @click.command(name="train")
-@click.option("--recipe", required=True, help="A recipe's name (`ggufy recipes`) or a YAML file.")
+@click.option("--recipe", help="A recipe's name (`ggufy recipes`) or a YAML file.")
+@click.option(
+    "--from-hub", metavar="user/name", help="Instead of a recipe: go on with a run from its checkpoints there."
+)
+@click.option("--branch", metavar="NAME", help="Of --from-hub, as hub.branch was; main if not given.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated."
 )
@@ -19,7 +23,9 @@ import click
 @click.option("--change-gpus", is_flag=True, help="Continue on another number of GPUs than before.")
 @click.option("--dry-run", is_flag=True, help="Only check: recipe, machine, memory, disk. Nothing is loaded.")
 def command(
-    recipe: str,
+    recipe: str | None,
+    from_hub: str | None,
+    branch: str | None,
     overrides: tuple[str, ...],
     run_name: str | None,
     fresh: bool,
@@ -34,6 +40,14 @@ def command(
     """
     from ggufy import pipeline
 
+    if from_hub:
+        if recipe or overrides or fresh or backend or gpus or dry_run:
+            raise click.UsageError("--from-hub goes on with the run's own recipe: it takes only --branch and --run")
+        done = pipeline.train_from_hub(from_hub, branch=branch, run_name=run_name)
+        click.echo(f"next: ggufy export {done.name}")
+        return
+    if recipe is None:
+        raise click.UsageError("Missing option '--recipe' (or '--from-hub').")
     if backend:
         overrides = (*overrides, f"train.backend={backend}")
     if gpus:

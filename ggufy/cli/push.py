@@ -1,0 +1,59 @@
+"""ggufy push"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+_KINDS = ("adapter", "gguf", "merged")
+
+
+def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """A list as in --what adapter,gguf."""
+    if value is None:
+        return None
+    wanted = tuple(part.strip() for part in value.split(",") if part.strip())
+    for part in wanted:
+        if part not in _KINDS:
+            raise click.BadParameter(f"{part!r} is none of {', '.join(_KINDS)}", ctx, param)
+    if not wanted:
+        raise click.BadParameter(f"name some of {', '.join(_KINDS)}", ctx, param)
+    return wanted
+
+
+@click.command(name="push")
+@click.argument("what_run", required=False, metavar="[RUN]")
+@click.option("--repo", metavar="user/name", help="Where to; hub.repo of the recipe if not given.")
+@click.option("--what", callback=_kinds, metavar="LIST", help="Some of adapter,gguf,merged; hub.what if not given.")
+@click.option("--branch", metavar="NAME", help="Made if it is not there; hub.branch if not given.")
+@click.option("--private/--public", "private", default=None, help="A repository that has to be made.")
+@click.option("--tag", metavar="NAME", help="Set on the commit.")
+@click.option("--message", metavar="TEXT", help="The commit's message.")
+@click.option("--ollama", metavar="you/name", help="Push to ollama.com instead, or too where --repo is given.")
+@click.option("--force", is_flag=True, help="Write over files there that this run did not put there.")
+@click.option("--dry-run", is_flag=True, help="Only show the card and the files. Nothing is asked of the Hub.")
+def command(what_run: str | None, dry_run: bool, ollama: str | None, **wish: Any) -> None:
+    """Send a run (the newest if none is named) to the Hugging Face Hub, with a model card.
+
+    Only what is not there yet is sent, in one commit, and it ends when the hashes there are those here. In names
+    {recipe}, {run}, {r} and {n} are filled in: --branch 3B_QLoRA_N{n}.
+    """
+    from ggufy import run
+    from ggufy.hub import ollama as models
+    from ggufy.hub import push
+    from ggufy.hub.push import Wish
+
+    this = run.find(what_run)
+    if dry_run:
+        text, files = push.dry_run(this, Wish(**wish))
+        click.echo(text)
+        for line in files:
+            click.echo(line)
+        return
+    with this.lock():
+        if ollama is None or wish["repo"]:
+            for line in push.push(this, Wish(**wish)).lines():
+                click.echo(line)
+        for tag in models.push(this, ollama) if ollama else ():
+            click.echo(f"https://ollama.com/{tag}")

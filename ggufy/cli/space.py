@@ -1,0 +1,30 @@
+"""ggufy space"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="space")
+@click.argument("what_run", required=False, metavar="[RUN]")
+@click.option("--repo", required=True, metavar="user/space", help="The Space's name.")
+@click.option("--quant", help="Which of the pushed GGUF files; q4_k_m if not given.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write it; spaces/NAME if not given.")
+@click.option("--push", "send", is_flag=True, help="Also upload it.")
+@click.option("--private", is_flag=True, help="A Space that has to be made.")
+@click.option("--force", is_flag=True, help="Write over files that are others.")
+def command(
+    what_run: str | None, repo: str, quant: str | None, out: Path | None, send: bool, private: bool, force: bool
+) -> None:
+    """Write a Gradio Space that talks with a pushed GGUF file of a run, on the free CPU tier."""
+    from ggufy import run
+    from ggufy.hub import names, space
+
+    this = run.find(what_run)
+    folder = out or Path("spaces") / names.check_repository(repo).partition("/")[2]
+    written = space.write(this, repo, folder, quant=quant, force=force)
+    click.echo(f"{folder.as_posix()}: {len(written)} files")
+    if send:
+        click.echo(space.send(folder, written, repo, private=private, force=force))

@@ -1,0 +1,245 @@
+"""Checkpoints on the Hub while a training runs: by a process of its own, which the training never waits for.
+
+It looks for checkpoints that are sealed, holds the newest by hard links so that the training may remove it, and sends
+it as one commit that replaces the one before: the branch always holds one whole checkpoint. What fails is said and
+tried again. It ends when the training does, however that ends, after what was saved last has arrived.
+
+    python -m ggufy.hub.checkpoints RUN user/name BRANCH every_save|end
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ggufy.errors import GgufyError, HubError, from_lower
+from ggufy.hub import access, bundle, names, push, receipt, session, upload
+from ggufy.hub.bundle import File
+from ggufy.hub.facts import amount
+from ggufy.hub.pull import checkpoint_branch
+from ggufy.hub.upload import Target
+from ggufy.recipe import Recipe
+from ggufy.run import Run
+
+log = logging.getLogger("ggufy")
+
+_LOOK_SECONDS = 0.5
+_WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)
+# What is tried after the training has ended, before giving up.
+_LAST_TRIES = 3
+_NOT_SENT = ("manifest.json", "training_args.bin")
+
+
+def target_of(wanted: Recipe, run: Run) -> Target | None:
+    """Where the checkpoints of a training go, if they do. Raises HubError where they would be of no use there."""
+    hub = wanted.hub
+    if hub.checkpoints == "off":
+        return None
+    if hub.repo is None:
+        raise HubError(f"hub.checkpoints is {hub.checkpoints}, and no repository is named", "set hub.repo=user/name")
+    for key, value in (("model.base", wanted.model.base), ("data.source", wanted.data.source)):
+        if bundle.without_places(value) != value:
+            raise HubError(
+                f"hub.checkpoints: {key} is {value}, which is on this machine only",
+                f"name {key} by its repository, or relative to the folder ggufy is started in",
+            )
+    frozen = {"recipe": wanted.model_dump(mode="json")}
+    repo, branch = (names.fill(text, run.name, frozen, 1) for text in (hub.repo, hub.branch))
+    return Target(names.check_repository(repo), names.check_ref(checkpoint_branch(branch), "branch"))
+
+
+@contextmanager
+def uploading(run: Run, wanted: Recipe) -> Iterator[None]:
+    """While it is entered, checkpoints are sent as the recipe says. Nothing that fails there is raised here."""
+    target = target_of(wanted, run)
+    if target is None:
+        yield
+        return
+    command = [sys.executable, "-m", "ggufy.hub.checkpoints", str(run.path.resolve()), target.repo, target.branch]
+    process = subprocess.Popen(
+        [*command, wanted.hub.checkpoints],
+        stdin=subprocess.PIPE,
+        stdout=_stderr(),
+        # ^C stops the training, which saves a checkpoint; that one is to be sent.
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+        if process.poll() is None:
+            log.info("sending the last checkpoint to %s; ^C leaves that to the background", target.name)
+            process.wait()
+
+
+def _stderr() -> int | None:
+    """Where its lines go: with ours. In a notebook standard error may be no file; then as the notebook's own."""
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+class Sender:
+    """The process beside a training."""
+
+    def __init__(self, run: Run, target: Target, when: str) -> None:
+        self.run, self.target, self.when = run, target, when
+        self.holding = run.path / "checkpoints" / ".sending"
+        self.ended = threading.Event()
+        self.ready = False
+        self.sent = 0
+
+    def work(self) -> None:
+        """Send until the training has ended and its last checkpoint has arrived, or cannot."""
+        shutil.rmtree(self.holding, ignore_errors=True)
+        threading.Thread(target=self._wait_for_the_end, daemon=True).start()
+        failures = 0
+        while True:
+            ended = self.ended.is_set()
+            newest: Path | None = None
+            try:
+                newest = self._newest() if ended or self.when == "every_save" else None
+                if newest is not None:
+                    self._send(newest)
+                    failures = 0
+                elif ended:
+                    break
+                else:
+                    self.ended.wait(_LOOK_SECONDS)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+                failures += 1
+                last = ended and failures >= _LAST_TRIES
+                self._say(newest, from_lower(error), last=last)
+                if last:
+                    break
+                # The end of the training interrupts a wait, and is then no reason to hurry more than that.
+                if ended:
+                    time.sleep(_WAITS[0])
+                else:
+                    self.ended.wait(_WAITS[min(failures, len(_WAITS)) - 1])
+        shutil.rmtree(self.holding, ignore_errors=True)
+
+    def _wait_for_the_end(self) -> None:
+        sys.stdin.buffer.read()
+        self.ended.set()
+
+    def _newest(self) -> Path | None:
+        """The newest checkpoint that was not sent yet, held so that nobody can take it away meanwhile."""
+        found = [path.parent for path in self.run.path.glob("checkpoints/checkpoint-*/manifest.json")]
+        newest = max(found, key=_step, default=None)
+        if newest is None or _step(newest) <= self.sent:
+            return None
+        held = self.holding / newest.name
+        if not (held / "manifest.json").is_file():
+            shutil.rmtree(self.holding, ignore_errors=True)
+            held.mkdir(parents=True)
+            try:
+                listed = json.loads((newest / "manifest.json").read_text(encoding="utf-8"))["files"]
+                for name in (*listed, "manifest.json"):
+                    (held / name).parent.mkdir(parents=True, exist_ok=True)
+                    _hold(newest / name, held / name)
+            except FileNotFoundError:
+                # Removed at this moment, because a newer one is there.
+                return None
+        return held
+
+    def _send(self, folder: Path) -> None:
+        files = self._files(folder)
+        api = session.client()
+        target = self.target
+        if not self.ready:
+            if not access.check(api, target.repo, None).exists:
+                push.create(api, target, private=self.run.frozen["recipe"]["hub"].get("private", False))
+            push.make_branch(api, target)
+            self.ready = True
+        paths = {file.path for file in files}
+
+        def stale(there: Iterable[str]) -> list[str]:
+            return [path for path in there if path.startswith("checkpoints/") and path not in paths]
+
+        done = upload.upload(
+            api,
+            target,
+            files,
+            f"{self.run.name}: {folder.name}",
+            own=lambda: receipt.own(self.run, target.name),
+            before=lambda: receipt.begin(self.run, target.name, files),
+            stale=stale,
+        )
+        facts = push.receipt_of(target, None, done)
+        receipt.finish(self.run, target.name, files, facts, alone=True)
+        self.sent = _step(folder)
+        log.info("%s is on the Hub: %s, %s", folder.name, target.name, amount(sum(file.size for file in files)))
+
+    def _files(self, folder: Path) -> list[File]:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        # The trainer's pickled arguments name folders of this machine, and no resume reads them.
+        manifest["files"] = {name: facts for name, facts in manifest["files"].items() if name not in _NOT_SENT}
+        at = f"checkpoints/{folder.name}"
+        sources: dict[str, tuple[Path | bytes, str]] = {
+            f"{at}/{name}": (folder / names.check_path(name), f"{at}/{name}") for name in manifest["files"]
+        }
+        sources[f"{at}/manifest.json"] = (bundle.as_json(manifest), f"{at}/manifest.json")
+        sources["ggufy/run.json"] = (bundle.as_json(self.run.frozen), "run.json")
+        metrics = self.run.path / "metrics.jsonl"
+        if metrics.is_file():
+            # The training may be writing its next line.
+            whole = metrics.read_bytes()
+            sources["ggufy/metrics.jsonl"] = (whole[: whole.rfind(b"\n") + 1], "metrics.jsonl")
+        files = bundle.from_sources({path: source for path, (source, _) in sources.items()}, self.run.path)
+        for name, facts in manifest["files"].items():
+            sent = next(file for file in files if file.path == f"{at}/{name}")
+            if sent.sha256 != facts["sha256"]:
+                raise HubError(f"{name} of {folder.name} is not what was sealed", "the next checkpoint will be sent")
+        listed = {f.path: {"path": sources[f.path][1], "size": f.size, "sha256": f.sha256} for f in files}
+        made = bundle.as_json(bundle.manifest_of(self.run.name, listed, []))
+        files += bundle.from_sources({bundle.MANIFEST: made}, self.run.path)
+        return sorted(files, key=lambda file: (file.size, file.path))
+
+    def _say(self, folder: Path | None, error: GgufyError, *, last: bool) -> None:
+        then = "giving up; it is on this disk" if last else "trying again"
+        hint = "; set hub.branch to another name" if "did not put there" in error.message else ""
+        log.warning(
+            "%s is not on the Hub yet: %s%s (%s)",
+            folder.name if folder else "the newest checkpoint",
+            error.message,
+            hint,
+            then,
+        )
+
+
+def _hold(path: Path, held: Path) -> None:
+    """A second name for a file, or a copy where the disk knows no second names."""
+    try:
+        os.link(path, held)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(path, held)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def main(arguments: list[str]) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
+    log.setLevel(logging.INFO)
+    os.nice(5)
+    path, repo, branch, when = arguments
+    Sender(Run(Path(path)), Target(repo, branch), when).work()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,101 @@
+"""What a card may say of a run: read from its record, its figures and its files, and nothing that was not measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufy import hubfetch
+from ggufy.hub.bundle import Bundle, kind_of
+
+# The licences whose terms ask for a notice, and for a name that begins with Llama.
+_LLAMA = (
+    (r"llama-?3\.3", "llama3.3", "Llama 3.3"),
+    (r"llama-?3\.2", "llama3.2", "Llama 3.2"),
+    (r"llama-?3\.1", "llama3.1", "Llama 3.1"),
+    (r"llama-?3(?![.\d])", "llama3", "Llama 3"),
+)
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """One GGUF model of a push; one that is split counts as one."""
+
+    name: str
+    first: str
+    """The file to name to llama.cpp, by its path in the repository."""
+    quant: str
+    size: int
+    bits: float | None
+    """Bits a weight, over all tensors; not for an adapter."""
+
+
+def ggufs(bundle: Bundle) -> list[Gguf]:
+    """The GGUF models, smallest first."""
+    found = []
+    for stamp in bundle.stamps:
+        quant = stamp["inputs"].get("quant")
+        if kind_of(stamp) != "gguf" or quant is None or "modelfile" in stamp["inputs"]:
+            continue
+        files = sorted(stamp["files"])
+        by_name = {name: path for path, (_, name) in bundle.sources.items()}
+        size = sum(facts["size"] for facts in stamp["files"].values())
+        bits = None if quant == "adapter" else bits_a_weight(bundle.run.path / name for name in files)
+        found.append(Gguf(stamp["output"].rpartition("/")[2], by_name[files[0]], quant, size, bits))
+    return sorted(found, key=lambda gguf: (gguf.size, gguf.name))
+
+
+def bits_a_weight(files: Iterable[Path]) -> float:
+    """Bits a weight of a GGUF model, from the sizes and shapes of its tensors."""
+    from gguf import GGUFReader
+
+    size = weights = 0
+    for file in files:
+        for tensor in GGUFReader(file).tensors:
+            size += int(tensor.n_bytes)
+            weights += int(tensor.n_elements)
+    return 8 * size / weights
+
+
+def losses(run: Path, points: int = 12) -> list[dict[str, float]]:
+    """The logged losses of a run, at most that many, first and last among them."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        logged = [figures for line in lines if "loss" in (figures := json.loads(line))]
+    except (OSError, ValueError):
+        return []
+    if len(logged) <= points:
+        return logged
+    return [logged[round(i * (len(logged) - 1) / (points - 1))] for i in range(points)]
+
+
+def summary(run: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def llama(base: str) -> tuple[str, str] | None:
+    """The licence and the name of a Llama base, told by the name of its repository."""
+    for pattern, license_name, family in _LLAMA:
+        if re.search(pattern, base, re.IGNORECASE):
+            return license_name, family
+    return None
+
+
+def on_the_hub(name: str) -> str | None:
+    """The name, if it is of a repository and not of something on this disk or built in."""
+    return name if hubfetch.is_repository(name) and not Path(name).exists() else None
+
+
+def amount(size: int) -> str:
+    """A size for people, in powers of 1000 as the Hub counts."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if size >= 10**power:
+            return f"{size / 10**power:,.2f} {unit}" if power == 9 else f"{size / 10**power:,.1f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,54 @@
+"""Names on the Hub: of repositories, branches and tags; filled in from a run, and checked before anything is asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ggufy.errors import HubError
+
+_PART = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
+_REF = re.compile(r"[A-Za-z0-9_](?:[\w./+-]*[A-Za-z0-9_+])?", re.ASCII)
+
+
+def fill(text: str, run: str, frozen: Mapping[str, Any], conversations: int | None) -> str:
+    """A name with {recipe}, {run}, {r} and {n} filled in."""
+    recipe = frozen["recipe"]
+    n = recipe["data"]["train_size"] or conversations
+    if "{n}" in text and n is None:
+        raise HubError(
+            f"{text}: {{n}} is not known before the data is prepared", "set data.train_size, or leave {n} out"
+        )
+    return text.format(recipe=recipe["name"], run=run, r=recipe["lora"]["r"], n=n)
+
+
+def check_repository(name: str) -> str:
+    """Raises HubError for what cannot be the name of a repository."""
+    owner, slash, rest = name.partition("/")
+    if not slash:
+        raise HubError(f"{name!r} names no user", f"--repo user/{name or 'name'}")
+    good = all(_PART.fullmatch(part) and ".." not in part and "--" not in part for part in (owner, rest))
+    if not good or len(name) > 96 or rest.endswith(".git"):
+        raise HubError(
+            f"{name!r} cannot be the name of a repository",
+            "user/name, of letters, digits, '.', '_' and '-', not two of '.' or '-' in a row",
+        )
+    return name
+
+
+def check_ref(name: str, what: str) -> str:
+    """Raises HubError for what cannot be the name of a branch or tag."""
+    if not _REF.fullmatch(name) or ".." in name or "//" in name or name.startswith("refs/") or name.endswith(".lock"):
+        raise HubError(f"{name!r} cannot be the name of a {what}", "use letters, digits, '.', '_', '-' and '/'")
+    return name
+
+
+def check_path(path: str) -> str:
+    """A path inside a repository or a run. Raises HubError for one that leads out of it."""
+    parts = path.split("/")
+    if not path or path.startswith(("/", "~")) or "\\" in path or "\0" in path or {"", ".", ".."} & set(parts):
+        raise HubError(
+            f"{path!r} is no name of a file in a repository", "nothing was written; the repository is not ggufy's"
+        )
+    return path

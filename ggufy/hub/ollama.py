@@ -1,0 +1,62 @@
+"""`ggufy push --ollama`: the GGUF files of a run as models of ollama.com, by Ollama itself."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from ggufy.errors import HubError, RunError
+from ggufy.run import Run
+
+log = logging.getLogger("ggufy")
+
+KEYS = "https://ollama.com/settings/keys"
+
+
+def push(run: Run, name: str) -> list[str]:
+    """Create and push a model for each quant that has a Modelfile: NAME, or NAME:quant where there are several."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*)?", name):
+        raise HubError(f"{name!r} names no model of an Ollama account", "for example --ollama you/mymodel")
+    if shutil.which("ollama") is None:
+        raise HubError("ollama is not installed, or not on the PATH", "install it, or leave out --ollama")
+    files = _modelfiles(run)
+    if not files:
+        raise RunError(
+            f"{run.path.as_posix()} has no GGUF file with a Modelfile yet", f"`ggufy export {run.name}` makes them"
+        )
+    if len(files) > 1 and ":" in name:
+        raise HubError(f"{name} is one model, and the run has {len(files)}", "leave out what follows the ':'")
+    pushed = []
+    for quant, path in files.items():
+        tag = name if len(files) == 1 else f"{name}:{quant}"
+        _ollama("create", tag, "-f", path.name, cwd=path.parent, hint="is the Ollama server running?")
+        _ollama(
+            "push", tag, cwd=path.parent, hint=f"add the key of this machine at {KEYS}, under the account of the name"
+        )
+        pushed.append(tag)
+    return pushed
+
+
+def _modelfiles(run: Run) -> dict[str, Path]:
+    """Quant -> Modelfile, of those that are whole together with their GGUF."""
+    found = {}
+    for output in run.stamped("export/"):
+        inputs = (run.stamp(output) or {"inputs": {}})["inputs"]
+        gguf = f"{output.removesuffix('.Modelfile')}.gguf"
+        if "modelfile" in inputs and run.valid(output) and run.valid(gguf):
+            found[str(inputs["quant"])] = run.path / output
+    return found
+
+
+def _ollama(verb: str, *arguments: str, cwd: Path, hint: str) -> None:
+    log.info("ollama %s %s", verb, arguments[0])
+    done = subprocess.run(
+        ["ollama", verb, *arguments], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode:
+        said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        reason = next((line for line in said if line.startswith("Error")), said[-1] if said else "no reason given")
+        raise HubError(f"ollama {verb} {arguments[0]} failed: {reason}", f"{hint} The files are kept")

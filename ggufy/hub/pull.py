@@ -1,0 +1,332 @@
+"""`ggufy pull`: a run that was pushed, or its checkpoints, back into `runs/`; and single GGUF files to talk to.
+
+What a repository says of itself is somebody else's word: only files that a run has are taken, only to where a run has
+them, and only with the hash that is listed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ggufy import cache, hubfetch, run
+from ggufy.errors import HubError, RunError
+from ggufy.hub import bundle, download, names, receipt, session, upload
+from ggufy.hub.facts import amount
+from ggufy.hub.upload import Remote, Target
+from ggufy.recipe import LATE_SECTIONS
+from ggufy.run import Run, write_json
+
+log = logging.getLogger("ggufy")
+
+_FOLDERS = ("adapter", "export", "checkpoints")
+_FILES = ("run.json", "metrics.jsonl", "summary.json", "loss.png", "data/report.json")
+# Pickles of whole objects, which no run needs.
+_NEVER = ("training_args.bin",)
+
+
+@dataclass(frozen=True)
+class _Found:
+    target: Target
+    remote: Remote
+    manifest: dict[str, Any]
+
+
+def checkpoint_branch(branch: str) -> str:
+    """Where the checkpoints of a run lie whose results go to `branch`."""
+    return "checkpoints" if branch == "main" else f"{branch}-checkpoints"
+
+
+def pull(repo: str, branch: str | None = None, run_name: str | None = None) -> Run:
+    """Bring a run back, with everything that was pushed of it. Raises HubError, RunError, Unverified."""
+    names.check_repository(repo)
+    first = names.check_ref(branch or "main", "branch")
+    found = _find(Target(repo, first)) or _find(Target(repo, checkpoint_branch(first)))
+    if found is None:
+        raise HubError(
+            f"{repo}@{first} holds no run that ggufy pushed",
+            f"`ggufy chat {repo}` talks to a GGUF file of any repository; {session.page(repo, rest='/tree/main')}",
+        )
+    return _restore(found, run_name)
+
+
+def checkpoints(repo: str, branch: str | None = None, run_name: str | None = None) -> Run:
+    """Bring back what a training needs to go on."""
+    names.check_repository(repo)
+    wanted = names.check_ref(branch or "main", "branch")
+    found = _find(Target(repo, checkpoint_branch(wanted))) or _find(Target(repo, wanted))
+    if found is None:
+        raise HubError(
+            f"{repo}@{checkpoint_branch(wanted)} holds no checkpoints of a run",
+            "they are there after a training with hub.checkpoints=every_save",
+        )
+    this = run.named(run_name or found.manifest["run"])
+    if not this.exists:
+        return _restore(found, run_name)
+    if not _is_same(this, found):
+        raise RunError(
+            f"{this.path.as_posix()} is there already, and is another run than that of {found.target.name}",
+            "--run NAME brings it beside the one that is there",
+        )
+    here, there = (
+        newest_step(path.parent.name for path in this.path.glob("checkpoints/*/manifest.json")),
+        newest_step(
+            facts["path"].split("/")[1] for facts in found.manifest["files"].values() if facts["path"].count("/") > 1
+        ),
+    )
+    if here >= there or this.stamp("adapter"):
+        log.info("%s is here already, at step %d", this.path.as_posix(), here)
+        return this
+    return _restore(found, run_name, going_on=True)
+
+
+def newest_step(folders: Iterable[str]) -> int:
+    """The highest number of checkpoints' folders."""
+    return max((int(name[11:]) for name in folders if re.fullmatch(r"checkpoint-\d+", name)), default=0)
+
+
+def _is_same(this: Run, found: _Found) -> bool:
+    """Whether the run here is the one there, maybe at another step."""
+    place = cache.folder() / "hub" / "manifests" / f"{found.remote.head}-run"
+    download.fetch(found.target, found.remote, "ggufy/run.json", place)
+    theirs = json.loads(place.read_text(encoding="utf-8"))
+    place.unlink()
+    ours = bundle.without_places(this.frozen)
+    return all(ours.get(key) == theirs.get(key) for key in ("base", "data", "seed", "date")) and _without_late(
+        ours
+    ) == _without_late(theirs)
+
+
+def _without_late(frozen: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in frozen["recipe"].items() if key not in (*LATE_SECTIONS, "name")}
+
+
+def gguf(repo: str, branch: str | None = None, quant: str | None = None) -> Path:
+    """A GGUF file of a repository: of that quant, else q4_k_m, else the smallest. Downloaded once, and verified."""
+    names.check_repository(repo)
+    target = Target(repo, names.check_ref(branch or "main", "branch"))
+    place = cache.folder() / "hub" / repo.replace("/", "--") / target.branch.replace("/", "--")
+    try:
+        remote = upload.look(session.client(), target)
+    except session.Unreachable as error:
+        return _cached(place, quant, error)
+    models = {path: entry.size for path, entry in remote.files.items() if _is_model(path)}
+    chosen = choose(models, quant)
+    if chosen is None:
+        kinds = f"; there are {', '.join(sorted(models))}" if models else ""
+        raise HubError(
+            f"{target.name} has no GGUF file{f' in {quant}' if quant else ''}{kinds}",
+            f"see {session.page(repo, rest=f'/tree/{target.branch}')}",
+        )
+    parts = [path for path in sorted(models) if _group(path) == _group(chosen)]
+    missing = [part for part in parts if not _verified(place / part, remote.files[part])]
+    if missing:
+        size = sum(models[part] for part in missing)
+        download.room_for(place, size)
+        log.info("downloading %s of %s, %s", chosen, target.name, amount(size))
+    for part in missing:
+        download.fetch(target, remote, names.check_path(part), place / part)
+        _note_verified(place / part, remote.files[part])
+    return place / parts[0]
+
+
+def choose(models: dict[str, int], quant: str | None) -> str | None:
+    """Which of the files (path -> size) is meant."""
+    for wanted in (quant,) if quant else ("q4_k_m", None):
+        pattern = re.compile(rf"(^|[-._/]){re.escape(wanted or '')}([-._]|$)", re.IGNORECASE)
+        fitting = [path for path in models if wanted is None or pattern.search(path.removesuffix(".gguf"))]
+        if fitting:
+            return min(fitting, key=lambda path: (models[path], path))
+    return None
+
+
+def _is_model(path: str) -> bool:
+    stem = PurePosixPath(path).name.lower()
+    return stem.endswith(".gguf") and not re.search(r"(-adapter|-imatrix|^imatrix)\.gguf$|mmproj", stem)
+
+
+def _group(path: str) -> str:
+    """The name that the parts of a split file share."""
+    return re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-of-\1", path)
+
+
+def _cached(place: Path, quant: str | None, error: HubError) -> Path:
+    """What was downloaded before, where the Hub cannot be asked."""
+    held = {
+        path.relative_to(place).as_posix(): path.stat().st_size
+        for path in place.rglob("*.gguf")
+        if _mark(path).is_file()
+    }
+    chosen = choose(held, quant)
+    if chosen is None:
+        raise error
+    log.info("%s; taking what was downloaded before", error.message)
+    return place / min(path for path in held if _group(path) == _group(chosen))
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(f".{path.name}.verified")
+
+
+def _note_verified(path: Path, entry: Any) -> None:
+    write_json(_mark(path), {"oid": entry.blob_id, "size": entry.size, "mtime_ns": path.stat().st_mtime_ns})
+
+
+def _verified(path: Path, entry: Any) -> bool:
+    """Whether a file was verified when it came, and was not changed since: gigabytes are not hashed at every start."""
+    try:
+        noted = json.loads(_mark(path).read_text(encoding="utf-8"))
+        state = path.stat()
+    except (OSError, ValueError):
+        return False
+    now = {"oid": entry.blob_id, "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+    return bool(noted == now and state.st_size == entry.size)
+
+
+def _find(target: Target) -> _Found | None:
+    """The run on a branch, if the branch is there and holds one."""
+    try:
+        remote = upload.look(session.client(), target)
+    except HubError as error:
+        if "no such branch" in error.message:
+            return None
+        raise
+    if bundle.MANIFEST not in remote.files:
+        return None
+    place = cache.folder() / "hub" / "manifests" / remote.head
+    download.fetch(target, remote, bundle.MANIFEST, place)
+    try:
+        manifest = json.loads(place.read_text(encoding="utf-8"))
+    except ValueError:
+        raise _not_ours(target, "is not JSON") from None
+    finally:
+        place.unlink()
+    _check(target, remote, manifest)
+    return _Found(target, remote, manifest)
+
+
+def _check(target: Target, remote: Remote, manifest: Any) -> None:
+    """Raises HubError for a manifest that is not of a run, or that would write anywhere else than into one."""
+    try:
+        if manifest["format"] != bundle.FORMAT:
+            raise _not_ours(target, f"has format {manifest['format']}, and this ggufy knows {bundle.FORMAT}")
+        for path, facts in manifest["files"].items():
+            parts = names.check_path(facts["path"]).split("/")
+            if not (facts["path"] in _FILES or (parts[0] in _FOLDERS and len(parts) > 1)) or parts[-1] in _NEVER:
+                raise _not_ours(target, f"names {facts['path']}, which is no file of a run")
+            if path not in remote.files or remote.files[path].size != facts["size"]:
+                raise _not_ours(target, f"names {path}, which is not there like that")
+        listed = {facts["path"]: facts for facts in manifest["files"].values()}
+        for stamp in manifest["stamps"]:
+            if bundle.kind_of(stamp) is None:
+                raise _not_ours(target, f"has a stamp of {stamp['output']}")
+            names.check_path(stamp["output"])
+            for name, facts in stamp["files"].items():
+                if listed[name]["sha256"] != facts["sha256"]:
+                    raise _not_ours(target, f"has a stamp of another {name}")
+        if "run.json" not in listed:
+            raise _not_ours(target, "has no run.json")
+        run.named(manifest["run"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _not_ours(target, f"is not complete ({type(error).__name__}: {error})") from None
+
+
+def _not_ours(target: Target, why: str) -> HubError:
+    return HubError(
+        f"{target.name}: its {bundle.MANIFEST} {why}; nothing was written", "the repository is not as ggufy leaves one"
+    )
+
+
+def _restore(found: _Found, run_name: str | None, *, going_on: bool = False) -> Run:
+    target, remote, manifest = found.target, found.remote, found.manifest
+    this = run.named(run_name or manifest["run"])
+    this.refuse_foreign()
+    # Last the record, and before it a checkpoint's own manifest: what is half there is no run, and no checkpoint.
+    last = {"manifest.json": 1, "run.json": 2}
+    files = sorted(
+        manifest["files"].items(), key=lambda item: (last.get(item[1]["path"].rpartition("/")[2], 0), item[1]["size"])
+    )
+    with this.lock():
+        missing = []
+        for path, facts in files:
+            local = this.path / facts["path"]
+            if hubfetch.matches(local, remote.files[path]):
+                continue
+            if going_on and facts["path"] == "run.json":
+                continue
+            if os.path.lexists(local) and not (going_on and facts["path"] == "metrics.jsonl"):
+                raise RunError(
+                    f"{local.as_posix()} is there already, and is not the file of {target.name}",
+                    "--run NAME brings it beside the one that is there",
+                )
+            missing.append((path, facts))
+        size = sum(facts["size"] for _, facts in missing)
+        download.room_for(this.path, size)
+        if missing:
+            log.info("downloading %d files of %s, %s", len(missing), target.name, amount(size))
+        place = this.path / "partial" / "pull"
+        for path, facts in missing:
+            fetched = download.fetch(target, remote, path, place / facts["path"])
+            final = this.path / facts["path"]
+            if final.parent.resolve() != (this.path.resolve() / facts["path"]).parent:
+                raise HubError(f"{final.parent.as_posix()} is a link out of the run", "remove it, and pull again")
+            if facts["path"] == "run.json":
+                _stamp(this, manifest["stamps"])
+            final.parent.mkdir(parents=True, exist_ok=True)
+            fetched.replace(final)
+            run.sync(final.parent)
+        if not missing:
+            _stamp(this, manifest["stamps"])
+        if place.is_dir():
+            shutil.rmtree(place)
+            if not any(place.parent.iterdir()):
+                place.parent.rmdir()
+        _note(this, found)
+    log.info("%s %s", this.path.as_posix(), "is up to date" if not missing else f"is as it was pushed to {target.name}")
+    return this
+
+
+def _stamp(this: Run, stamps: list[dict[str, Any]]) -> None:
+    """The stamps of outputs that are there, with the times their files have here."""
+    for stamp in stamps:
+        files = {}
+        for name, facts in stamp["files"].items():
+            state = (this.path / name).stat()
+            files[name] = {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": facts["sha256"]}
+        path = this.path / "stamps" / f"{stamp['output'].replace('/', '--')}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {**stamp, "files": files})
+
+
+def _note(this: Run, found: _Found) -> None:
+    """A receipt, so that a push from here knows the files on the Hub for the run's own."""
+    files = []
+    for path, entry in found.remote.files.items():
+        sha256 = entry.lfs.sha256 if entry.lfs else found.manifest["files"].get(path, {}).get("sha256", "")
+        git = None if entry.lfs else entry.blob_id
+        files.append(bundle.File(path, b"", entry.size, sha256, git))
+    target, head = found.target, found.remote.head
+    facts = {
+        "repo": target.repo,
+        "branch": target.branch,
+        "commit": head,
+        "url": session.page(target.repo, rest=f"/commit/{head}"),
+        "tag": None,
+        "finished": None,
+        "file_url": session.page(target.repo, rest=f"/resolve/{head}"),
+    }
+    receipt.finish(this, target.name, files, facts)
+
+
+def is_meant(what: object) -> bool:
+    """Whether somebody names a repository: not a run, not a file, and of the form user/name."""
+    text = os.fspath(what) if isinstance(what, str | os.PathLike) else ""
+    here = not text or Path(text).exists() or (run.runs_folder() / text).exists() or text.endswith(".gguf")
+    return not here and hubfetch.is_repository(text) and not Path(text).parent.is_dir()

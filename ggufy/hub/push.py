@@ -1,0 +1,225 @@
+"""`ggufy push`: a run to a repository, so that the Hub holds what the run holds, and says so by hash."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ggufy import recipe
+from ggufy.errors import HubError
+from ggufy.hub import access, bundle, card, facts, names, receipt, session, upload
+from ggufy.hub.bundle import File
+from ggufy.hub.upload import Target
+from ggufy.run import Run
+
+log = logging.getLogger("ggufy")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody asked of `ggufy push`; what is None is taken from the recipe's `hub` section."""
+
+    repo: str | None = None
+    what: tuple[str, ...] | None = None
+    branch: str | None = None
+    private: bool | None = None
+    tag: str | None = None
+    message: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A finished push."""
+
+    target: Target
+    commit: str
+    url: str
+    files: list[File]
+    new: list[str]
+
+    def lines(self) -> list[str]:
+        """What came of it, for people."""
+        if not self.new:
+            return [f"{self.target.name} holds all {len(self.files)} files already; nothing was sent", self.url]
+        size = facts.amount(sum(file.size for file in self.files if file.path in self.new))
+        there = len(self.files) - len(self.new)
+        rest = f", {there} were there already" if there else ""
+        return [f"{self.target.name} holds {len(self.files)} files: {len(self.new)} new ({size}){rest}", self.url]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    target: Target
+    bundle: bundle.Bundle
+    private: bool
+    tag: str | None
+    message: str
+
+
+def push(run: Run, wish: Wish) -> Pushed:
+    """Send a run. It ends when the hashes on the Hub are those on this disk. Raises HubError, RunError, Unverified."""
+    plan = _plan(run, wish)
+    target = plan.target
+    api = session.client()
+    may = access.check(api, target.repo, str(plan.bundle.frozen["base"]["name"]))
+    files = _files(plan, may.license)
+    if not may.exists:
+        create(api, target, private=plan.private)
+    make_branch(api, target)
+    _check_tag(api, plan, files)
+    done = upload.upload(
+        api,
+        target,
+        files,
+        plan.message,
+        own=lambda: receipt.own(run, target.name),
+        before=lambda: receipt.begin(run, target.name, files),
+        force=wish.force,
+    )
+    if plan.tag:
+        _tag(api, plan, done.commit)
+    receipt.finish(run, target.name, files, receipt_of(target, plan.tag, done))
+    return Pushed(target, done.commit, done.url, files, done.new)
+
+
+def dry_run(run: Run, wish: Wish) -> tuple[str, list[str]]:
+    """The card, and what would be sent, without asking the Hub anything."""
+    plan = _plan(run, wish)
+    files = _files(plan, None)
+    listed = [f"{facts.amount(file.size):>10}  {file.sha256[:12]}  {file.path}" for file in files]
+    total = facts.amount(sum(file.size for file in files))
+    return _source(files, "README.md").decode(), [*listed, f"{total:>10}  in all, to {plan.target.name}"]
+
+
+def check_before_training(wanted: recipe.Recipe, run_name: str) -> None:
+    """Where a recipe names a repository: whether a push there could work. Asked before hours are spent."""
+    hub = wanted.hub
+    if hub.repo is None or hub.offline:
+        return
+    frozen = {"recipe": wanted.model_dump(mode="json")}
+    repo = names.check_repository(names.fill(hub.repo, run_name, frozen, 1))
+    try:
+        access.check(session.client(), repo, wanted.model.base)
+    except session.Unreachable as error:
+        log.warning("whether %s may be written to is not known: %s", repo, error.message)
+
+
+def target_of(run: Run, repo: str | None, branch: str | None) -> Target:
+    """Where a run goes, as said, else as its recipe says."""
+    frozen = run.frozen
+    hub = recipe.from_values(frozen["recipe"]).hub
+    rows = bundle.conversations(run)
+    wanted = repo or hub.repo
+    if wanted is None:
+        raise HubError(f"{run.name}: no repository to push to", "give --repo user/name, or set hub.repo in the recipe")
+    filled = [names.fill(text, run.name, frozen, rows) for text in (wanted, branch or hub.branch)]
+    return Target(names.check_repository(filled[0]), names.check_ref(filled[1], "branch"))
+
+
+def _plan(run: Run, wish: Wish) -> _Plan:
+    hub = recipe.from_values(run.frozen["recipe"]).hub
+    target = target_of(run, wish.repo, wish.branch)
+    parts = bundle.collect(run, wish.what or hub.what, insist=wish.what is not None)
+    for kind in parts.what:
+        if not parts.paths(kind):
+            log.info("no %s files yet, so none are sent; `ggufy export %s` makes them", kind, run.name)
+    rows, private = bundle.conversations(run), hub.private if wish.private is None else wish.private
+    tag, message = (
+        names.fill(text, run.name, run.frozen, rows) if text else None
+        for text in (wish.tag or hub.tag, wish.message or hub.message)
+    )
+    if tag:
+        names.check_ref(tag, "tag")
+    kinds = [kind for kind in parts.what if parts.paths(kind)]
+    return _Plan(target, parts, private, tag, message or f"{run.name}: {', '.join(kinds)}")
+
+
+def _files(plan: _Plan, license_of_base: str | None) -> list[File]:
+    text = card.render(plan.bundle, plan.target.repo, plan.target.branch, license_of_base)
+    card.check(text)
+    if rule := card.naming_rule(plan.bundle, plan.target.repo, license_of_base):
+        log.warning("%s; %s does not", rule, plan.target.repo)
+    return bundle.finish(plan.bundle, text)
+
+
+def _source(files: Iterable[File], path: str) -> bytes:
+    source = next(file.source for file in files if file.path == path)
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def create(api: Any, target: Target, *, private: bool, **how: Any) -> None:
+    """Make a repository."""
+
+    def make() -> None:
+        try:
+            api.create_repo(target.repo, repo_type=target.kind, private=private, exist_ok=True, **how)
+        except KeyError:
+            # An answer that the name is taken, without the address it should have: it is there.
+            return
+
+    session.ask(f"make the repository {target.repo}", make, name=target.repo, kind=target.kind)
+    log.info("made %s%s", session.page(target.repo, target.kind), ", private" if private else "")
+
+
+def make_branch(api: Any, target: Target) -> None:
+    """Make the branch where it is not there, from the first commit: another experiment's files are not in it."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    def make() -> bool:
+        try:
+            api.repo_info(target.repo, repo_type=target.kind, revision=target.branch)
+        except RevisionNotFoundError:
+            first = api.list_repo_commits(target.repo, repo_type=target.kind)[-1].commit_id
+            api.create_branch(target.repo, branch=target.branch, revision=first, repo_type=target.kind, exist_ok=True)
+            return True
+        return False
+
+    if session.ask(f"make the branch {target.branch}", make, name=target.repo, kind=target.kind):
+        log.info("made the branch %s", target.branch)
+
+
+def _tags(api: Any, target: Target) -> dict[str, str]:
+    refs = session.ask(
+        f"list the tags of {target.repo}",
+        lambda: api.list_repo_refs(target.repo, repo_type=target.kind),
+        name=target.repo,
+        kind=target.kind,
+    )
+    return {tag.name: tag.target_commit for tag in refs.tags}
+
+
+def _check_tag(api: Any, plan: _Plan, files: list[File]) -> None:
+    """A tag that is somewhere else stays there, so it is refused before anything is sent."""
+    if plan.tag is None or (at := _tags(api, plan.target).get(plan.tag)) is None:
+        return
+    remote = upload.look(api, plan.target)
+    if at != remote.head or not all(remote.holds(file) for file in files):
+        raise HubError(
+            f"the tag {plan.tag} of {plan.target.repo} is at another commit already ({at[:12]})", "choose another --tag"
+        )
+
+
+def _tag(api: Any, plan: _Plan, commit: str) -> None:
+    target, tag = plan.target, str(plan.tag)
+
+    def set_tag() -> None:
+        api.create_tag(target.repo, tag=tag, revision=commit, repo_type=target.kind, exist_ok=True)
+
+    session.ask(f"set the tag {tag}", set_tag, name=target.repo, kind=target.kind)
+
+
+def receipt_of(target: Target, tag: str | None, done: upload.Sent) -> dict[str, Any]:
+    """What hub.json says of a push, beside its files."""
+    return {
+        "repo": target.repo,
+        "branch": target.branch,
+        "commit": done.commit,
+        "url": done.url,
+        "tag": tag,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "file_url": session.page(target.repo, target.kind, f"/resolve/{done.commit}"),
+    }

@@ -1,0 +1,109 @@
+"""`ggufy space`: a Gradio Space that talks as `ggufy chat` does, with a GGUF file that was pushed.
+
+The Space holds ggufy's own modules for chatting, so that template, date and tokens are those of `ggufy chat`.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from ggufy import recipe
+from ggufy.errors import HubError, RunError
+from ggufy.hub import access, bundle, facts, names, push, receipt, session, upload
+from ggufy.hub.pull import choose
+from ggufy.hub.upload import Target
+from ggufy.run import Run
+
+log = logging.getLogger("ggufy")
+
+# The version that the app was tried with.
+GRADIO = "6.31.0"
+_MODULES = ("errors.py", "ggml.py", "template.py", "chat/__init__.py", "chat/model.py")
+_CONTEXT = 4096
+
+
+def write(run: Run, repo: str, out: Path, *, quant: str | None = None, force: bool = False) -> list[Path]:
+    """Write the Space to a folder. Raises RunError where the run has no GGUF file on the Hub yet."""
+    files = contents(run, repo, quant)
+    for name, data in files.items():
+        path = out / name
+        if path.exists() and path.read_bytes() != data and not force:
+            raise HubError(f"{path.as_posix()} is there already, and is another", "--out FOLDER, or --force")
+    for name, data in files.items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return [out / name for name in files]
+
+
+def send(out: Path, names_of_files: list[Path], repo: str, *, private: bool, force: bool) -> str:
+    """Upload a written Space; returns its address."""
+    target = Target(repo, "main", "space")
+    files = bundle.from_sources({path.relative_to(out).as_posix(): path for path in names_of_files}, out)
+    api = session.client()
+    if not access.check(api, repo, None, "space").exists:
+        push.create(api, target, private=private, space_sdk="gradio")
+        # What the Hub puts into a new Space is nobody's work.
+        force = True
+    upload.upload(api, target, files, "ggufy space", own=set, before=lambda: None, force=force)
+    return session.page(repo, "space")
+
+
+def contents(run: Run, repo: str, quant: str | None) -> dict[str, bytes]:
+    """The files of a Space, by name."""
+    names.check_repository(repo)
+    frozen = bundle.without_places(run.frozen)
+    model = _model(run, quant)
+    hub = recipe.from_values(run.frozen["recipe"]).hub
+    known = facts.llama(str(frozen["base"]["name"]))
+    about = {
+        **model,
+        "context": _CONTEXT,
+        "title": repo.partition("/")[2],
+        "description": f"{model['file']} of {model['repo']}, made with ggufy{'. Built with Llama.' if known else ''}",
+        "system": "",
+        "examples": list(hub.examples),
+    }
+    header = [
+        f"title: {about['title']}",
+        "sdk: gradio",
+        f"sdk_version: {GRADIO}",
+        "app_file: app.py",
+        *([f"license: {known[0]}"] if known else []),
+        f"models:\n- {model['repo']}",
+    ]
+    text = f"Talks with `{model['file']}` of [{model['repo']}]({session.page(model['repo'])}) on a CPU.\n"
+    package = resources.files("ggufy")
+    return {
+        "README.md": "\n".join(["---", *header, "---", "", f"# {about['title']}", "", text]).encode(),
+        "app.py": package.joinpath("hub/app.py.txt").read_bytes(),
+        "model.json": bundle.as_json(about),
+        "requirements.txt": _requirements().encode(),
+        # llama.cpp is compiled when the Space is built.
+        "packages.txt": b"build-essential\ncmake\n",
+        "ggufy/__init__.py": b'"""The part of ggufy that chats."""\n',
+        **{f"ggufy/{name}": package.joinpath(name).read_bytes() for name in _MODULES},
+    }
+
+
+def _requirements() -> str:
+    pinned = [f"{name}=={metadata.version(name)}" for name in ("llama-cpp-python", "jinja2")]
+    return "\n".join([*pinned, ""])
+
+
+def _model(run: Run, quant: str | None) -> dict[str, Any]:
+    """The GGUF file of the last push that had one."""
+    pushes = receipt.read(run)["pushes"].values()
+    for sent in sorted(pushes, key=lambda sent: sent["finished"] or "", reverse=True):
+        models = {p: f["size"] for p, f in sent["files"].items() if p.endswith(".gguf") and "/" not in p}
+        fitting = {p: size for p, size in models.items() if not p.endswith(("-adapter.gguf", "-imatrix.gguf"))}
+        if chosen := choose(fitting, quant):
+            held = sent["files"][chosen]
+            return {"repo": sent["repo"], "file": chosen, "commit": sent["commit"], "sha256": held["sha256"]}
+    raise RunError(
+        f"{run.path.as_posix()} has no GGUF file{f' in {quant}' if quant else ''} on the Hub yet, which a Space needs",
+        f"`ggufy push {run.name} --repo user/name` first",
+    )

@@ -1,0 +1,40 @@
+"""Keys of other services, from a `.env` file: into the environment of this process, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ggufy.errors import GgufyError
+
+NAMES = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
+
+
+def load(path: Path = Path(".env")) -> None:
+    """Read `NAME=value` lines; only the names above, and only those that the environment does not set.
+
+    Raises GgufyError, which names the line but never says what is in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return
+    except UnicodeDecodeError:
+        raise GgufyError(f"{path.as_posix()} is not UTF-8 text", "save it as UTF-8") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        name, equals, value = line.strip().removeprefix("export ").partition("=")
+        if not name or name.startswith("#"):
+            continue
+        if not equals:
+            raise GgufyError(f"{path.as_posix()}:{number}: not a line NAME=value", "see .env.example")
+        value = value.strip()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        if name.strip() in NAMES and value:
+            os.environ.setdefault(name.strip(), value)
+
+
+def values() -> list[str]:
+    """The keys that this process knows: what must not be in any file that leaves the machine."""
+    names = (*NAMES, "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
+    return [value for name in names if len(value := os.environ.get(name, "").strip()) >= 8]

@@ -1,0 +1,227 @@
+"""`ggufy pull`, `chat user/name` and checkpoints: what comes back is what was sent, or nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGUFReader
+
+from tests.conftest import snapshot
+from tests.hub.conftest import ANN, READER, Hub
+
+PUSH = ("push", "quick", "--repo", "ann/Llama-quick")
+PULL = ("pull", "ann/Llama-quick")
+CDN = {"method": "GET", "path": "^/cdn/"}
+
+
+@pytest.fixture
+def there(hub: Hub, quick: Path) -> Path:
+    """An empty folder on another machine, with quick on the Hub."""
+    hub.works(*PUSH, cwd=quick)
+    folder = quick.parent / "there"
+    folder.mkdir()
+    return folder
+
+
+def delivered(folder: Path) -> dict[str, str]:
+    held = snapshot(folder / "runs" / "quick")
+    return {name: digest for name, digest in held.items() if name.startswith(("adapter/", "export/"))}
+
+
+def test_a_run_comes_back(hub: Hub, quick: Path, there: Path, run: Callable[..., Any]) -> None:
+    hub.works(*PULL, cwd=there, token="")
+    assert delivered(there) == delivered(quick)
+    for name in ("run.json", "metrics.jsonl", "summary.json"):
+        assert (there / "runs/quick" / name).read_bytes() == (quick / "runs/quick" / name).read_bytes()
+    assert not (there / "runs" / "quick" / "partial").exists()
+    # What came is what ggufy made, so nothing has to be made again, neither here nor on the Hub.
+    exported = run("export", "quick", "--quant", "q8_0", "--no-logits", cwd=there)
+    assert exported.stdout.count("up to date") == 2, exported.stdout + exported.stderr
+    assert "nothing was sent" in hub.works(*PUSH, cwd=there)
+    assert "up to date" in hub.works(*PULL, cwd=there)
+
+
+def test_a_corrupt_download_is_seen(hub: Hub, quick: Path, there: Path) -> None:
+    hub.control("faults", [{**CDN, "corrupt": True}])
+    assert "another content" in hub.works(*PULL, cwd=there)
+    assert delivered(there) == delivered(quick)
+
+
+def test_a_download_that_stays_corrupt_is_not_taken(hub: Hub, there: Path) -> None:
+    hub.control("faults", [{**CDN, "corrupt": True, "times": 9}])
+    assert "another content than the Hub lists" in hub.fails(*PULL, cwd=there)
+    assert not list(there.rglob("*.safetensors"))
+    assert not list(there.rglob("run.json"))
+    assert "no runs yet" in hub.fails("export", cwd=there)
+
+
+def test_a_broken_download_goes_on(hub: Hub, quick: Path, there: Path) -> None:
+    hub.control("faults", [{**CDN, "cut": 700_000}, {"method": "HEAD", "path": "/resolve/", "status": 503}])
+    hub.works(*PULL, cwd=there)
+    assert delivered(there) == delivered(quick)
+
+
+def test_a_killed_pull_goes_on(hub: Hub, quick: Path, there: Path) -> None:
+    assert hub.kill_when_held(*PULL, cwd=there, fault={**CDN, "hold": "sending", "after": 1})
+    assert not (there / "runs" / "quick" / "run.json").exists()
+    begun = len(hub.requests())
+    hub.works(*PULL, cwd=there)
+    assert delivered(there) == delivered(quick)
+    # Of the two large files one was there already.
+    assert len([request for request in hub.requests()[begun:] if request["path"].startswith("/cdn/")]) == 1
+
+
+def test_a_killed_download_goes_on_in_the_middle(hub: Hub, tmp_path: Path) -> None:
+    """Of a file larger than the 10 MB that the client takes at a time."""
+    text = "".join(f"{number:09d}\n" for number in range(2_500_000))
+    hub.control("state", {"repos": [{"kind": "model", "name": "ann/big", "files": {"big-q4_k_m.gguf": text}}]})
+    ask = ("chat", "ann/big", "--prompt", "Hello")
+    cache = Path(hub.env["GGUFY_CACHE"]) / "hub" / "ann--big"
+
+    def partly() -> bool:
+        return any(path.stat().st_size >= 10_000_000 for path in cache.rglob("*.partial"))
+
+    assert hub.kill_when_held(*ask, cwd=tmp_path, fault={**CDN, "hold": "sending"}, ready=partly)
+    begun = len(hub.requests())
+    said = hub.fails(*ask, cwd=tmp_path)
+    assert "big-q4_k_m.gguf" in said
+    [span] = [request["range"] for request in hub.requests()[begun:] if request["range"]]
+    assert int(span.removeprefix("bytes=").removesuffix("-")) >= 10_000_000
+    [arrived] = cache.rglob("big-q4_k_m.gguf")
+    assert arrived.read_text() == text
+
+
+BAD_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "out of the run": (lambda m: m["files"]["tokenizer.json"].update(path="adapter/../../../evil"), "evil"),
+    "absolute": (lambda m: m["files"]["tokenizer.json"].update(path="/tmp/evil"), "/tmp/evil"),
+    "no file of a run": (lambda m: m["files"]["tokenizer.json"].update(path="stamps/adapter.json"), "no file of a run"),
+    "a pickle": (lambda m: m["files"]["tokenizer.json"].update(path="checkpoints/training_args.bin"), "training_args"),
+    "a name": (lambda m: m.update(run="../evil"), "cannot be the name of a run"),
+    "a stamp": (lambda m: m["stamps"][0].update(output="../adapter"), "stamp"),
+    "a later format": (lambda m: m.update(format=99), "format 99"),
+    "nothing": (lambda m: m.clear(), "not complete"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MANIFESTS)
+def test_a_repository_that_is_not_as_ggufy_leaves_one(hub: Hub, there: Path, case: str) -> None:
+    spoil, said = BAD_MANIFESTS[case]
+    manifest = json.loads(hub.read("ann/Llama-quick", "ggufy/manifest.json"))
+    spoil(manifest)
+    edit = {"kind": "model", "name": "ann/Llama-quick", "branch": "main", "path": "ggufy/manifest.json"}
+    hub.control("edit", {**edit, "text": json.dumps(manifest)})
+    assert said in hub.fails(*PULL, cwd=there)
+    assert not list(there.rglob("*"))
+
+
+def test_another_run_here_stays(hub: Hub, there: Path) -> None:
+    other = there / "runs" / "quick"
+    other.mkdir(parents=True)
+    (other / "run.json").write_text('{"recipe": {}}')
+    assert "--run NAME" in hub.fails(*PULL, cwd=there)
+    assert (other / "run.json").read_text() == '{"recipe": {}}'
+    hub.works(*PULL, "--run", "beside", cwd=there)
+    assert (there / "runs" / "beside" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_what_is_not_there(hub: Hub, there: Path) -> None:
+    assert "no such repository" in hub.fails("pull", "ann/nothing", cwd=there)
+    assert "holds no run" in hub.fails(*PULL, "--branch", "other", cwd=there)
+    assert "holds no checkpoints" in hub.fails("train", "--from-hub", "ann/Llama-quick", "--branch", "b", cwd=there)
+
+
+def test_chat_with_a_repository(hub: Hub, there: Path) -> None:
+    ask = ("chat", "ann/Llama-quick", "--prompt", "Hello", "--max-tokens", "4", "--temperature", "0", "--quant", "q8_0")
+    hub.control("faults", [{**CDN, "corrupt": True}])
+    first = hub.run(*ask, cwd=there)
+    assert first.returncode == 0, first.stderr
+    assert "another content" in first.stderr
+    begun = len(hub.requests())
+    again = hub.run(*ask, cwd=there)
+    assert not [request for request in hub.requests()[begun:] if request["path"].startswith("/cdn/")]
+    offline = hub.run(*ask, cwd=there, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "taking what was downloaded before" in offline.stderr
+    answers = {done.stdout.splitlines()[0] for done in (first, again, offline)}
+    assert len(answers) == 1
+    assert "q8_0" in hub.fails(*ask[:-1], "q4_k_m", cwd=there)
+
+
+def test_an_adapter_on_the_hub_is_exported(hub: Hub, quick: Path, there: Path) -> None:
+    """Through the client's own download, whose corrupt answer is seen, too."""
+    hub.control("faults", [{**CDN, "corrupt": True}])
+    export = ("export", "ann/Llama-quick", "--base", "builtin:tiny", "--quant", "q8_0", "--no-logits")
+    said = hub.works(*export, cwd=there)
+    assert "another content than the Hub lists" in said
+    made, known = (read_tensors(path) for path in (there / "exports", quick / "runs/quick/export"))
+    assert made == known
+    assert "another content" not in hub.works(*export, cwd=there)
+
+
+def read_tensors(folder: Path) -> dict[str, bytes]:
+    [path] = folder.rglob("*.gguf")
+    return {tensor.name: tensor.data.tobytes() for tensor in GGUFReader(path).tensors}
+
+
+def test_the_machine_is_taken_away(hub: Hub, quick: Path, quick_again: tuple[str, ...], tmp_path: Path) -> None:
+    """kill -9 while it trains: what was saved last arrives, and another machine ends with the same bytes."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    options = ("--set", "hub.repo=ann/Llama-quick", "--set", "hub.checkpoints=every_save", "--set", "hub.private=true")
+    # One commit in between is refused, and one answer is lost: it is tried again.
+    hub.control("faults", [{"method": "POST", "path": "/commit/", "status": 500}])
+    command = [sys.executable, "-m", "ggufy", "train", *quick_again, *options]
+    training = subprocess.Popen(
+        command, cwd=here, env={**hub.env, "HF_TOKEN": ANN}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    saved = here / "runs" / "quick" / "checkpoints" / "checkpoint-2" / "manifest.json"
+    while not saved.exists() and training.poll() is None:
+        time.sleep(0.002)
+    training.send_signal(signal.SIGKILL)
+    training.wait()
+    assert not (here / "runs" / "quick" / "stamps" / "adapter.json").exists(), "killed too late to test anything"
+    while "checkpoints/checkpoint-2/manifest.json" not in hub.control("look")["repos"].get(
+        "model:ann/Llama-quick", {"files": {}}
+    )["files"].get("checkpoints", {}):
+        time.sleep(0.05)
+    assert hub.state("ann/Llama-quick")["private"]
+    said = hub.works("train", "--from-hub", "ann/Llama-quick", cwd=there)
+    assert "resuming from step 2" in said
+    assert snapshot(there / "runs/quick/adapter") == snapshot(quick / "runs/quick/adapter")
+    steps = [json.loads(line)["step"] for line in (there / "runs/quick/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    # The Hub holds the last checkpoint of this machine now; here nothing is to be done any more.
+    assert "checkpoints/checkpoint-4/manifest.json" in hub.files("ann/Llama-quick", "checkpoints")
+    assert "here already" in hub.works("train", "--from-hub", "ann/Llama-quick", cwd=there)
+
+
+def test_uploads_that_fail_never_stop_a_training(
+    hub: Hub, quick: Path, quick_again: tuple[str, ...], tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    options = ("--set", "hub.repo=ann/Llama-quick", "--set", "hub.checkpoints=end")
+    hub.control("faults", [{"method": "POST", "path": "/commit/", "status": 403, "times": 99}])
+    said = hub.works("train", *quick_again, *options, cwd=work)
+    assert "checkpoint-4 is not on the Hub yet" in said
+    assert "giving up" in said
+    assert snapshot(work / "runs/quick/adapter") == snapshot(quick / "runs/quick/adapter")
+    assert not (work / "runs" / "quick" / "checkpoints" / ".sending").exists()
+
+
+def test_checkpoints_that_would_be_of_no_use_are_refused(hub: Hub, tmp_path: Path) -> None:
+    wanted = ("train", "--recipe", "tiny", "--set", "hub.checkpoints=end")
+    assert "hub.repo" in hub.fails(*wanted, cwd=tmp_path)
+    data = tmp_path / "mine.jsonl"
+    said = hub.fails(*wanted, "--set", "hub.repo=ann/x", "--set", f"data.source={data}", cwd=tmp_path)
+    assert "data.source" in said
+    assert "this machine only" in said
+    assert "may only read" in hub.fails(*wanted, "--set", "hub.repo=ann/x", cwd=tmp_path, token=READER)
