@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggufy import interrupts
 from ggufy.errors import ExportError, ModelError
 
 F32, F16, BF16 = 0, 1, 30
@@ -226,7 +227,7 @@ def read_gguf(
     if magic != b"GGUF":
         raise ModelError(f"{where} is not a GGUF file (it starts with {magic!r})", "name a .gguf file or a run")
     lib = library()
-    with quiet() as said:
+    with interrupts.held(), quiet() as said:
         context = lib.gguf_init_from_file(str(path).encode(), _InitParams(True, None))
     if not context:
         reason = said[-1].partition(": ")[2] if said else "the header cannot be read"
@@ -275,7 +276,10 @@ def read_gguf(
 
 @contextmanager
 def quiet() -> Any:
-    """Collect what llama.cpp logs, as a list of lines, instead of letting it reach the terminal."""
+    """Collect what llama.cpp logs, as a list of lines, instead of letting it reach the terminal.
+
+    Where the main thread is in llama.cpp meanwhile, Ctrl-C has to be held: it would be lost in the function here.
+    """
     import llama_cpp
     from llama_cpp import _logger
 
@@ -329,7 +333,7 @@ def quantize_file(
         params.kv_overrides = places
     if imatrix is not None:
         params.imatrix = imatrix
-    with quiet() as said:
+    with interrupts.held(), quiet() as said:
         failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     if failed:
         reasons = [line for line in said if "ERROR" in line or "failed" in line] or said or ["no reason given"]
