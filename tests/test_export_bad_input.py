@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from math import prod
@@ -51,13 +52,12 @@ def cwd(parts: Path, tmp_path: Path) -> Path:
 
 
 def refused(fails: Fails, cwd: Path, command: Sequence[str], naming: Sequence[str], hinting: Sequence[str] = ()) -> str:
-    """Fails as it should, whether it had begun or not, and leaves nothing but the lock of the folder it was to fill."""
+    """Fails as it should, whether it had begun or not, and leaves nothing, but a lock in a folder that was there."""
     before = snapshot(cwd)
     said = fails(*command, cwd=cwd, naming=naming, hinting=hinting, works=True)
-    after = snapshot(cwd)
-    left = sorted(after.keys() - before.keys())
-    assert all(name.endswith("/lock") or after[name] == "folder" for name in left), f"left behind: {left}"
-    assert not any("partial" in name or "merged" in name for name in left), f"left behind: {left}"
+    left = sorted(snapshot(cwd).keys() - before.keys())
+    locks = [name for name in left if name.endswith("/lock") and name.removesuffix("/lock") in before]
+    assert left == locks, f"left behind: {left}"
     assert "verified" not in said
     return said
 
@@ -422,6 +422,83 @@ def test_a_plan_refuses_them_too(cwd: Path, fails: Fails) -> None:
             path.write_bytes(data)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "naming", "edit"),
+    [
+        (("--adapter-gguf",), ["hold DoRA"], "dora"),
+        (("--ollama", "mine"), ["ollama is not installed"], None),
+        (("--kernels", "native"), ["its own kernels"], None),
+        ((), ["out/adapter-q8_0.gguf is there already"], "foreign"),
+        (("--imatrix-data", "text"), ["out/adapter-q8_0.gguf is there already"], "foreign"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, tuple) else None,
+)
+def test_a_plan_and_an_export_refuse_the_same(
+    arguments: tuple[str, ...],
+    naming: list[str],
+    edit: str | None,
+    cwd: Path,
+    fails: Fails,
+    env: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """And an importance matrix is not computed first."""
+    monkeypatch.setitem(env, "GGUFY_KERNELS", str(tmp_path))
+    (cwd / "text").write_text("Some words to read. " * 40)
+    if edit == "dora":
+        keys(CONFIG, use_dora=True)(cwd)
+        adapter(lambda held: held.update(_magnitudes(held)))(cwd)
+        arguments = (*arguments, "--imatrix-data", "text")
+    elif edit == "foreign":
+        (cwd / "out").mkdir()
+        (cwd / "out/adapter-q8_0.gguf").write_text("mine")
+    command = (*ADAPTER, "--out", "out", *arguments)
+    fails(*command, "--dry-run", cwd=cwd, naming=naming)
+    assert "importance matrix from" not in refused(fails, cwd, command, naming)
+
+
+def _magnitudes(held: Tensors) -> Tensors:
+    pairs = {name: tensor for name, tensor in held.items() if name.endswith(".lora_B.weight")}
+    return {
+        name.replace("lora_B.weight", "lora_magnitude_vector"): (
+            "F32",
+            tensor[1][:1],
+            np.ones(tensor[1][0], "<f4").tobytes(),
+        )
+        for name, tensor in pairs.items()
+    }
+
+
+def test_a_plan_lists_the_adapters_own_gguf(cwd: Path, light_run: Run) -> None:
+    command = ("export", "adapter", "--base", "model", "--adapter-gguf")
+    said = light_run(*command, "--dry-run", cwd=cwd).stdout
+    found = re.search(r"^adapter +([\d.]+) MB at most$", said, re.M)
+    assert found, said
+    assert light_run(*command, cwd=cwd).returncode == 0
+    size = (cwd / "exports/adapter/adapter-adapter.gguf").stat().st_size / 1e6
+    assert size <= float(found[1]) < size + 0.3
+
+
+def test_a_plan_of_a_run_has_no_other_place(quick: Path, fails: Fails) -> None:
+    fails("export", "quick", "--out", "elsewhere", "--dry-run", cwd=quick, naming=["--out"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "naming"),
+    [
+        (("--quant", "q4_0", "--imatrix-tokens", "100"), "no importance matrix is computed"),
+        (("--quant", "q4_0", "--imatrix-tokens", "100", "--imatrix-file", "text"), "finished already"),
+        (("--quant", "f16", "--quant", "bf16", "--imatrix-data", "text"), "of no use to f16 and bf16"),
+        (("--merged", "--adapter-gguf", "--imatrix-data", "text"), "of no use to merged and adapter"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, tuple) else None,
+)
+def test_what_would_be_of_no_effect(arguments: tuple[str, ...], naming: str, cwd: Path, fails: Fails) -> None:
+    (cwd / "text").write_text("Some words to read. " * 40)
+    refused(fails, cwd, ("export", "adapter", "--base", "model", *arguments), [naming])
+
+
 def test_a_file_that_the_index_does_not_name_is_not_the_models(cwd: Path, light_run: Run) -> None:
     """As in Meta's own repositories: the same weights once more, under other names."""
     in_two_shards(cwd)
@@ -534,7 +611,7 @@ def test_a_run_does_not_write_over_what_is_not_its_own(quick: Path, fails: Fails
 
 
 def test_a_merged_folder_of_someone_else(cwd: Path, fails: Fails, light_run: Run) -> None:
-    """Refused before the GGUF beside it is made; replaced as a whole with --force."""
+    """Refused before the GGUF beside it is made; with --force only the files of the export are replaced."""
     mine = cwd / "out/adapter-merged"
     mine.mkdir(parents=True)
     (mine / "model.safetensors").write_bytes(b"mine")
@@ -544,7 +621,17 @@ def test_a_merged_folder_of_someone_else(cwd: Path, fails: Fails, light_run: Run
     done = light_run(*command, "--force", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert (mine / "model.safetensors").stat().st_size > 1_000_000
+    assert (mine / "notes.txt").read_text() == "mine"
     assert not (cwd / "out/partial").exists()
+
+
+def test_a_folder_is_not_mixed_with_someone_elses_model(cwd: Path, fails: Fails) -> None:
+    """transformers would load the adapter that lies beside the merged weights, once more."""
+    theirs = cwd / "out/adapter-merged/adapter_config.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    command = ("export", "adapter", "--base", "model", "--merged", "--out", "out", "--force")
+    refused(fails, cwd, command, ["adapter-merged/adapter_config.json"], ["move it away"])
 
 
 def test_an_adapter_gguf_of_someone_else(cwd: Path, fails: Fails) -> None:
@@ -558,6 +645,7 @@ def test_a_folder_under_the_files_name(cwd: Path, fails: Fails) -> None:
     (cwd / "out/model-q8_0.gguf").mkdir(parents=True)
     (cwd / "out/model-q8_0.gguf/notes.txt").write_text("mine")
     refused(fails, cwd, (*MODEL, "--out", "out"), ["model-q8_0.gguf"])
+    refused(fails, cwd, (*MODEL, "--out", "out", "--force", "--no-verify"), ["model-q8_0.gguf/notes.txt"])
 
 
 def test_a_link_under_the_files_name(cwd: Path, fails: Fails, light_run: Run) -> None:
