@@ -25,6 +25,8 @@ from ggufy.template import text_of
 
 log = logging.getLogger("ggufy")
 
+_DEFAULT = ("q4_k_m",)
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -76,12 +78,10 @@ class Wishes(TypedDict, total=False):
 
 def check(wish: Wish, room: Run) -> None:
     """What can be said against a wish before anything is touched. Raises ExportError."""
-    weighed = wish.imatrix or wish.imatrix_data or wish.imatrix_file or room.exists
-    for quant in layout.check_quants(wish.quants) if wish.quants else ():
-        if not weighed and ggml.needs_imatrix(quant):
-            raise ExportError(
-                f"{quant} needs an importance matrix (imatrix)", "give --imatrix-data, or choose another quant"
-            )
+    quants = layout.check_quants(wish.quants) if wish.quants else [] if wish.extras else list(_DEFAULT)
+    if not room.exists:
+        # Of a run the recipe has its say too.
+        refusals.of_matrices(wish, quants, computes=bool(wish.imatrix or wish.imatrix_data), of_run=False)
 
 
 def make(this: Subject, wish: Wish) -> dict[str, Artifact]:
@@ -108,7 +108,7 @@ class _Export:
             self.inputs["converter"] = foreign.fingerprint()
         self.quants = _wanted_quants(this, wish)
         self.computes = _wants_imatrix(this, wish)
-        refusals.of_matrices(wish, self.quants, computes=self.computes)
+        refusals.of_matrices(wish, self.quants, computes=self.computes, of_run=bool(this.folder))
         self.tags = modelfile.tags(wish.ollama, self.quants, split=wish.split_max_size is not None)
         self.models = self._modelfiles()
         self.matrix = imatrix.read(wish.imatrix_file) if wish.imatrix_file else None
@@ -290,7 +290,7 @@ def _wanted_quants(this: Subject, wish: Wish) -> list[str]:
         return []
     if this.folder:
         return layout.check_quants(recipe.from_values(this.room.frozen["recipe"]).export.quants)
-    return ["q4_k_m"]
+    return list(_DEFAULT)
 
 
 def _wants_imatrix(this: Subject, wish: Wish) -> bool:

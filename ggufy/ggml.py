@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import platform
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +85,6 @@ def ftypes() -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def needs_imatrix(quant: str) -> bool:
-    """Whether a file type is of a block type that llama.cpp only quantizes with an importance matrix."""
-    import gguf
-
-    kind = gguf.GGMLQuantizationType.__members__.get(quant.upper())
-    return kind is not None and bool(library().ggml_quantize_requires_imatrix(int(kind)))
-
-
 def type_name(number: int) -> str:
     return str(library().ggml_type_name(number).decode()).lower()
 
@@ -126,7 +121,49 @@ def quantize(number: int, rows: Any, out: Any, importance: Any = None) -> None:
 
 def valid_rows(number: int, address: int, size: int) -> bool:
     """llama.cpp's check of a tensor's data: no block has a scale that is not a number. Releases the GIL."""
-    return bool(library().ggml_validate_row_data(number, address, size))
+    with _unheard():
+        return bool(library().ggml_validate_row_data(number, address, size))
+
+
+_silent = threading.Lock()
+_calls: list[Any] = []
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep from the terminal what C code prints to its `stderr`, past llama.cpp's log; Python has its own.
+
+    Several threads may be in here at once. Only with glibc, whose `stderr` is a variable that may be set.
+    """
+    stream = _stderr()
+    if stream is None:
+        yield
+        return
+    with _silent:
+        if not _calls:
+            before, stream.value = stream.value, _nowhere()
+            _calls.append(before)
+        _calls.append(None)
+    try:
+        yield
+    finally:
+        with _silent:
+            _calls.pop()
+            if len(_calls) == 1:
+                stream.value = _calls.pop()
+
+
+@functools.cache
+def _stderr() -> Any:
+    return ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stderr") if platform.libc_ver()[0] == "glibc" else None
+
+
+@functools.cache
+def _nowhere() -> int:
+    """A C stream to the null device."""
+    opened = ctypes.CDLL(None).fopen
+    opened.restype, opened.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p]
+    return int(opened(os.devnull.encode(), b"w"))
 
 
 class _Tensor(ctypes.Structure):

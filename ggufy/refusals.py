@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufy.errors import ExportError
-from ggufy.export import stage
+from ggufy.export import stage, trial
 
 if TYPE_CHECKING:
     from ggufy.exports import Wish
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 PLAIN = ("f32", "f16", "bf16")
 
 
-def of_matrices(wish: Wish, quants: Sequence[str], *, computes: bool) -> None:
-    """Raise ExportError for what is said of an importance matrix and would be of no effect.
+def of_matrices(wish: Wish, quants: Sequence[str], *, computes: bool, of_run: bool) -> None:
+    """Raise ExportError where an importance matrix is needed, or what is said of one would be of no effect.
 
     `quants` are those that will be made, and with `computes` the matrix is computed.
     """
+    needing = [] if computes or wish.imatrix_file else [quant for quant in quants if trial.needs_imatrix(quant)]
+    if needing:
+        give = "--imatrix" if of_run else "--imatrix-data or --imatrix-file"
+        raise ExportError(f"{needing[0]} needs an importance matrix (imatrix)", f"give {give}, or choose another quant")
     if wish.imatrix_file and (wish.imatrix or wish.imatrix_data):
         raise ExportError("--imatrix-file is a finished matrix, and --imatrix computes one", "give one of the two")
     if wish.imatrix_tokens and not computes:

@@ -261,6 +261,11 @@ ADAPTERS: dict[str, Case] = {
         [f"{Q0}.lora_embedding_A"],
         [],
     ),
+    "a bias trained where the base has none": (
+        both(adapter(put(f"{LORA}{Q0}.lora_B.bias", zeros(256))), keys(CONFIG, lora_bias=True)),
+        ["lora_bias", Q0],
+        ["lora_bias"],
+    ),
     "a tensor of no known kind": (adapter(put(f"{LORA}{Q0}.hada_w1_a", zeros(8, 8))), ["hada_w1_a"], []),
     "lora_B is missing": (adapter(put(B0, None)), [Q0, "lora_B"], []),
     "empty": (adapter(lambda held: held.clear()), ["adapter", "empty"], []),
@@ -516,6 +521,9 @@ def test_a_file_that_the_index_does_not_name_is_not_the_models(cwd: Path, light_
         (("export", "model", "--quant", "q9_k"), ["q9_k", "q4_k_m", "q8_0"], []),
         (("export", "model", "--quant", "iq2_xxs"), ["iq2_xxs", "imatrix"], ["--imatrix"]),
         (("export", "model", "--quant", "q8_0", "--quant", "iq1_s"), ["iq1_s", "imatrix"], ["--imatrix"]),
+        (("export", "adapter", "--base", "model", "--quant", "q2_k_s"), ["q2_k_s", "imatrix"], ["--imatrix-data or"]),
+        (("export", "adapter", "--base", "model", "--quant", "iq3_xs"), ["iq3_xs", "imatrix"], ["--imatrix-data or"]),
+        (("export", "model", "--quant", "nvfp4"), ["unknown quant 'nvfp4'", "iq1_s, iq4_nl"], []),
         (("export", "adapter", "--quant", "q8_0", "--base", "gone"), ["gone"], ["--base"]),
         (("export", "adapter", "--quant", "q8_0", "--base", "adapter"), ["adapter"], ["--base"]),
         (("export", "adapter", "--quant", "q8_0", "--base", "model/config.json"), ["model/config.json"], []),
@@ -536,6 +544,21 @@ def test_the_adapters_own_name_for_its_base_does_not_do(named: str | None, cwd: 
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": named}), "utf-8")
     naming = [(named or "adapter").removesuffix("-bnb-4bit")]
     refused(fails, cwd, ("export", "adapter", "--quant", "q8_0"), naming, [])
+
+
+def test_a_model_without_its_tokenizer_is_named_with_its_path(cwd: Path, fails: Fails) -> None:
+    (cwd / "deep").mkdir()
+    (cwd / "model").rename(cwd / "deep/model")
+    (cwd / "deep/model/tokenizer.json").unlink()
+    fails("export", "deep/model", cwd=cwd, naming=["deep/model: no tokenizer.json there"])
+
+
+def test_llama_cpp_does_not_speak_beside_the_error(quick_made: Path, tmp_path: Path, fails: Fails) -> None:
+    """It prints past its own log where a scale is not a number."""
+    made = bytearray((quick_made / "runs/quick/export/quick-q8_0.gguf").read_bytes())
+    made[-34:-32] = np.float16("nan").tobytes()
+    (tmp_path / "bad.gguf").write_bytes(made)
+    fails("verify", "bad.gguf", cwd=tmp_path, naming=["is not valid"])
 
 
 def test_an_imatrix_quant_of_a_run(quick: Path, fails: Fails) -> None:
