@@ -12,21 +12,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 
-from ggufy import calibration, digest, ggml, recipe
+from ggufy import calibration, digest, ggml, recipe, refusals
 from ggufy.calibration import Texts
 from ggufy.errors import ChatError, ExportError
 from ggufy.export import foreign, imatrix, layout, modelfile, reference, stage
 from ggufy.export import verify as verifying
-from ggufy.export.imatrix import Imatrix
-from ggufy.export.request import ADAPTER, MERGED, Request
+from ggufy.export.request import ADAPTER, MERGED, Plan, Request
+from ggufy.refusals import PLAIN
 from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
 from ggufy.template import text_of
 
 log = logging.getLogger("ggufy")
 
-# Types without blocks: an importance matrix says nothing about them.
-_PLAIN = ("f32", "f16", "bf16")
+_DEFAULT = ("q4_k_m",)
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,10 @@ class Wishes(TypedDict, total=False):
 
 def check(wish: Wish, room: Run) -> None:
     """What can be said against a wish before anything is touched. Raises ExportError."""
-    weighed = wish.imatrix or wish.imatrix_data or wish.imatrix_file or room.exists
-    for quant in layout.check_quants(wish.quants) if wish.quants else ():
-        if not weighed and ggml.needs_imatrix(quant):
-            raise ExportError(
-                f"{quant} needs an importance matrix (imatrix)", "give --imatrix-data, or choose another quant"
-            )
-    if wish.imatrix_file and (wish.imatrix or wish.imatrix_data):
-        raise ExportError("--imatrix-file is a finished matrix, and --imatrix computes one", "give one of the two")
+    quants = layout.check_quants(wish.quants) if wish.quants else [] if wish.extras else list(_DEFAULT)
+    if not room.exists:
+        # Of a run the recipe has its say too.
+        refusals.of_matrices(wish, quants, computes=bool(wish.imatrix or wish.imatrix_data), of_run=False)
 
 
 def make(this: Subject, wish: Wish) -> dict[str, Artifact]:
@@ -96,19 +91,10 @@ def make(this: Subject, wish: Wish) -> dict[str, Artifact]:
 
 
 def plan(this: Subject, wish: Wish, scratch: Path) -> list[str]:
-    """What an export would write, in lines for people."""
-    names = [*_wanted_quants(this, wish), *wish.extras]
-    outputs = {name: scratch / name for name in names}
-    matrix = imatrix.read(wish.imatrix_file) if wish.imatrix_file else None
-    request = Request(this.base.path, this.adapter, outputs, this.notes, matrix, wish.split_max_size, wish.kernels)
-    weighed = matrix is None and _wants_imatrix(this, wish)
-    ready = stage.plan(request, scratch, weighed=weighed)
-    lines = ready.describe(wish.threads or stage.cores())
-    if weighed:
-        tokens = wish.calibration_tokens
-        calibration.texts(this, wish.imatrix_data, tokens)
-        lines.append(f"and before it an importance matrix from about {tokens:,} tokens, on an f16 file")
-    return lines
+    """What an export would write, in lines for people. Raises what the export would."""
+    refusals.of_place(this.room.path)
+    this.claim(force=wish.force)
+    return _Export(this, wish).describe(scratch)
 
 
 class _Export:
@@ -121,45 +107,82 @@ class _Export:
         if foreign.is_foreign(this.base.path):
             self.inputs["converter"] = foreign.fingerprint()
         self.quants = _wanted_quants(this, wish)
-        self.matrix: Imatrix | None = None
+        self.computes = _wants_imatrix(this, wish)
+        refusals.of_matrices(wish, self.quants, computes=self.computes, of_run=bool(this.folder))
+        self.tags = modelfile.tags(wish.ollama, self.quants, split=wish.split_max_size is not None)
+        self.models = self._modelfiles()
+        self.matrix = imatrix.read(wish.imatrix_file) if wish.imatrix_file else None
         self.reference: reference.Reference | None = None if wish.check_logits else reference.NOTHING
 
     def make(self) -> dict[str, Artifact]:
-        tags = modelfile.tags(self.wish.ollama, self.quants, split=self.wish.split_max_size is not None)
         made: dict[str, Artifact] = {}
-        if self.wish.imatrix_file:
-            self.matrix, weighed = imatrix.read(self.wish.imatrix_file), digest.of_file(self.wish.imatrix_file)
-        elif _wants_imatrix(self.this, self.wish):
-            self._refuse_early()
-            if "f16" in self.quants and not self.wish.split_max_size:
+        weighed = digest.of_file(self.wish.imatrix_file) if self.wish.imatrix_file else None
+        if self.computes:
+            # What would be refused after the matrix is refused before it, which takes minutes.
+            with TemporaryDirectory(prefix="ggufy-") as scratch:
+                self._plan(Path(scratch))
+            if self._keeps_f16:
                 # It is needed now, so it is made now.
                 made |= self._make({self._file("f16"): {**self.inputs, "quant": "f16"}})
             made |= self._make_imatrix()
             self.matrix, weighed = imatrix.read(made["imatrix"].path), made["imatrix"].sha256
-        files: dict[str, dict[str, Any]] = {}
-        for name in (*self.quants, *self.wish.extras):
-            inputs = files[self._file(name)] = {**self.inputs, "quant": name}
-            if self.matrix and name in self.quants and name not in _PLAIN:
-                inputs["imatrix"] = weighed
-            if self.wish.split_max_size and name in self.quants:
-                inputs["split"] = self.wish.split_max_size
-        files |= self._modelfiles()
         # What was made first, because the others need it, is not "up to date".
-        made = {**self._make(files), **made}
-        for quant, tag in tags.items():
+        made = {**self._make(self._files(weighed)), **made}
+        for quant, tag in self.tags.items():
             _create_in_ollama(tag, made[f"{quant} Modelfile"].path)
         return made
 
-    def _refuse_early(self) -> None:
-        """What would be refused after the importance matrix is refused before it, which takes minutes."""
-        this, room = self.this, self.this.room.path
-        outputs = {name: room / name for name in (*self.quants, *self.wish.extras)}
-        request = Request(this.base.path, this.adapter, outputs, this.notes, None, self.wish.split_max_size)
-        with TemporaryDirectory(prefix="ggufy-") as scratch:
-            sizes = stage.plan(request, Path(scratch), weighed=True).sizes
-        there = [self._file(name) for name in outputs if self.this.room.valid(self._file(name))]
-        if not there:
-            stage.check_space(room, sizes)
+    def describe(self, scratch: Path) -> list[str]:
+        lines = self._plan(scratch).describe(self.threads)
+        if self.computes:
+            tokens = self.wish.calibration_tokens
+            lines.append(f"and before it an importance matrix from about {tokens:,} tokens, on an f16 file")
+        return lines
+
+    @property
+    def _keeps_f16(self) -> bool:
+        """Whether the file that an importance matrix is computed on is wanted itself."""
+        return "f16" in self.quants and not self.wish.split_max_size
+
+    def _files(self, weighed: str | None) -> dict[str, dict[str, Any]]:
+        """Every file that is wanted, and its inputs. `weighed` is the hash of the importance matrix."""
+        files: dict[str, dict[str, Any]] = {}
+        for name in (*self.quants, *self.wish.extras):
+            inputs = files[self._file(name)] = {**self.inputs, "quant": name}
+            if weighed and name in self.quants and name not in PLAIN:
+                inputs["imatrix"] = weighed
+            if self.wish.split_max_size and name in self.quants:
+                inputs["split"] = self.wish.split_max_size
+        return files | self.models
+
+    def _plan(self, scratch: Path) -> Plan:
+        """The plan. Raises what the export would, but for what only the weights' own numbers tell."""
+        this, wish = self.this, self.wish
+        names, room = (*self.quants, *wish.extras), this.room
+        request = Request(
+            this.base.path,
+            this.adapter,
+            {name: scratch / name for name in names},
+            this.notes,
+            self.matrix,
+            wish.split_max_size,
+            wish.kernels,
+        )
+        ready = stage.plan(request, scratch, weighed=self.computes)
+        weighed = digest.of_file(wish.imatrix_file) if wish.imatrix_file else None
+        first = {}
+        if self.computes:
+            first = {self._file("imatrix"): self._imatrix_inputs(self._texts())}
+            there = room.valid(*next(iter(first.items())))
+            weighed = there.sha256 if there else "to come"
+        missing = room.missing(first | self._files(weighed), force=wish.force)
+        if first.keys() & set(missing) and not self._keeps_f16 and not self._f16():
+            lone = Request(this.base.path, this.adapter, {"f16": scratch / "f16"}, this.notes)
+            refusals.of_space(room.path, stage.plan(lone, scratch).sizes)
+        made = {name for name in names if self._file(name) not in missing}
+        if len(made) < len(names):
+            refusals.of_space(room.path, {name: size for name, size in ready.sizes.items() if name not in made})
+        return ready
 
     def _make(self, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Artifact]:
         def build(places: dict[str, Path]) -> None:
@@ -191,18 +214,28 @@ class _Export:
             self.reference = reference.of(self.this.base.path, self.this.adapter, lambda: calibration.probes(self.this))
         return verifying.verify(path, self.this.base.path, self.threads, self.reference)
 
+    def _texts(self) -> Texts:
+        return calibration.texts(self.this, self.wish.imatrix_data, self.wish.calibration_tokens)
+
+    def _imatrix_inputs(self, texts: Texts) -> dict[str, Any]:
+        return {**self.inputs, "texts": [texts.name, texts.fingerprint], "tokens": self.wish.calibration_tokens}
+
     def _make_imatrix(self) -> dict[str, Artifact]:
-        texts = calibration.texts(self.this, self.wish.imatrix_data, self.wish.calibration_tokens)
-        output = self._file("imatrix")
-        inputs = {**self.inputs, "texts": [texts.name, texts.fingerprint], "tokens": self.wish.calibration_tokens}
+        texts, output = self._texts(), self._file("imatrix")
         made = self.this.room.make(
-            {output: inputs}, lambda places: self._compute(texts, places[output]), force=self.wish.force
+            {output: self._imatrix_inputs(texts)},
+            lambda places: self._compute(texts, places[output]),
+            force=self.wish.force,
         )
         return {"imatrix": made[output]}
 
+    def _f16(self) -> Artifact | None:
+        """The f16 file of an earlier export, if it is as it was made."""
+        return self.this.room.valid(self._file("f16", split=False), {**self.inputs, "quant": "f16"})
+
     def _compute(self, texts: Texts, out: Path) -> None:
         tokens = texts.tokens()
-        there = self.this.room.valid(self._file("f16", split=False), {**self.inputs, "quant": "f16"})
+        there = self._f16()
         model = there.path if there else out.with_name("model-f16.gguf")
         try:
             if not there:
@@ -257,14 +290,14 @@ def _wanted_quants(this: Subject, wish: Wish) -> list[str]:
         return []
     if this.folder:
         return layout.check_quants(recipe.from_values(this.room.frozen["recipe"]).export.quants)
-    return ["q4_k_m"]
+    return list(_DEFAULT)
 
 
 def _wants_imatrix(this: Subject, wish: Wish) -> bool:
     if wish.imatrix or wish.imatrix_data:
         return True
     # A recipe's wish is for the quants that it can be of use to.
-    weighed = [quant for quant in _wanted_quants(this, wish) if quant not in _PLAIN]
+    weighed = [quant for quant in _wanted_quants(this, wish) if quant not in PLAIN]
     return bool(this.folder and weighed) and recipe.from_values(this.room.frozen["recipe"]).export.imatrix
 
 

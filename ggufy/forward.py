@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ggufy import ggml
+from ggufy import ggml, interrupts
 from ggufy.errors import ModelError
 
 BATCH = 128
@@ -37,7 +37,7 @@ class Forward:
         wanted = llama_cpp.llama_model_default_params()
         # No copies repacked for speed: they are as large as the model.
         wanted.n_gpu_layers, wanted.use_extra_bufts = 0, False
-        with ggml.quiet() as said:
+        with interrupts.held(), ggml.quiet() as said:
             self.model = llama_cpp.llama_model_load_from_file(path.as_posix().encode(), wanted)
         if not self.model:
             raise _cannot_load(path, said)
@@ -50,7 +50,9 @@ class Forward:
         self._callback = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(self._watcher(watch))
         if watch:
             params.cb_eval = self._callback
-        with ggml.quiet() as said:
+        self._abort = llama_cpp.llama_cpp.ggml_abort_callback(_interrupted)
+        params.abort_callback = self._abort
+        with interrupts.held(), ggml.quiet() as said:
             self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
             self.close()
@@ -66,7 +68,7 @@ class Forward:
         self.close()
 
     def close(self) -> None:
-        with ggml.quiet():
+        with interrupts.held(), ggml.quiet():
             if self.context:
                 self._library.llama_free(self.context)
             if self.model:
@@ -120,7 +122,7 @@ class Forward:
                 for i in range(count):
                     held.token[i], held.pos[i] = tokens[start + i], start + i
                     held.n_seq_id[i], held.seq_id[i][0], held.logits[i] = 1, 0, True
-                with ggml.quiet() as said:
+                with interrupts.held(), ggml.quiet() as said:
                     failed = lib.llama_decode(self.context, held)
                 if self.failure:
                     raise self.failure
@@ -143,6 +145,11 @@ class Forward:
                 return False
 
         return step
+
+
+def _interrupted(data: Any) -> bool:
+    del data
+    return interrupts.waiting()
 
 
 def _show(address: int, watch: Watch) -> bool:

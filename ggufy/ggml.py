@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import platform
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggufy import interrupts
 from ggufy.errors import ExportError, ModelError
 
 F32, F16, BF16 = 0, 1, 30
@@ -81,14 +85,6 @@ def ftypes() -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def needs_imatrix(quant: str) -> bool:
-    """Whether a file type is of a block type that llama.cpp only quantizes with an importance matrix."""
-    import gguf
-
-    kind = gguf.GGMLQuantizationType.__members__.get(quant.upper())
-    return kind is not None and bool(library().ggml_quantize_requires_imatrix(int(kind)))
-
-
 def type_name(number: int) -> str:
     return str(library().ggml_type_name(number).decode()).lower()
 
@@ -125,7 +121,49 @@ def quantize(number: int, rows: Any, out: Any, importance: Any = None) -> None:
 
 def valid_rows(number: int, address: int, size: int) -> bool:
     """llama.cpp's check of a tensor's data: no block has a scale that is not a number. Releases the GIL."""
-    return bool(library().ggml_validate_row_data(number, address, size))
+    with _unheard():
+        return bool(library().ggml_validate_row_data(number, address, size))
+
+
+_silent = threading.Lock()
+_calls: list[Any] = []
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep from the terminal what C code prints to its `stderr`, past llama.cpp's log; Python has its own.
+
+    Several threads may be in here at once. Only with glibc, whose `stderr` is a variable that may be set.
+    """
+    stream = _stderr()
+    if stream is None:
+        yield
+        return
+    with _silent:
+        if not _calls:
+            before, stream.value = stream.value, _nowhere()
+            _calls.append(before)
+        _calls.append(None)
+    try:
+        yield
+    finally:
+        with _silent:
+            _calls.pop()
+            if len(_calls) == 1:
+                stream.value = _calls.pop()
+
+
+@functools.cache
+def _stderr() -> Any:
+    return ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stderr") if platform.libc_ver()[0] == "glibc" else None
+
+
+@functools.cache
+def _nowhere() -> int:
+    """A C stream to the null device."""
+    opened = ctypes.CDLL(None).fopen
+    opened.restype, opened.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p]
+    return int(opened(os.devnull.encode(), b"w"))
 
 
 class _Tensor(ctypes.Structure):
@@ -226,7 +264,7 @@ def read_gguf(
     if magic != b"GGUF":
         raise ModelError(f"{where} is not a GGUF file (it starts with {magic!r})", "name a .gguf file or a run")
     lib = library()
-    with quiet() as said:
+    with interrupts.held(), quiet() as said:
         context = lib.gguf_init_from_file(str(path).encode(), _InitParams(True, None))
     if not context:
         reason = said[-1].partition(": ")[2] if said else "the header cannot be read"
@@ -275,7 +313,10 @@ def read_gguf(
 
 @contextmanager
 def quiet() -> Any:
-    """Collect what llama.cpp logs, as a list of lines, instead of letting it reach the terminal."""
+    """Collect what llama.cpp logs, as a list of lines, instead of letting it reach the terminal.
+
+    Where the main thread is in llama.cpp meanwhile, Ctrl-C has to be held: it would be lost in the function here.
+    """
     import llama_cpp
     from llama_cpp import _logger
 
@@ -329,7 +370,7 @@ def quantize_file(
         params.kv_overrides = places
     if imatrix is not None:
         params.imatrix = imatrix
-    with quiet() as said:
+    with interrupts.held(), quiet() as said:
         failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     if failed:
         reasons = [line for line in said if "ERROR" in line or "failed" in line] or said or ["no reason given"]

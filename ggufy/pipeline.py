@@ -263,13 +263,20 @@ def verify(
 
 
 def plan_export(
-    what: str | os.PathLike[str] | Run | None = None, *, base: str | None = None, **wish: Unpack[Wishes]
+    what: str | os.PathLike[str] | Run | None = None,
+    *,
+    base: str | None = None,
+    out: Path | None = None,
+    **wish: Unpack[Wishes],
 ) -> list[str]:
-    """What an export would write, in lines for people. Nothing is written but to the system's folder for such."""
+    """What an export would write, in lines for people. Raises what the export would, as far as it can be known.
+
+    Nothing is written but to the system's folder for such.
+    """
     from tempfile import TemporaryDirectory
 
     wanted = exports.Wish(**wish)
-    room, find = _subject(what, base, None)
+    room, find = _subject(what, base, out)
     exports.check(wanted, room)
     with TemporaryDirectory(prefix="ggufy-") as scratch:
         return exports.plan(find(), wanted, Path(scratch))

@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ggufy import __version__, ggml, hubfetch, llama3
+from ggufy import __version__, hubfetch, llama3
 from ggufy.base import resolve, shaped, tiny
 from ggufy.errors import RecipeError
-from ggufy.export import layout, llama
+from ggufy.export import layout, llama, trial
 from ggufy.llama3 import Shape
 from ggufy.recipe import Recipe
 from ggufy.weights import Checkpoint, Tensor
@@ -92,7 +92,7 @@ def export_sizes(base: Base, quants: Sequence[str], name: str) -> tuple[dict[str
 
 def _plannable(quant: str) -> bool:
     """Those that need an importance matrix have their types chosen by it: `ggufy export --dry-run` knows them."""
-    return not ggml.needs_imatrix(quant)
+    return not trial.needs_imatrix(quant)
 
 
 def _stand_in(base: Base, folder: Path) -> Path:

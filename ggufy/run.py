@@ -17,10 +17,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ggufy import __version__, digest
 from ggufy.errors import GgufyError, RunError, Unverified
@@ -31,6 +31,8 @@ Inputs = Mapping[str, Any]
 
 _WAITING = "stamp.json"
 _SOURCE = "source.json"
+# What a loader of a model folder finds by itself.
+_LOADED = (".safetensors", ".gguf", ".bin", ".index.json", "adapter_config.json")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Everything ggufy puts into a run's folder, but the lock.
@@ -180,18 +182,12 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run as its only writer. The kernel drops the lock of a process that died."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise RunError(
-                    f"the run {self.path.as_posix()} is in use by another ggufy (process {holder})",
-                    "wait for it, stop it, or choose another --run",
-                ) from None
+        """Hold the run as its only writer. The kernel drops the lock of a process that died.
+
+        A folder that was made for this, and in which nothing came to be, is removed again.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        with self._locked() as file:
             file.seek(0)
             if left := file.read().strip():
                 log.info("taking over the lock of process %s, which ended without releasing it", left)
@@ -205,6 +201,32 @@ class Run:
                 file.seek(0)
                 file.truncate()
                 file.flush()
+                if made and [path.name for path in self.path.iterdir()] == ["lock"]:
+                    (self.path / "lock").unlink()
+                    with suppress(OSError):
+                        for folder in made:
+                            folder.rmdir()
+
+    def _locked(self) -> IO[str]:
+        """The open lock file, locked. Raises RunError where another process holds it."""
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "lock").open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its last holder may have removed it in between; then it is nobody's lock.
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), (self.path / "lock").stat()):
+                        return file
+                file.close()
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                file.close()
+                raise RunError(
+                    f"the run {self.path.as_posix()} is in use by another ggufy (process {holder})",
+                    "wait for it, stop it, or choose another --run",
+                ) from None
 
     def make(
         self, wanted: Mapping[str, Inputs], build: Callable[[dict[str, Path]], None], *, force: bool = False
@@ -259,6 +281,13 @@ class Run:
                 return None
         size = sum(facts["size"] for facts in stamp["files"].values())
         return Artifact(self.path / output, stamp["sha256"], size, reused=True)
+
+    def missing(self, wanted: Mapping[str, Inputs], *, force: bool = False) -> list[str]:
+        """Which outputs `make` would build. Raises RunError where it would, for the files in its way."""
+        missing = [output for output, inputs in wanted.items() if self.valid(output, inputs) is None]
+        if not force:
+            self._refuse_to_replace(missing)
+        return missing
 
     def damage(self, output: str) -> str | None:
         """Re-hash an output: what is wrong with it against its stamp, or None."""
@@ -332,11 +361,14 @@ class Run:
         return None
 
     def _others(self, output: str) -> list[Path]:
-        """The files in the folder of an output that its stamp does not list; none where there is no stamp."""
+        """The files in the folder of an output that ggufy did not make: its stamp does not list them.
+
+        Below ggufy's own names, as `data` in a run, a folder without a stamp is ggufy's own that has lost it.
+        """
         folder, stamp = self.path / output, self.stamp(output)
-        if stamp is None or folder.is_symlink() or not folder.is_dir():
+        if folder.is_symlink() or not folder.is_dir() or (stamp is None and output in CONTENTS):
             return []
-        own = {self.path / name for name in stamp["files"]}
+        own = {self.path / name for name in stamp["files"]} if stamp else set()
         return sorted(p for p in folder.rglob("*") if p not in own and (p.is_symlink() or not p.is_dir()))
 
     def _give_up(self, places: Mapping[str, Path]) -> None:
@@ -360,6 +392,8 @@ class Run:
         """
         final = self.path / output
         files = _files(place)
+        others = self._others(output)
+        _refuse_to_mix(final, place, others)
         stamped: dict[str, dict[str, Any]] = {}
         for file in files:
             moved = final / file.relative_to(place) if place.is_dir() else final
@@ -380,7 +414,7 @@ class Run:
             (place.parent / _SOURCE).replace(self.path / _SOURCE)
         write_json(place.parent / _WAITING, stamp)
         final.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_dir() and self._others(output):
+        if others:
             self._move_beside(output, place, files)
         else:
             if final.is_dir() or place.is_dir():
@@ -421,6 +455,17 @@ class Run:
             waiting.replace(self._stamp_path(output))
             sync(self._stamp_path(output).parent)
             self._forget_partial([folder])
+
+
+def _refuse_to_mix(final: Path, place: Path, others: list[Path]) -> None:
+    """Raise RunError for files of others that would be lost, or be taken for a part of the output they are beside."""
+    hint = "move it away: --force replaces the files that are written, and no others"
+    if others and not place.is_dir():
+        raise RunError(f"{final.as_posix()} is a folder, and {others[0].as_posix()} in it is not ggufy's", hint)
+    written = {final / file.relative_to(place) for file in _files(place)}
+    for path in others:
+        if path not in written and path.parent == final and path.name.endswith(_LOADED):
+            raise RunError(f"{path.as_posix()} would be taken for a part of what is written there", hint)
 
 
 def _files(place: Path) -> list[Path]:

@@ -98,7 +98,7 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
         return Subject(name, found, folder, content, room, "", _notes(name), origin)
     if base is not None:
         raise ExportError(f"{folder.as_posix()} is no adapter, so --base does not apply", "leave out --base")
-    bases.check(folder, name, four_bit=True, said="the name")
+    bases.check(folder, os.fspath(what), four_bit=True, said="the name")
     found = Base(name, folder, None, digest.of_folder(folder, bases.CONTENT))
     _warn_of_four_bit(found)
     return Subject(name, found, None, None, room, "", _notes(name), origin)

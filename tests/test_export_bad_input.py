@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from math import prod
@@ -51,13 +52,12 @@ def cwd(parts: Path, tmp_path: Path) -> Path:
 
 
 def refused(fails: Fails, cwd: Path, command: Sequence[str], naming: Sequence[str], hinting: Sequence[str] = ()) -> str:
-    """Fails as it should, whether it had begun or not, and leaves nothing but the lock of the folder it was to fill."""
+    """Fails as it should, whether it had begun or not, and leaves nothing, but a lock in a folder that was there."""
     before = snapshot(cwd)
     said = fails(*command, cwd=cwd, naming=naming, hinting=hinting, works=True)
-    after = snapshot(cwd)
-    left = sorted(after.keys() - before.keys())
-    assert all(name.endswith("/lock") or after[name] == "folder" for name in left), f"left behind: {left}"
-    assert not any("partial" in name or "merged" in name for name in left), f"left behind: {left}"
+    left = sorted(snapshot(cwd).keys() - before.keys())
+    locks = [name for name in left if name.endswith("/lock") and name.removesuffix("/lock") in before]
+    assert left == locks, f"left behind: {left}"
     assert "verified" not in said
     return said
 
@@ -261,6 +261,11 @@ ADAPTERS: dict[str, Case] = {
         [f"{Q0}.lora_embedding_A"],
         [],
     ),
+    "a bias trained where the base has none": (
+        both(adapter(put(f"{LORA}{Q0}.lora_B.bias", zeros(256))), keys(CONFIG, lora_bias=True)),
+        ["lora_bias", Q0],
+        ["lora_bias"],
+    ),
     "a tensor of no known kind": (adapter(put(f"{LORA}{Q0}.hada_w1_a", zeros(8, 8))), ["hada_w1_a"], []),
     "lora_B is missing": (adapter(put(B0, None)), [Q0, "lora_B"], []),
     "empty": (adapter(lambda held: held.clear()), ["adapter", "empty"], []),
@@ -422,6 +427,83 @@ def test_a_plan_refuses_them_too(cwd: Path, fails: Fails) -> None:
             path.write_bytes(data)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "naming", "edit"),
+    [
+        (("--adapter-gguf",), ["hold DoRA"], "dora"),
+        (("--ollama", "mine"), ["ollama is not installed"], None),
+        (("--kernels", "native"), ["its own kernels"], None),
+        ((), ["out/adapter-q8_0.gguf is there already"], "foreign"),
+        (("--imatrix-data", "text"), ["out/adapter-q8_0.gguf is there already"], "foreign"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, tuple) else None,
+)
+def test_a_plan_and_an_export_refuse_the_same(
+    arguments: tuple[str, ...],
+    naming: list[str],
+    edit: str | None,
+    cwd: Path,
+    fails: Fails,
+    env: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """And an importance matrix is not computed first."""
+    monkeypatch.setitem(env, "GGUFY_KERNELS", str(tmp_path))
+    (cwd / "text").write_text("Some words to read. " * 40)
+    if edit == "dora":
+        keys(CONFIG, use_dora=True)(cwd)
+        adapter(lambda held: held.update(_magnitudes(held)))(cwd)
+        arguments = (*arguments, "--imatrix-data", "text")
+    elif edit == "foreign":
+        (cwd / "out").mkdir()
+        (cwd / "out/adapter-q8_0.gguf").write_text("mine")
+    command = (*ADAPTER, "--out", "out", *arguments)
+    fails(*command, "--dry-run", cwd=cwd, naming=naming)
+    assert "importance matrix from" not in refused(fails, cwd, command, naming)
+
+
+def _magnitudes(held: Tensors) -> Tensors:
+    pairs = {name: tensor for name, tensor in held.items() if name.endswith(".lora_B.weight")}
+    return {
+        name.replace("lora_B.weight", "lora_magnitude_vector"): (
+            "F32",
+            tensor[1][:1],
+            np.ones(tensor[1][0], "<f4").tobytes(),
+        )
+        for name, tensor in pairs.items()
+    }
+
+
+def test_a_plan_lists_the_adapters_own_gguf(cwd: Path, light_run: Run) -> None:
+    command = ("export", "adapter", "--base", "model", "--adapter-gguf")
+    said = light_run(*command, "--dry-run", cwd=cwd).stdout
+    found = re.search(r"^adapter +([\d.]+) MB at most$", said, re.M)
+    assert found, said
+    assert light_run(*command, cwd=cwd).returncode == 0
+    size = (cwd / "exports/adapter/adapter-adapter.gguf").stat().st_size / 1e6
+    assert size <= float(found[1]) < size + 0.3
+
+
+def test_a_plan_of_a_run_has_no_other_place(quick: Path, fails: Fails) -> None:
+    fails("export", "quick", "--out", "elsewhere", "--dry-run", cwd=quick, naming=["--out"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "naming"),
+    [
+        (("--quant", "q4_0", "--imatrix-tokens", "100"), "no importance matrix is computed"),
+        (("--quant", "q4_0", "--imatrix-tokens", "100", "--imatrix-file", "text"), "finished already"),
+        (("--quant", "f16", "--quant", "bf16", "--imatrix-data", "text"), "of no use to f16 and bf16"),
+        (("--merged", "--adapter-gguf", "--imatrix-data", "text"), "of no use to merged and adapter"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, tuple) else None,
+)
+def test_what_would_be_of_no_effect(arguments: tuple[str, ...], naming: str, cwd: Path, fails: Fails) -> None:
+    (cwd / "text").write_text("Some words to read. " * 40)
+    refused(fails, cwd, ("export", "adapter", "--base", "model", *arguments), [naming])
+
+
 def test_a_file_that_the_index_does_not_name_is_not_the_models(cwd: Path, light_run: Run) -> None:
     """As in Meta's own repositories: the same weights once more, under other names."""
     in_two_shards(cwd)
@@ -439,6 +521,9 @@ def test_a_file_that_the_index_does_not_name_is_not_the_models(cwd: Path, light_
         (("export", "model", "--quant", "q9_k"), ["q9_k", "q4_k_m", "q8_0"], []),
         (("export", "model", "--quant", "iq2_xxs"), ["iq2_xxs", "imatrix"], ["--imatrix"]),
         (("export", "model", "--quant", "q8_0", "--quant", "iq1_s"), ["iq1_s", "imatrix"], ["--imatrix"]),
+        (("export", "adapter", "--base", "model", "--quant", "q2_k_s"), ["q2_k_s", "imatrix"], ["--imatrix-data or"]),
+        (("export", "adapter", "--base", "model", "--quant", "iq3_xs"), ["iq3_xs", "imatrix"], ["--imatrix-data or"]),
+        (("export", "model", "--quant", "nvfp4"), ["unknown quant 'nvfp4'", "iq1_s, iq4_nl"], []),
         (("export", "adapter", "--quant", "q8_0", "--base", "gone"), ["gone"], ["--base"]),
         (("export", "adapter", "--quant", "q8_0", "--base", "adapter"), ["adapter"], ["--base"]),
         (("export", "adapter", "--quant", "q8_0", "--base", "model/config.json"), ["model/config.json"], []),
@@ -459,6 +544,21 @@ def test_the_adapters_own_name_for_its_base_does_not_do(named: str | None, cwd: 
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": named}), "utf-8")
     naming = [(named or "adapter").removesuffix("-bnb-4bit")]
     refused(fails, cwd, ("export", "adapter", "--quant", "q8_0"), naming, [])
+
+
+def test_a_model_without_its_tokenizer_is_named_with_its_path(cwd: Path, fails: Fails) -> None:
+    (cwd / "deep").mkdir()
+    (cwd / "model").rename(cwd / "deep/model")
+    (cwd / "deep/model/tokenizer.json").unlink()
+    fails("export", "deep/model", cwd=cwd, naming=["deep/model: no tokenizer.json there"])
+
+
+def test_llama_cpp_does_not_speak_beside_the_error(quick_made: Path, tmp_path: Path, fails: Fails) -> None:
+    """It prints past its own log where a scale is not a number."""
+    made = bytearray((quick_made / "runs/quick/export/quick-q8_0.gguf").read_bytes())
+    made[-34:-32] = np.float16("nan").tobytes()
+    (tmp_path / "bad.gguf").write_bytes(made)
+    fails("verify", "bad.gguf", cwd=tmp_path, naming=["is not valid"])
 
 
 def test_an_imatrix_quant_of_a_run(quick: Path, fails: Fails) -> None:
@@ -534,7 +634,7 @@ def test_a_run_does_not_write_over_what_is_not_its_own(quick: Path, fails: Fails
 
 
 def test_a_merged_folder_of_someone_else(cwd: Path, fails: Fails, light_run: Run) -> None:
-    """Refused before the GGUF beside it is made; replaced as a whole with --force."""
+    """Refused before the GGUF beside it is made; with --force only the files of the export are replaced."""
     mine = cwd / "out/adapter-merged"
     mine.mkdir(parents=True)
     (mine / "model.safetensors").write_bytes(b"mine")
@@ -544,7 +644,17 @@ def test_a_merged_folder_of_someone_else(cwd: Path, fails: Fails, light_run: Run
     done = light_run(*command, "--force", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert (mine / "model.safetensors").stat().st_size > 1_000_000
+    assert (mine / "notes.txt").read_text() == "mine"
     assert not (cwd / "out/partial").exists()
+
+
+def test_a_folder_is_not_mixed_with_someone_elses_model(cwd: Path, fails: Fails) -> None:
+    """transformers would load the adapter that lies beside the merged weights, once more."""
+    theirs = cwd / "out/adapter-merged/adapter_config.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    command = ("export", "adapter", "--base", "model", "--merged", "--out", "out", "--force")
+    refused(fails, cwd, command, ["adapter-merged/adapter_config.json"], ["move it away"])
 
 
 def test_an_adapter_gguf_of_someone_else(cwd: Path, fails: Fails) -> None:
@@ -558,6 +668,7 @@ def test_a_folder_under_the_files_name(cwd: Path, fails: Fails) -> None:
     (cwd / "out/model-q8_0.gguf").mkdir(parents=True)
     (cwd / "out/model-q8_0.gguf/notes.txt").write_text("mine")
     refused(fails, cwd, (*MODEL, "--out", "out"), ["model-q8_0.gguf"])
+    refused(fails, cwd, (*MODEL, "--out", "out", "--force", "--no-verify"), ["model-q8_0.gguf/notes.txt"])
 
 
 def test_a_link_under_the_files_name(cwd: Path, fails: Fails, light_run: Run) -> None:

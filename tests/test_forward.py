@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import llama_cpp
@@ -9,7 +15,8 @@ import numpy as np
 import pytest
 
 from ggufy.errors import ExportError, ModelError
-from ggufy.forward import Forward
+from ggufy.export import imatrix
+from ggufy.forward import Forward, Watch
 from tests.oracle.converter import export
 
 
@@ -68,6 +75,48 @@ def test_a_watcher_that_fails_is_heard(made: Path) -> None:
 
     with Forward(made, 64, 1, watch) as model, pytest.raises(ExportError, match=r"no more at blk\.0\."):
         list(model.logits([736] * 20))
+
+
+def test_ctrl_c_at_any_moment_is_heard(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Python delivers it in a function that llama.cpp has called, which would drop it."""
+    dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+
+    def press(delay: float) -> None:
+        time.sleep(delay)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with Forward(made, 512, 1, lambda *_: None) as model:
+        for number in range(30):
+            presses = threading.Thread(target=press, args=(0.002 * number,))
+            heard = False
+            try:
+                presses.start()
+                while presses.is_alive():
+                    list(model.logits([736] * 500))
+                # A press at the very end comes with the next line of Python at the latest.
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                heard = True
+            presses.join()
+            assert heard, number
+            assert not dropped
+        assert len(list(model.logits([736] * 500))) == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_matrix_that_misses_tokens_is_refused(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Losing(Forward):
+        """Skips the last product of the first batch."""
+
+        def __init__(self, path: Path, context: int, threads: int, watch: Watch) -> None:
+            calls = itertools.count(1)
+            super().__init__(path, context, threads, lambda name, rows: next(calls) != 28 and watch(name, rows))
+
+    monkeypatch.setattr(imatrix, "Forward", Losing)
+    with pytest.raises(ExportError, match=r"incomplete: blk\.3\..* was given"):
+        imatrix.compute(made, [[736] * 200], "text", tmp_path / "x.gguf", 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_text_longer_than_the_context(made: Path) -> None:

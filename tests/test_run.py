@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -178,6 +179,55 @@ def test_a_file_of_somebody_in_a_folder_of_ours_stays(tmp_path: Path) -> None:
     assert held == {"merged/1-of-1", "merged/sub/notes.txt", "stamps/merged.json"}
     assert mine.read_text() == "mine"
     assert run.make({"merged": {"x": 2}}, parts("never"))["merged"].reused  # type: ignore[arg-type]
+
+
+def test_a_folder_made_only_for_its_lock_goes_again(tmp_path: Path) -> None:
+    with Run(tmp_path / "a/b/r").lock():
+        assert (tmp_path / "a/b/r/lock").read_text()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with Run(tmp_path / "mine/r").lock(), Run(tmp_path / "mine/full").lock():
+        (tmp_path / "mine/full/file").write_text("kept")
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
+        "mine",
+        "mine/full",
+        "mine/full/file",
+        "mine/full/lock",
+    ]
+
+
+def test_a_lock_that_its_holder_has_removed_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking it, another process ended and took its folder away."""
+    real, path, calls = fcntl.flock, tmp_path / "r", []
+
+    def flock(file: object, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:
+            (path / "lock").unlink()
+            path.rmdir()
+        real(file, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Run(path).lock():
+        assert len(calls) == 2
+        with pytest.raises(RunError, match="in use by another ggufy"), Run(path).lock():
+            pass
+
+
+def test_force_replaces_what_is_written_and_nothing_else(tmp_path: Path) -> None:
+    """Of a folder that ggufy has no stamp of."""
+    run = Run(tmp_path / "r")
+    (run.path / "merged").mkdir(parents=True)
+    for name in ("1-of-1", "notes.txt"):
+        (run.path / "merged" / name).write_text("mine")
+    run.make({"merged": {"x": 1}}, parts("1-of-1"), force=True)  # type: ignore[arg-type]
+    held = {p.name: p.read_text() for p in (run.path / "merged").iterdir()}
+    assert held == {"1-of-1": "1-of-1", "notes.txt": "mine"}
+    (run.path / "merged/old.safetensors").write_text("mine")
+    with pytest.raises(RunError, match=r"merged/old\.safetensors would be taken for a part"):
+        run.make({"merged": {"x": 2}}, parts("1-of-1"), force=True)  # type: ignore[arg-type]
+    assert run.valid("merged", {"x": 1})
+    assert (run.path / "merged/old.safetensors").read_text() == "mine"
 
 
 def test_exports_of_another_source_are_kept(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ggufy import ggml
+from ggufy import ggml, interrupts
 from ggufy.errors import ChatError
 from ggufy.template import ChatTemplate, Message
 
@@ -63,7 +63,7 @@ class ChatModel:
         texts = ggml.read_gguf(path, _KEYS).texts
         self.path = path
         self.day = day or _day(texts.get(DATE_KEY)) or date.today()
-        with ggml.quiet() as said:
+        with interrupts.held(), ggml.quiet() as said:
             try:
                 self.llama = Llama(
                     path.as_posix(), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False

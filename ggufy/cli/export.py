@@ -64,7 +64,7 @@ _PATH = click.Path(path_type=Path)
     default=True,
     help="Check each file, but without running the training model, which takes time and memory.",
 )
-@click.option("--force", is_flag=True, help="Write over files that ggufy did not make.")
+@click.option("--force", is_flag=True, help="Write over files that ggufy did not make; others beside them stay.")
 def command(what: str | None, base: str | None, out: Path | None, dry_run: bool, **wish: Any) -> None:
     """Make GGUF files, straight from base and adapter, in one pass over the weights.
 
@@ -74,7 +74,7 @@ def command(what: str | None, base: str | None, out: Path | None, dry_run: bool,
     from ggufy import pipeline
 
     if dry_run:
-        for line in pipeline.plan_export(what, base=base, **wish):
+        for line in pipeline.plan_export(what, base=base, out=out, **wish):
             click.echo(line)
         return
     for artifact in pipeline.export(what, base=base, out=out, **wish).values():

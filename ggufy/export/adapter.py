@@ -241,6 +241,12 @@ class Adapter:
     def _check_known(self, name: str, names: Container[str], base: Checkpoint, does: str) -> None:
         if name in names:
             return
+        module, _, kind = name.rpartition(".")
+        if does == "changes" and kind == "bias" and f"{module}.weight" in names:
+            raise ExportError(
+                f"{self.where}: lora_bias trained a bias of {module}, which has none in the base {base.where}",
+                "train it without lora_bias: peft cannot merge it either",
+            )
         other = next((suffix for suffix in (".weight", ".bias") if name.endswith(suffix)), None)
         if does == "replaces" and not other:
             raise ExportError(

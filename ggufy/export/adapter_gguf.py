@@ -22,11 +22,10 @@ def size(adapter: Adapter) -> int:
 
 
 def write(path: Path, adapter: Adapter, planned: Sequence[Planned], general: dict[str, str]) -> None:
-    """Write the pairs in float32. Raises ExportError for adapters that a GGUF of this kind cannot hold."""
+    """Write the pairs in float32, of an adapter that `check` has passed."""
     import gguf
     import numpy as np
 
-    _check(adapter)
     by_source = {tensor.source: tensor for tensor in planned}
     writer = gguf.GGUFWriter(path=None, arch="llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
@@ -47,7 +46,8 @@ def write(path: Path, adapter: Adapter, planned: Sequence[Planned], general: dic
     writer.close()
 
 
-def _check(adapter: Adapter) -> None:
+def check(adapter: Adapter) -> None:
+    """Raise ExportError for adapters that a GGUF of this kind cannot hold."""
     if not adapter.pairs:
         raise ExportError("there is no adapter to write as a GGUF", "leave out --adapter-gguf")
     if adapter.untied:

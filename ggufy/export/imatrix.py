@@ -127,7 +127,17 @@ def compute(model: Path, texts: Sequence[Sequence[int]], dataset: str, out: Path
             for logits in forward.logits(text):
                 done += len(logits)
                 bar.update(done)
+    _check_counts(counts, total)
     _write(out, sums, counts, dataset)
+
+
+def _check_counts(counts: Mapping[str, int], total: int) -> None:
+    """Every token went through every matrix: once, or in some architectures as often as there are heads."""
+    for name, count in counts.items():
+        if count % total:
+            raise ExportError(
+                f"the importance matrix is incomplete: {name} was given {count:,} tokens of {total:,}", "export again"
+            )
 
 
 def _write(out: Path, sums: dict[str, Any], counts: dict[str, int], dataset: str) -> None:

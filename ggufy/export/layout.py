@@ -15,7 +15,7 @@ from typing import Any
 
 from ggufy import ggml
 from ggufy.errors import ExportError
-from ggufy.export import llama
+from ggufy.export import llama, trial
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.llama import Planned
 
@@ -73,11 +73,10 @@ def check_quants(quants: Sequence[str]) -> list[str]:
     wanted = list(dict.fromkeys(quant.lower() for quant in quants))
     if not wanted:
         raise ExportError("no quant to export", "for example --quant q4_k_m")
-    known = ggml.ftypes()
     for quant in wanted:
-        if quant not in known:
+        if not trial.takes(quant):
             raise ExportError(
-                f"unknown quant {quant!r}; llama.cpp knows {', '.join(known)}", "for example --quant q4_k_m"
+                f"unknown quant {quant!r}; llama.cpp knows {', '.join(trial.known())}", "for example --quant q4_k_m"
             )
     return wanted
 
@@ -110,7 +109,7 @@ def _ask(quant: str, wanted: Wanted, scratch: Path, made: dict[str, Path]) -> Pa
             imatrix=matrix.for_llama_cpp() if matrix else None,
         )
     except ExportError as error:
-        hint = "give --imatrix, or " if "imatrix" in error.message and not matrix else ""
+        hint = "give --imatrix-data or --imatrix-file, or " if "imatrix" in error.message and not matrix else ""
         raise ExportError(f"{quant}: {error.message}", f"{hint}choose a quant that fits, such as q4_k_m") from None
     return path
 

@@ -53,6 +53,12 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     config = llama.read_config(request.base)
     planned = llama.plan(config, weights, untied=adapter.unties(config["tie_word_embeddings"]))
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
+    if ADAPTER in request.outputs:
+        adapter_gguf.check(adapter)
+    if request.kernels == "native" and request.quants and not native.variants():
+        raise ExportError(
+            "ggufy was installed without its own kernels", "install it where a C compiler is, or --kernels auto"
+        )
     if request.imatrix:
         request.imatrix.check(planned)
     # llama.cpp only asks whether there is one.
@@ -109,6 +115,10 @@ class OnePass:
                 counted += f", in {len(sink.paths)} files"
             size = f"{sink.size / 1e6:>10,.1f} MB  {8 * sink.size / self.total:.2f} bits a weight"
             lines.append(f"{name:<10} {size}  {counted}".rstrip())
+        if ADAPTER in self.request.outputs:
+            lines.append(f"{ADAPTER:<10} {self.sizes[ADAPTER] / 1e6:>10,.1f} MB at most")
+        if not self.sinks:
+            return lines
         runs = native.variants() if self.request.kernels != "llama.cpp" else ()
         whose = f"ggufy's kernels ({runs[0]})" if runs else "llama.cpp's kernels"
         lines.append(f"about {self._seconds(threads):.0f} s on {threads} threads, with {whose}")
@@ -120,10 +130,6 @@ class OnePass:
         if wanted == "llama.cpp" or not sinks:
             return
         if not native.variants():
-            if wanted == "native":
-                raise ExportError(
-                    "ggufy was installed without its own kernels", "install it where a C compiler is, or --kernels auto"
-                )
             return
         for sink in sinks:
             sink.native = True
@@ -156,7 +162,7 @@ def export(request: Request, threads: int | None = None) -> None:
     folder = next(iter(request.outputs.values())).parent
     ready = plan(request, folder)
     # What an interrupted attempt already wrote is written over.
-    check_space(folder, ready.sizes, _blocks(folder.parent))
+    check_space(folder, ready.sizes, blocks(folder.parent))
     ready.write(threads or cores())
 
 
@@ -178,5 +184,6 @@ def check_space(folder: Path, sizes: Mapping[str, int], there: int = 0) -> None:
         )
 
 
-def _blocks(path: Path) -> int:
+def blocks(path: Path) -> int:
+    """Bytes that the files in a folder take on the disk."""
     return sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file())

@@ -20,8 +20,9 @@ from ggufy import ggml
 from ggufy.base import shaped
 from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
-from ggufy.export import imatrix
+from ggufy.export import imatrix, stage, trial
 from ggufy.export.imatrix import Imatrix
+from ggufy.export.request import Request
 from ggufy.llama3 import Shape
 from tests.oracle.converter import contents, export
 
@@ -191,6 +192,22 @@ def test_types_that_need_a_matrix_say_so(base: Path, tmp_path: Path) -> None:
             export(base, None, {quant: tmp_path / "x.gguf"})
         assert "--imatrix" in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_says_what_llama_cpp_will(base: Path, tmp_path: Path) -> None:
+    """Before a model is touched: which quants there are, and which need a matrix."""
+    said = {}
+    for quant in ggml.ftypes():
+        try:
+            stage.plan(Request(base, None, {quant: tmp_path / "x"}, {"name": "x"}), tmp_path)
+        except ExportError as error:
+            said[quant] = error.message
+    needing = {quant for quant, message in said.items() if "imatrix" in message}
+    assert needing == {quant for quant in ggml.ftypes() if trial.needs_imatrix(quant)}
+    assert {quant for quant, message in said.items() if "invalid" in message} == ggml.ftypes().keys() - set(
+        trial.known()
+    )
+    assert needing >= {"iq1_m", "iq2_s", "iq2_m", "iq3_xs", "q2_k_s"}
 
 
 def another(sums: Sums, kind: str) -> Sums:
