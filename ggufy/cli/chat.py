@@ -10,7 +10,7 @@ import click
 
 
 @click.command(name="chat")
-@click.argument("what", required=False, metavar="[RUN|FILE]")
+@click.argument("what", required=False, metavar="[RUN|FOLDER|FILE]")
 @click.option("--prompt", help="Ask this once, print the answer, and leave.")
 @click.option("--system", help="A system prompt.")
 @click.option("--quant", help="Which export of a run; the newest if not given.")
@@ -38,7 +38,7 @@ def command(
     day: datetime | None,
     **sampling: Any,
 ) -> None:
-    """Talk to a GGUF file or a run's newest export, on the CPU."""
+    """Talk to a GGUF file, or the newest export of a run or in a folder of exports, on the CPU."""
     from ggufy import pipeline
     from ggufy.chat import repl
     from ggufy.chat.model import Sampling
