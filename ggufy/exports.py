@@ -14,14 +14,14 @@ from typing import Any, TypedDict
 
 from ggufy import calibration, digest, ggml, recipe, refusals
 from ggufy.calibration import Texts
-from ggufy.errors import ChatError, ExportError
-from ggufy.export import foreign, imatrix, layout, modelfile, reference, stage
-from ggufy.export import verify as verifying
+from ggufy.errors import ChatError, ExportError, Unverified
+from ggufy.export import foreign, imatrix, layout, modelfile, stage
 from ggufy.export.request import ADAPTER, MERGED, Plan, Request
 from ggufy.refusals import PLAIN
 from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
 from ggufy.template import text_of
+from ggufy.verifier import Verifier
 
 log = logging.getLogger("ggufy")
 
@@ -112,7 +112,7 @@ class _Export:
         self.tags = modelfile.tags(wish.ollama, self.quants, split=wish.split_max_size is not None)
         self.models = self._modelfiles()
         self.matrix = imatrix.read(wish.imatrix_file) if wish.imatrix_file else None
-        self.reference: reference.Reference | None = None if wish.check_logits else reference.NOTHING
+        self.verifier = Verifier(this, self.threads, logits=wish.check_logits)
 
     def make(self) -> dict[str, Artifact]:
         made: dict[str, Artifact] = {}
@@ -204,15 +204,27 @@ class _Export:
             stage.export(request, self.threads)
             for name, place in by_name.items() if self.wish.check_files else ():
                 if name not in MERGED:
-                    log.info("verified %s", self._verify(place).text())
+                    log.info("verified %s", self.verifier.verify(place).text())
 
-        made = self.this.room.make(files, build, force=self.wish.force)
+        self._verify_there(files)
+        unverified = () if self.wish.check_files else [o for o, inputs in files.items() if _can_verify(inputs)]
+        made = self.this.room.make(files, build, force=self.wish.force, unverified=unverified)
         return {_label(files[output]): artifact for output, artifact in made.items()}
 
-    def _verify(self, path: Path) -> verifying.Verified:
-        if self.reference is None:
-            self.reference = reference.of(self.this.base.path, self.this.adapter, lambda: calibration.probes(self.this))
-        return verifying.verify(path, self.this.base.path, self.threads, self.reference)
+    def _verify_there(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Verify what an earlier export made without it. What is not sound is made again."""
+        room = self.this.room
+        for output, inputs in files.items() if self.wish.check_files else ():
+            there = room.valid(output, inputs) if room.unverified(output) else None
+            if there is None:
+                continue
+            try:
+                log.info("verified %s", self.verifier.verify(there.path).text())
+            except Unverified as error:
+                log.warning("%s; it was made with --no-verify, and is made again", error.message)
+                room.note_verified(output, sound=False)
+            else:
+                room.note_verified(output, sound=True)
 
     def _texts(self) -> Texts:
         return calibration.texts(self.this, self.wish.imatrix_data, self.wish.calibration_tokens)
@@ -222,6 +234,7 @@ class _Export:
 
     def _make_imatrix(self) -> dict[str, Artifact]:
         texts, output = self._texts(), self._file("imatrix")
+        self._verify_there({self._file("f16", split=False): {**self.inputs, "quant": "f16"}})
         made = self.this.room.make(
             {output: self._imatrix_inputs(texts)},
             lambda places: self._compute(texts, places[output]),
@@ -279,6 +292,10 @@ class _Export:
         return f"{self.this.folder}{self.this.name}-{name}" + ("" if folder else ".gguf")
 
 
+def _can_verify(inputs: Mapping[str, Any]) -> bool:
+    return "modelfile" not in inputs and inputs["quant"] not in MERGED
+
+
 def _label(inputs: Mapping[str, Any]) -> str:
     return f"{inputs['quant']} Modelfile" if "modelfile" in inputs else str(inputs["quant"])
 
@@ -302,9 +319,9 @@ def _wants_imatrix(this: Subject, wish: Wish) -> bool:
 
 
 def models(this: Run) -> dict[str, str]:
-    """The GGUF models among a run's outputs, oldest first: output -> quant."""
+    """The GGUF models among the outputs of a run or a folder of exports, oldest first: output -> quant."""
     found = {}
-    for output in this.stamped("export/"):
+    for output in this.stamped():
         inputs = (this.stamp(output) or {}).get("inputs") or {}
         if inputs.get("quant") in ggml.ftypes() and "modelfile" not in inputs:
             found[output] = str(inputs["quant"])
@@ -317,20 +334,23 @@ def first_file(path: Path) -> Path:
 
 
 def gguf_of(this: Run, quant: str | None = None) -> Path:
-    """The GGUF file of a run to talk to: the newest, or the one of that quant. Raises ChatError where there is none."""
+    """The GGUF file to talk to, of a run or a folder of exports: the newest, or the one of that quant.
+
+    Raises ChatError where there is none.
+    """
     wanted = layout.check_quants([quant])[0] if quant else None
     outputs = [output for output, kind in models(this).items() if wanted in (None, kind)]
     for output in reversed(outputs):
         if artifact := this.valid(output):
             return first_file(artifact.path)
-    ask = f" --quant {quant}" if quant else ""
+    again = f"`ggufy export {this.name}{f' --quant {quant}' if quant else ''}`"
+    if not this.exists:
+        again = "the `ggufy export` that wrote there"
     if outputs:
         damaged = (this.path / outputs[-1]).as_posix()
-        raise ChatError(
-            f"{damaged} was removed or damaged since it was made", f"`ggufy export {this.name}{ask}` mends it"
-        )
+        raise ChatError(f"{damaged} was removed or damaged since it was made, or is not sound", f"{again} mends it")
     named = f" in {quant}" if quant else ""
-    raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"`ggufy export {this.name}{ask}` makes one")
+    raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"{again} makes one")
 
 
 def _create_in_ollama(tag: str, path: Path) -> None:

@@ -57,6 +57,7 @@ def library() -> Any:
         "gguf_get_arr_n": (size, [c, i64]),
         "gguf_get_arr_str": (ctypes.c_char_p, [c, i64, size]),
         "ggml_quantize_requires_imatrix": (ctypes.c_bool, [i32]),
+        "ggml_get_type_traits": (ctypes.POINTER(_TypeTraits), [i32]),
         "ggml_op_name": (ctypes.c_char_p, [i32]),
         "ggml_backend_buffer_is_host": (ctypes.c_bool, [c]),
     }
@@ -64,6 +65,19 @@ def library() -> Any:
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
     return lib
+
+
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` of ggml.h."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("block", ctypes.c_int64),
+        ("interleave", ctypes.c_int64),
+        ("size", ctypes.c_size_t),
+        ("quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    ]
 
 
 class _InitParams(ctypes.Structure):
@@ -117,6 +131,17 @@ def quantize(number: int, rows: Any, out: Any, importance: Any = None) -> None:
     n, columns = rows.shape
     weights = None if importance is None else importance.ctypes.data
     library().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, n, columns, weights)
+
+
+def dequantize(number: int, data: bytes, count: int) -> Any:
+    """The numbers that `count` weights of a type stand for, float32, as llama.cpp reads them."""
+    import numpy as np
+
+    if number == F32:
+        return np.frombuffer(data, np.float32, count)
+    out = np.empty(count, np.float32)
+    library().ggml_get_type_traits(number).contents.to_float(data, out.ctypes.data, count)
+    return out
 
 
 def valid_rows(number: int, address: int, size: int) -> bool:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufy import (
-    calibration,
     digest,
     doctor,
     exports,
@@ -29,7 +28,7 @@ from ggufy import (
 from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
-from ggufy.errors import ChatError, ExportError, RecipeError, TrainError, Unverified
+from ggufy.errors import ChatError, ExportError, RecipeError, TrainError
 from ggufy.hub import checkpoints, pull, push
 from ggufy.recipe import Recipe
 from ggufy.run import Artifact, Run
@@ -226,40 +225,14 @@ def export(
 def verify(
     what: str | os.PathLike[str] | None = None, *, threads: int | None = None, logits: bool = True
 ) -> Iterator[str]:
-    """Check a GGUF file, or everything a run holds: a line for each thing that is good. Raises Unverified.
+    """Check a run, a folder of exports, or one GGUF in one of these or elsewhere: a line for each thing that is good.
 
-    With `logits` the files of a run are compared with the training model itself, which takes its memory in float32.
+    With `logits` files are compared with the training model itself, which takes its memory in float32. Raises
+    Unverified.
     """
-    from ggufy.export import reference, stage
-    from ggufy.export import verify as verifying
+    from ggufy import soundness
 
-    cores = threads or stage.cores()
-    if what is not None and (Path(what).suffix == ".gguf" or Path(what).is_file()):
-        if not Path(what).is_file():
-            raise ChatError(f"no file {Path(what).as_posix()}", "check the path")
-        yield verifying.verify(Path(what), None, cores).text()
-        return
-    this = run.find(what)
-    problems: dict[str, str] = {}
-    for output in this.stamped():
-        if problem := this.damage(output):
-            problems[output] = problem
-        else:
-            yield f"{(this.path / output).as_posix()}: as it was made"
-    sound = [output for output in exports.models(this) if output not in problems]
-    if sound and "adapter" not in problems:
-        found = subject.of_run(this)
-        same = reference.NOTHING
-        if logits:
-            same = reference.of(found.base.path, found.adapter, lambda: calibration.probes(found))
-        for output in sound:
-            yield verifying.verify(this.path / output, found.base.path, cores, same).text()
-    if problems:
-        output, problem = next(iter(problems.items()))
-        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise Unverified(
-            f"{problem} since it was made{more}", f"the command that made {(this.path / output).as_posix()} mends it"
-        )
+    yield from soundness.lines(what, threads, logits=logits)
 
 
 def plan_export(
@@ -304,21 +277,21 @@ def chat(
     day: date | None = None,
     branch: str | None = None,
 ) -> ChatModel:
-    """Load a GGUF to talk to: a file, the newest export of a run, or one of a repository on the Hub."""
+    """Load a GGUF to talk to: a file, the newest export of a run or in a folder of exports, or one on the Hub."""
     from ggufy.chat.model import ChatModel
 
     return ChatModel(gguf_of(what, quant, branch), context, threads, day)
 
 
 def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None, branch: str | None = None) -> Path:
-    """The GGUF file that a user means: a file, the newest export of a run, or one of a repository on the Hub."""
+    """The GGUF file that a user means: a file, the newest one of a run or of a folder of exports, or one on the Hub."""
     if isinstance(what, str | os.PathLike) and (Path(what).suffix == ".gguf" or Path(what).is_file()):
         if not Path(what).is_file():
             raise ChatError(f"no file {Path(what).as_posix()}", "check the path")
         return Path(what)
     if isinstance(what, str) and pull.is_meant(what):
         return pull.gguf(what, branch, quant)
-    return exports.gguf_of(what if isinstance(what, Run) else run.find(what), quant)
+    return exports.gguf_of(what if isinstance(what, Run) else run.room(what), quant)
 
 
 def _data(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str, Any]) -> Artifact:

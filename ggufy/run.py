@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +33,8 @@ _WAITING = "stamp.json"
 _SOURCE = "source.json"
 # What a loader of a model folder finds by itself.
 _LOADED = (".safetensors", ".gguf", ".bin", ".index.json", "adapter_config.json")
+# In a stamp, of an output that nobody has verified, or that was found not to be sound.
+_VERIFIED, _FAILED = "verified", "failed"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Everything ggufy puts into a run's folder, but the lock.
@@ -98,6 +100,31 @@ def find(name: str | os.PathLike[str] | None = None) -> Run:
     raise RunError(f"no run {os.fspath(name)!r} in {runs_folder().as_posix()}/", hint)
 
 
+def holding(path: Path) -> tuple[Run, str] | None:
+    """The run or the folder of exports that a file or a split model lies in, and which of its outputs that is."""
+    place = path.resolve()
+    for folder in place.parents:
+        this = Run(folder)
+        if not (folder / "stamps").is_dir():
+            continue
+        name = place.relative_to(folder).as_posix()
+        for output in this.stamped():
+            if output == name or name in (this.stamp(output) or {"files": {}})["files"]:
+                return Run(_as_named(path, folder)), output
+    return None
+
+
+def _as_named(path: Path, folder: Path) -> Path:
+    """A parent of a path, in the words of that path where they lead there."""
+    return next((parent for parent in path.parents if parent.resolve() == folder), folder)
+
+
+def room(what: str | os.PathLike[str] | None) -> Run:
+    """A run, as `find` finds it, or a folder of exports. Raises RunError."""
+    this = Run(Path(what)) if what is not None else None
+    return this if this and this.origin and not this.exists else find(what)
+
+
 def _last_change(path: Path) -> int:
     return max(p.stat().st_mtime_ns for p in [path / "run.json", *path.glob("stamps/*.json")])
 
@@ -107,7 +134,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._source: str | None = None
+        self._source: dict[str, str] | None = None
 
     def __repr__(self) -> str:
         return f"<ggufy.Run {self.path.as_posix()}>"
@@ -148,15 +175,21 @@ class Run:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path.as_posix()} is a file, not a folder", "choose another --out")
 
-    def claim(self, source: str, content: Inputs, *, force: bool = False) -> None:
+    @property
+    def origin(self) -> dict[str, str] | None:
+        """What `source.json` of a folder of exports says: their `source`, and its `base` where that was named."""
+        try:
+            found = json.loads((self.path / _SOURCE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and isinstance(found.get("source"), str) else None
+
+    def claim(self, source: str, content: Inputs, *, base: str | None = None, force: bool = False) -> None:
         """Raise RunError where outputs are of another `source`, and not of the same `content`: parts of their inputs.
 
         The same source with other content is made again. `source.json` gets it with the next output that is made.
         """
-        try:
-            known = json.loads((self.path / _SOURCE).read_text(encoding="utf-8"))["source"]
-        except (OSError, ValueError, LookupError, TypeError):
-            known = source
+        known = (self.origin or {"source": source})["source"]
         if known != source and not force:
             held = [stamp["inputs"] for output in self.stamped() if (stamp := self.stamp(output))]
             if any(inputs.get(key, value) != value for inputs in held for key, value in content.items()):
@@ -164,7 +197,7 @@ class Run:
                     f"{self.path.as_posix()} holds exports of another adapter or model",
                     "choose another --out, or give --force to replace them",
                 )
-        self._source = source
+        self._source = {"source": source, **({"base": base} if base else {})}
 
     def clear(self, keep: str) -> None:
         """Remove what a run holds but its lock and the output `keep`, the record first: half cleared, it is no run.
@@ -229,13 +262,19 @@ class Run:
                 ) from None
 
     def make(
-        self, wanted: Mapping[str, Inputs], build: Callable[[dict[str, Path]], None], *, force: bool = False
+        self,
+        wanted: Mapping[str, Inputs],
+        build: Callable[[dict[str, Path]], None],
+        *,
+        force: bool = False,
+        unverified: Container[str] = (),
     ) -> dict[str, Artifact]:
         """Return the outputs named in `wanted` (path in the run -> inputs), building those that are not there.
 
         `build` gets, for each output that has to be made, the path below `partial/` to write it to. What it finds
         there is the unfinished work of an earlier attempt with the same inputs. A file of that name which ggufy did not
-        make is only written over with `force`; else RunError.
+        make is only written over with `force`; else RunError. Of those that `build` does not verify, though that could
+        be done, the stamp says so.
         """
         self._finish_moves()
         done = {output: self.valid(output, inputs) for output, inputs in wanted.items()}
@@ -252,7 +291,7 @@ class Run:
                 build(places)
                 facts = _settle([file for place in places.values() for file in _files(place)])
                 for output, place in places.items():
-                    done[output] = self._finish(output, wanted[output], place, facts)
+                    done[output] = self._finish(output, wanted[output], place, facts, verified=output not in unverified)
             except Unverified:
                 # Finished, but wrong: it stays under partial/ to be looked at, and never gets its final name.
                 raise
@@ -267,6 +306,8 @@ class Run:
         """The output, if its stamp holds: made from these inputs, and its files are as they were stamped."""
         stamp = self.stamp(output)
         if stamp is None or (inputs is not None and stamp["inputs"] != _plain(inputs)):
+            return None
+        if stamp.get(_VERIFIED) == _FAILED:
             return None
         for name, facts in stamp["files"].items():
             path = self.path / name
@@ -288,6 +329,21 @@ class Run:
         if not force:
             self._refuse_to_replace(missing)
         return missing
+
+    def unverified(self, output: str) -> bool:
+        """Whether nobody has verified an output yet."""
+        return (self.stamp(output) or {}).get(_VERIFIED) == "no"
+
+    def note_verified(self, output: str, *, sound: bool) -> None:
+        """Write into its stamp what verifying an output has found. One that is not sound is not valid from then on."""
+        stamp, path = self.stamp(output), self._stamp_path(output)
+        if stamp is None:
+            return
+        stamp.pop(_VERIFIED, None)
+        state = path.stat()
+        write_json(path, stamp if sound else {**stamp, _VERIFIED: _FAILED})
+        # Which output is the newest goes by this time.
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
     def damage(self, output: str) -> str | None:
         """Re-hash an output: what is wrong with it against its stamp, or None."""
@@ -385,7 +441,9 @@ class Run:
         if partial.is_dir() and not any(partial.iterdir()):
             partial.rmdir()
 
-    def _finish(self, output: str, inputs: Inputs, place: Path, facts: Mapping[Path, dict[str, Any]]) -> Artifact:
+    def _finish(
+        self, output: str, inputs: Inputs, place: Path, facts: Mapping[Path, dict[str, Any]], *, verified: bool
+    ) -> Artifact:
         """Move to the final name, and last the stamp, which until then waits beside the partial output.
 
         `facts` are those of the output's files, which are on the disk.
@@ -406,11 +464,12 @@ class Run:
             "inputs": _plain(inputs),
             "files": stamped,
             "sha256": sha256,
+            **({} if verified else {_VERIFIED: "no"}),
             "ggufy": __version__,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         if self._source is not None:
-            write_json(place.parent / _SOURCE, {"source": self._source})
+            write_json(place.parent / _SOURCE, self._source)
             (place.parent / _SOURCE).replace(self.path / _SOURCE)
         write_json(place.parent / _WAITING, stamp)
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from ggufy import __version__, digest, hubfetch, recipe, run
 from ggufy.base import resolve as bases
 from ggufy.base.resolve import Base
 from ggufy.data import source
-from ggufy.errors import ExportError, HubError, ModelError, RunError
+from ggufy.errors import ExportError, GgufyError, HubError, ModelError, RunError, Unverified
 from ggufy.export import settings
 from ggufy.run import Run
 
@@ -39,11 +39,13 @@ class Subject:
     """What is written into the GGUF under `general.`."""
     source: str | None = None
     """Of a folder or a repository: which, said relative to the room, so that both can be moved together."""
+    named_base: str | None = None
+    """The base that somebody named, said in the same way."""
 
     @property
     def inputs(self) -> dict[str, Any]:
         """What every output depends on."""
-        return {**self._content, "general": self.notes}
+        return {**self.content, "general": self.notes}
 
     @property
     def day(self) -> date:
@@ -52,14 +54,15 @@ class Subject:
         return date.fromisoformat(pinned) if pinned else date(2024, 7, 26)
 
     @property
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """The part of `inputs` that is somebody's, not ggufy's."""
         beside = digest.of_folder(self.base.path, bases.BESIDE)
         return {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "base_files": beside}
 
     def claim(self, *, force: bool = False) -> None:
         """Raise RunError where the room holds exports of another source. The caller holds the lock of the room."""
         if self.source is not None:
-            self.room.claim(self.source, self._content, force=force)
+            self.room.claim(self.source, self.content, base=self.named_base, force=force)
 
 
 def of_run(this: Run) -> Subject:
@@ -85,7 +88,7 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
     folder, name = _local(os.fspath(what))
     room = Run(out or Path("exports") / name)
     room.refuse_foreign_names()
-    origin = os.path.relpath(folder.resolve(), room.path.resolve()) if Path(what).is_dir() else f"hub:{what}"
+    origin = _said(what, room)
     if (folder / "adapter_config.json").is_file():
         config = settings.read(folder / "adapter_config.json")
         try:
@@ -95,13 +98,44 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
             raise ModelError(f"the base of {name}: {error.message}", hint) from None
         # Whole: between two states of a training little may change.
         content = digest.of_folder(folder, _ADAPTER_FILES, whole=True)
-        return Subject(name, found, folder, content, room, "", _notes(name), origin)
+        named = _said(base, room) if base else None
+        return Subject(name, found, folder, content, room, "", _notes(name), origin, named)
     if base is not None:
         raise ExportError(f"{folder.as_posix()} is no adapter, so --base does not apply", "leave out --base")
     bases.check(folder, os.fspath(what), four_bit=True, said="the name")
     found = Base(name, folder, None, digest.of_folder(folder, bases.CONTENT))
     _warn_of_four_bit(found)
     return Subject(name, found, None, None, room, "", _notes(name), origin)
+
+
+def of_room(this: Run) -> Subject | None:
+    """What a run or a folder of exports was made from. None where the folder does not say.
+
+    Raises Unverified where that cannot be found any more.
+    """
+    if this.exists:
+        return of_run(this)
+    origin = this.origin
+    if origin is None:
+        return None
+    source, base = (_meant(said, this) if said else None for said in (origin["source"], origin.get("base")))
+    try:
+        return of_folder(source or "", base, this.path)
+    except GgufyError as error:
+        raise Unverified(
+            f"{this.path.as_posix()} cannot be compared with what it was made from: {error.message}",
+            "put that back where it was, or export it again into another --out",
+        ) from None
+
+
+def _said(what: str | os.PathLike[str], room: Run) -> str:
+    """A folder relative to the room, or a repository."""
+    return os.path.relpath(Path(what).resolve(), room.path.resolve()) if Path(what).is_dir() else f"hub:{what}"
+
+
+def _meant(said: str, room: Run) -> str:
+    repository = said.removeprefix("hub:")
+    return repository if repository != said else os.path.normpath(room.path.resolve() / said)
 
 
 def is_run(what: str | os.PathLike[str] | None) -> bool:

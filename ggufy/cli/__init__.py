@@ -21,7 +21,7 @@ COMMANDS = {
     "train": "Train a recipe's adapter, or continue where it stopped.",
     "runs": "List, show and compare runs.",
     "export": "Make GGUF files of a trained run.",
-    "verify": "Check the files of a run, or one GGUF file.",
+    "verify": "Check the files of a run or a folder of exports, or one GGUF.",
     "chat": "Talk to a GGUF file or a run.",
     "push": "Send a run to the Hugging Face Hub.",
     "pull": "Bring a run back from the Hub.",

@@ -10,7 +10,7 @@ import click
 
 
 @click.command(name="chat")
-@click.argument("what", required=False, metavar="[RUN|FILE|user/name]")
+@click.argument("what", required=False, metavar="[RUN|FOLDER|FILE|user/name]")
 @click.option("--prompt", help="Ask this once, print the answer, and leave.")
 @click.option("--system", help="A system prompt.")
 @click.option("--quant", help="Which export of a run; the newest if not given. Of a repository: q4_k_m if not given.")
@@ -40,7 +40,7 @@ def command(
     day: datetime | None,
     **sampling: Any,
 ) -> None:
-    """Talk to a GGUF file, a run's newest export, or a GGUF file on the Hub, on the CPU."""
+    """Talk to a GGUF file, the newest export of a run or in a folder of exports, or a file on the Hub, on the CPU."""
     from ggufy import pipeline
     from ggufy.chat import repl
     from ggufy.chat.model import Sampling

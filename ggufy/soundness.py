@@ -1,0 +1,78 @@
+"""Everything in a run or a folder of exports, or one GGUF: is it as it was made, and sound?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ggufy import exports, run, subject
+from ggufy.errors import ChatError, Unverified
+from ggufy.export import stage
+from ggufy.export import verify as verifying
+from ggufy.run import Run
+from ggufy.verifier import Verifier
+
+
+def lines(what: str | os.PathLike[str] | None, threads: int | None, *, logits: bool) -> Iterator[str]:
+    """A line for each thing that is good. Raises Unverified for what is not."""
+    cores = threads or stage.cores()
+    path = Path(what) if what is not None else None
+    if path and _is_model(path):
+        place = run.holding(path)
+        if place is None:
+            yield verifying.verify(path, None, cores).text()
+            return
+        yield from _of(place[0], [place[1]], cores, logits=logits)
+        return
+    this = run.room(what)
+    yield from _of(this, this.stamped(), cores, logits=logits)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether this means one GGUF: a file, or a folder of the files it is split into."""
+    if path.suffix == ".gguf" or path.is_file():
+        if not path.exists():
+            raise ChatError(f"no file {path.as_posix()}", "check the path")
+        return True
+    known = ("run.json", "source.json", "config.json", "adapter_config.json")
+    return path.is_dir() and any(path.glob("*.gguf")) and not any((path / name).exists() for name in known)
+
+
+def _of(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterator[str]:
+    """Some outputs of a run or a folder of exports."""
+    problems: dict[str, str] = {}
+    for output in outputs:
+        if problem := this.damage(output):
+            problems[output] = problem
+        else:
+            yield f"{(this.path / output).as_posix()}: as it was made"
+    models = exports.models(this)
+    sound = [output for output in outputs if output in models and output not in problems]
+    # What the others are compared with.
+    if sound and "adapter" not in problems:
+        yield from _models(this, sound, threads, logits=logits)
+    if problems:
+        output, problem = next(iter(problems.items()))
+        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise Unverified(
+            f"{problem} since it was made{more}", f"the command that made {(this.path / output).as_posix()} mends it"
+        )
+
+
+def _models(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterator[str]:
+    found = subject.of_room(this)
+    if found is None:
+        yield f"{this.path.as_posix()}: source.json does not say what these were made from, so nothing is compared"
+        for output in outputs:
+            yield verifying.verify(this.path / output, None, threads).text()
+        return
+    verifier = Verifier(found, threads, logits=logits)
+    for output in outputs:
+        inputs = (this.stamp(output) or {"inputs": {}})["inputs"]
+        if any(inputs.get(key, value) != value for key, value in found.content.items()):
+            raise Unverified(
+                f"{(this.path / output).as_posix()} was made from another state of its base or adapter",
+                "export it again",
+            )
+        yield verifier.verify(this.path / output).text()
