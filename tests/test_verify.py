@@ -12,6 +12,7 @@ import pytest
 
 from ggufy import ggml
 from ggufy.errors import Unverified
+from ggufy.export.expected import Expected
 from ggufy.export.verify import verify
 from tests.oracle.converter import export
 
@@ -115,8 +116,102 @@ def test_verify_a_run_and_a_damaged_one(quick: Path, run: Run) -> None:
 
 
 def test_verify_one_file(quick: Path, run: Run) -> None:
-    done = run("verify", "runs/quick/export/quick-q8_0.gguf", cwd=quick)
-    assert done.stdout == "quick-q8_0.gguf: 39 tensors valid, loads in llama.cpp\n"
+    """Where it lies in a run it is compared with what that was trained to; elsewhere with nothing."""
+    done = run("verify", "runs/quick/export/quick-q8_0.gguf", "--no-logits", cwd=quick)
+    assert done.stdout == (
+        "runs/quick/export/quick-q8_0.gguf: as it was made\n"
+        "quick-q8_0.gguf: 39 tensors valid, loads in llama.cpp, 15 probe texts tokenized as the base does, "
+        "126 rows of weights as merged\n"
+    )
+    shutil.copyfile(quick / "runs/quick/export/quick-q8_0.gguf", quick / "alone.gguf")
+    done = run("verify", "alone.gguf", cwd=quick)
+    assert done.stdout == "alone.gguf: 39 tensors valid, loads in llama.cpp\n"
+    path = damaged(quick / "alone.gguf", quick / "runs/quick/export/quick-q8_0.gguf", "blk.0.ffn_up.weight", b"\1")
+    done = run("verify", path.relative_to(quick).as_posix(), cwd=quick)
+    assert done.returncode == 1
+    assert "quick-q8_0.gguf was changed since it was made" in done.stderr
+
+
+def test_a_folder_of_exports(quick: Path, base: Path, run: Run) -> None:
+    """Of an adapter from elsewhere with a base that had to be named: the folder, a file in it, and a talk with it."""
+    shutil.copytree(quick / "runs/quick/adapter", quick / "mine")
+    shutil.copytree(base, quick / "base")
+    split = ("--split-max-size", "2M", "--quant", "q8_0")
+    for more in (("--quant", "q4_0"), split):
+        done = run("export", "mine", "--base", "base", *more, "--no-verify", cwd=quick)
+        assert done.returncode == 0, done.stderr
+    files = sorted((quick / "exports/mine/mine-q8_0").iterdir())
+    assert len(files) > 1
+    same = "39 tensors valid, loads in llama.cpp, 15 probe texts tokenized as the base does, 126 rows of weights"
+    for what in ("exports/mine", "exports/mine/mine-q8_0", files[1].relative_to(quick).as_posix()):
+        done = run("verify", what, "--no-logits", cwd=quick)
+        assert done.returncode == 0, done.stderr
+        assert f"mine-q8_0: {same}" in done.stdout
+        assert (f"mine-q4_0.gguf: {same}" in done.stdout) == (what == "exports/mine")
+    done = run("chat", "exports/mine", "--prompt", "Hi", "--max-tokens", "2", cwd=quick)
+    assert done.returncode == 0, done.stderr
+    (quick / "base").rename(quick / "other")
+    done = run("verify", "exports/mine", cwd=quick)
+    assert done.returncode == 1
+    assert "exports/mine cannot be compared with what it was made from" in done.stderr
+    (quick / "other").rename(quick / "base")
+    config = json.loads((quick / "mine/adapter_config.json").read_text())
+    (quick / "mine/adapter_config.json").write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] * 2}))
+    done = run("verify", "exports/mine", cwd=quick)
+    assert done.returncode == 1
+    assert "was made from another state of its base or adapter" in done.stderr
+
+
+def test_a_split_named_by_its_first_file(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "x-q8_0"
+    export(base, None, {"q8_0": folder}, split=1_500_000)
+    first, second, *_ = sorted(folder.iterdir())
+    assert verify(first, base, 2).tensors == 39
+    tensor = ggml.read_gguf(second).tensors[0].name
+    whole = second.read_bytes()
+    damaged(second, second, tensor, b"\x00\x7e")
+    with pytest.raises(Unverified, match=rf"{second.name}: the data of {tensor} is not valid"):
+        verify(first, base, 2)
+    second.write_bytes(whole)
+    second.rename(folder / "away")
+    with pytest.raises(Unverified, match=f"{second.name} is missing; the model is in"):
+        verify(first, base, 2)
+
+
+def test_what_was_not_verified_is_verified_next_time(quick: Path, run: Run) -> None:
+    command = ("export", "quick", "--quant", "q5_0", "--no-logits")
+    assert run(*command, "--no-verify", cwd=quick).returncode == 0
+    path = quick / "runs/quick/export/quick-q5_0.gguf"
+    made = path.stat().st_mtime_ns
+    for said in (True, False):
+        done = run(*command, cwd=quick)
+        assert done.returncode == 0, done.stderr
+        assert "quick-q5_0.gguf  3." in done.stdout or "(up to date)" in done.stdout
+        assert ("verified quick-q5_0.gguf: 39 tensors valid" in done.stderr) == said
+        assert path.stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("tensor", ["blk.1.ffn_down.weight", "blk.2.attn_q.weight", "blk.0.ffn_norm.weight"])
+@pytest.mark.parametrize("quant", ["q8_0", "q4_k_m", "q2_k", "iq4_xs"])
+def test_zeros_in_the_place_of_a_tensor(quant: str, tensor: str, made: Path, base: Path, tmp_path: Path) -> None:
+    """Found without torch, whatever the type loses by itself."""
+    expected = Expected.of(base, None)
+    assert verify(made / f"{quant}.gguf", base, 2, expected=expected).rows == 126
+    slot = next(t for t in ggml.read_gguf(made / f"{quant}.gguf").tensors if t.name == tensor)
+    path = damaged(made / f"{quant}.gguf", tmp_path / "x.gguf", tensor, bytes(slot.size))
+    assert verify(path, base, 2).tensors == 39
+    with pytest.raises(Unverified, match=f"row 0 of {tensor} is off by 100%".replace(".", r"\.")):
+        verify(path, base, 2, expected=expected)
+
+
+def test_one_tensor_in_the_place_of_another(made: Path, base: Path, tmp_path: Path) -> None:
+    source = made / "q4_k_m.gguf"
+    slots = {t.name: t for t in ggml.read_gguf(source).tensors}
+    other = slots["blk.2.ffn_up.weight"]
+    data = source.read_bytes()[other.offset : other.offset + other.size]
+    path = damaged(source, tmp_path / "x.gguf", "blk.1.ffn_up.weight", data)
+    with pytest.raises(Unverified, match=r"row 0 of blk\.1\.ffn_up\.weight is off by 1[34]\d%"):
+        verify(path, base, 2, expected=Expected.of(base, None))
 
 
 def test_files_that_ggufy_did_not_make_are_not_written_over(base: Path, run: Run, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ggufy import ggml, pipeline, subject
 from ggufy.base import shaped
 from ggufy.errors import Unverified
 from ggufy.export import imatrix, reference, stage
+from ggufy.export.expected import Expected
 from ggufy.export.reference import Reference
 from ggufy.export.verify import verify
 from ggufy.llama3 import Shape
@@ -96,6 +97,37 @@ def test_weights_without_the_adapter(quant: str, base: Path, expected: Reference
     export(base, None, {quant: tmp_path / "x.gguf"})
     with pytest.raises(Unverified, match=WEIGHTS):
         verify(tmp_path / "x.gguf", base, 2, expected)
+    with pytest.raises(Unverified, match=WEIGHTS):
+        verify(tmp_path / "x.gguf", base, 2, expected=Expected.of(base, adapter))
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "q2_k", "iq1_s"])
+def test_the_rows_alone_tell_a_part_of_an_adapter(quant: str, made: Path, base: Path, adapter: Path) -> None:
+    """Without torch; also where an importance matrix has changed what rounding takes."""
+    assert verify(made / f"{quant}.gguf", base, 2, expected=Expected.of(base, adapter)).rows == 126
+    for share in (0.5, 2.0):
+        expected = Expected.of(base, adapter)
+        assert expected is not None
+        for pair in expected.merge.adapter.pairs.values():
+            pair.scaling *= share
+        with pytest.raises(Unverified, match=WEIGHTS):
+            verify(made / f"{quant}.gguf", base, 2, expected=expected)
+
+
+@pytest.mark.parametrize("quant", ["q8_0", "q6_k"])
+def test_finely_rounded_logits_are_near(quant: str, base: Path, adapter: Path, tmp_path: Path) -> None:
+    """A norm of zeros in a fine quant: found by the logits too, which know nothing of ggufy's own merge."""
+    export(base, adapter, {quant: tmp_path / "x.gguf"})
+    found = reference.of(base, adapter, lambda: OWN)
+    near = verify(tmp_path / "x.gguf", base, 2, found).closeness
+    assert near is not None
+    assert near.relative < 0.15
+    slot = next(t for t in ggml.read_gguf(tmp_path / "x.gguf").tensors if t.name == "blk.0.ffn_norm.weight")
+    data = bytearray((tmp_path / "x.gguf").read_bytes())
+    data[slot.offset : slot.offset + slot.size] = bytes(slot.size)
+    (tmp_path / "x.gguf").write_bytes(data)
+    with pytest.raises(Unverified, match=WEIGHTS):
+        verify(tmp_path / "x.gguf", base, 2, found)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
@@ -192,6 +224,33 @@ def test_a_wrong_file_stays_under_partial(quick: Path, base: Path, monkeypatch: 
     made = pipeline.export("quick", quants=["f16"])
     assert made["f16"].path.is_file()
     assert not (quick / "runs/quick/partial").exists()
+
+
+def test_a_wrong_file_that_was_not_verified_is_made_again(
+    quick: Path, base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(quick)
+    whole = stage.export
+
+    def wrong(request: stage.Request, threads: int | None = None) -> None:
+        whole(request, threads)
+        edited(request.outputs["f16"], request.outputs["f16"], "blk.1.attn_output.weight", np.negative)
+
+    monkeypatch.setattr(stage, "export", wrong)
+    found = subject.of_run(pipeline.run.find("quick"))
+    monkeypatch.setattr(pipeline.subject, "of_run", lambda this: subject.Subject(**{**vars(found), "room": this}))
+    path = pipeline.export("quick", quants=["f16"], check_files=False)["f16"].path
+    before = path.read_bytes()
+    assert pipeline.export("quick", quants=["f16"], check_files=False)["f16"].reused
+    with pytest.raises(Unverified, match=r"row 0 of blk\.1\.attn_output\.weight is off by 200%"):
+        pipeline.export("quick", quants=["f16"], check_logits=False)
+    assert pipeline.gguf_of("quick").name == "quick-q8_0.gguf"
+    monkeypatch.setattr(stage, "export", whole)
+    with caplog.at_level("WARNING", "ggufy"):
+        assert not pipeline.export("quick", quants=["f16"], check_logits=False)["f16"].reused
+    assert path.read_bytes() != before
+    assert pipeline.gguf_of("quick") == path
+    assert base.is_dir()
 
 
 def test_the_command_states_the_figures(quick: Path, run: Run) -> None:
