@@ -416,7 +416,7 @@ def test_a_matrix_from_conversations(quick: Path, run: Run, row: Callable[..., s
         (("quick", "--imatrix-file", "m.gguf"), "no file m.gguf"),
         (("quick", "--imatrix-file", "runs/quick/export/quick-q8_0.gguf"), "is not an importance matrix"),
         (("quick", "--imatrix-data", "t.txt"), "no file t.txt"),
-        (("quick", "--quant", "iq1_s"), "iq1_s: "),
+        (("quick", "--quant", "iq1_s"), "iq1_s needs an importance matrix"),
     ],
 )
 def test_what_cannot_be_weighed(
