@@ -97,7 +97,7 @@ def train(folder: Path, kind: str, at: int | None = None, after: float | None = 
         os.dup2(said, 2)
         from ggufy import cli, pipeline
 
-        cli._log_to_stderr()
+        cli.show_progress()
         faults = Faults(Path("runs/tiny"), at)
         if count or at is not None:
             faults.install()

@@ -16,7 +16,7 @@ from .test_export_disk_full import Disk, mounted, said
 FILLED_FROM = """
 import os, shutil, sys
 from ggufy import pipeline
-from ggufy.cli import _log_to_stderr
+from ggufy.progress import show_progress
 from ggufy.errors import GgufyError
 
 RECIPE = dict(overrides=["train.max_steps=4", "train.save_steps=2"])
@@ -39,7 +39,7 @@ def hook(event, args):
             pass
     os.close(fd)
 
-_log_to_stderr()
+show_progress()
 sys.addaudithook(hook)
 for number, waiting in enumerate(sys.argv[1:]):
     print(f"== {waiting}", file=sys.stderr)

@@ -40,10 +40,10 @@ import json, sys
 from pathlib import Path
 
 from ggufy import pipeline
-from ggufy.cli import _log_to_stderr
+from ggufy.progress import show_progress
 from ggufy.errors import GgufyError
 
-_log_to_stderr()
+show_progress()
 for name, settings in json.loads(sys.argv[1]).items():
     run = name.rstrip("+-!")
     print(f"== {name}", file=sys.stderr, flush=True)
