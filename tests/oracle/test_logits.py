@@ -92,7 +92,9 @@ def test_a_correct_file_passes_and_states_its_figures(made: Path, base: Path, ex
 
 
 @pytest.mark.parametrize("quant", ["f16", "bf16", "f32", "q8_0", "q4_k_m"])
-def test_weights_without_the_adapter(quant: str, base: Path, expected: Reference, tmp_path: Path) -> None:
+def test_weights_without_the_adapter(
+    quant: str, base: Path, adapter: Path, expected: Reference, tmp_path: Path
+) -> None:
     """An adapter that was silently lost is the worst that can happen to an export."""
     export(base, None, {quant: tmp_path / "x.gguf"})
     with pytest.raises(Unverified, match=WEIGHTS):
