@@ -47,6 +47,10 @@ class Wish:
     check_files: bool = True
     check_logits: bool = True
 
+    def __post_init__(self) -> None:
+        if isinstance(self.quants, str):
+            object.__setattr__(self, "quants", (self.quants,))
+
     @property
     def calibration_tokens(self) -> int:
         return self.imatrix_tokens or calibration.TOKENS

@@ -49,6 +49,10 @@ class Row:
         return asdict(self)
 
 
+# What a run holds that was stopped while its data was prepared.
+_BEFORE = {"lock", "partial", "stamps", "data"}
+
+
 def rows() -> list[Row]:
     """Every run of the runs folder, the newest first. Folders that are no runs are left out."""
     folders = [p for p in run.runs_folder().glob("*") if (p / "run.json").exists() or (p / "lock").is_file()]
@@ -66,6 +70,8 @@ def row(this: Run) -> Row:
         problem = error.message if isinstance(error, GgufyError) else "run.json is not the record of a ggufy run"
         if not this.exists and is_locked(this):
             return Row(this.name, TRAINING, date=date)
+        if not this.exists and {path.name for path in this.path.iterdir()} <= _BEFORE:
+            return Row(this.name, STOPPED, "it ended before its data was ready", date=date)
         return Row(this.name, DAMAGED, problem, date=date)
     train, evaluated = curves(this)
     figures = summary(this)

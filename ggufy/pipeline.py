@@ -160,15 +160,16 @@ def rehearse(
 ) -> Iterator[str]:
     """What `train` would check before it loads anything, in lines. Raises what `train` would, and TrainError where
     the plan does not fit or something on this machine is broken."""
-    from ggufy.train import job
+    from ggufy.train import job, ranks
 
     wanted = check(what, overrides)
     job.check_installed(wanted)
+    job.check_device(wanted)
+    ranks.check(wanted)
+    source.check_local(wanted.data)
     this = run.named(wanted.name if run_name is None else run_name)
     this.refuse_foreign()
     yield f"{wanted.name}: the recipe is right"
-    if this.stamp("adapter") is None:
-        _refuse_hopeless(wanted)
     found = list(doctor.checks())
     for one in found:
         yield from doctor.in_lines(one)
@@ -181,6 +182,8 @@ def rehearse(
     yield from plan_lines.of(made) if made else ()
     if broken := [one for one in found if one.state == doctor.BROKEN]:
         raise TrainError(f"{broken[0].name}: {broken[0].text}", broken[0].mend)
+    if this.stamp("adapter") is None:
+        _refuse_hopeless(wanted)
     if made and not made.fits:
         raise TrainError(plan_lines.verdict(made), plan_lines.hint(made))
     if made:

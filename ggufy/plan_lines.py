@@ -46,6 +46,8 @@ def of(plan: Plan) -> Iterator[str]:
     steps = f"{plan.steps:,} steps" if plan.steps is not None else "steps unknown"
     yield f"  work         {steps}, about {plan.tokens_a_step:,} tokens a step"
     yield f"  time         {_duration(plan.seconds)}: {plan.how}"
+    for note in plan.notes:
+        yield f"  note         {note}"
 
 
 def table(plans: Sequence[Plan]) -> Iterator[str]:

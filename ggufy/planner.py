@@ -5,8 +5,7 @@ Nothing is downloaded but, for a base that is not known by name, its config.json
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +76,8 @@ class Plan:
     how: str
     remedy: list[str]
     """What to --set so that it fits, where it does not."""
+    notes: tuple[str, ...] = ()
+    """What the recipe asks for that the plan leaves out."""
 
     @property
     def tokens_a_batch(self) -> int:
@@ -127,7 +128,7 @@ def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured]
     tokenizer = _size_of(base.folder, "tokenizer.json") if base.whole else _TOKENIZER
     states = footprint.optimizer_bytes(shape, recipe.lora, recipe.train.optimizer)
     count = footprint.trainable(shape, recipe.lora)
-    steps, tokens = _work(recipe)
+    steps, tokens = estimate.work(recipe)
     seconds, how = _time(recipe, base, where, steps, tokens, measured)
     return Plan(
         recipe=recipe.name,
@@ -158,7 +159,15 @@ def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured]
         seconds=seconds,
         how=how,
         remedy=[] if wanted.total <= where.bytes else remedy(recipe, base, where),
+        notes=tuple(_left_out(recipe)),
     )
+
+
+def _left_out(recipe: Recipe) -> Iterator[str]:
+    if recipe.train.gpus > 1:
+        yield f"memory and time are those of one GPU that does it all; {recipe.train.gpus} share each step"
+    if recipe.train.backend == "unsloth":
+        yield "memory and time are those of the hf backend; unsloth should take less"
 
 
 def _compute(recipe: Recipe, where: Device) -> int:
@@ -170,18 +179,6 @@ def _compute(recipe: Recipe, where: Device) -> int:
 
 def _size_of(folder: Path | None, name: str) -> int:
     return (folder / name).stat().st_size if folder is not None and (folder / name).is_file() else 0
-
-
-def _work(recipe: Recipe) -> tuple[int | None, int]:
-    """Steps, and tokens a step: of conversations as long as FineTome's, if no longer than the recipe takes."""
-    train = recipe.train
-    rows = train.batch_size * train.gradient_accumulation
-    tokens = rows * min(recipe.model.max_length, estimate._TOKENS_A_CONVERSATION)
-    if train.max_steps:
-        return train.max_steps, tokens
-    if recipe.data.train_size is None:
-        return None, tokens
-    return max(1, int(math.ceil(recipe.data.train_size / rows) * train.epochs)), tokens
 
 
 def _time(

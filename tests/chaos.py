@@ -29,6 +29,7 @@ SHORT = ("train.max_steps=4", "train.save_steps=2", "lora.dropout=0.1", "train.b
 KINDS = {
     "plain": (*SHORT, "train.gradient_accumulation=2", "data.eval_size=4", "eval.steps=1", "train.keep_best=true"),
     "packed": (*SHORT, "train.packing=true", "model.max_length=256", "train.keep_checkpoints=1"),
+    "quantized": (*SHORT, "model.load_in=4bit", "train.optimizer=adamw_8bit"),
     "grouped": (*SHORT, "train.group_by_length=true", "train.max_steps=5"),
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT

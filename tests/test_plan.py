@@ -15,7 +15,7 @@ import pytest
 from ggufy import plan_base, planner, recipe
 from ggufy.base import shaped, tiny
 from ggufy.recipe_types import ATTENTION, MLP, Lora
-from ggufy.train import footprint, gpus
+from ggufy.train import estimate, footprint, gpus
 
 Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
@@ -272,6 +272,39 @@ def test_a_dry_run_checks_and_loads_nothing(run: Run, fails: Fails, tmp_path: Pa
     assert not loaded & {"torch", "transformers"}
     assert not list(tmp_path.iterdir())
     fails("train", "--recipe", "tiny", "--dry-run", "--set", "lora.r=0", cwd=tmp_path, naming=["lora.r"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "naming"),
+    [
+        (("--gpus", "2"), "there are 0 GPUs here"),
+        (("--gpus", "3", "--backend", "hf"), "which 3 GPUs cannot share"),
+        (("--backend", "unsloth"), "unsloth"),
+        (("--set", "data.source=nofile.jsonl"), "data file nofile.jsonl does not exist"),
+    ],
+    ids=str,
+)
+def test_a_dry_run_refuses_what_training_does(
+    arguments: tuple[str, ...], naming: str, fails: Fails, tmp_path: Path
+) -> None:
+    for more in ((), ("--dry-run",)):
+        fails("train", "--recipe", "tiny", *arguments, *more, cwd=tmp_path, naming=[naming])
+
+
+def test_what_is_left_out_is_said(run: Run, tmp_path: Path) -> None:
+    done = run("plan", "--recipe", "1b_qlora", "--gpu", "t4", "--set", "train.gpus=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "those of one GPU that does it all; 2 share each step" in done.stdout
+
+
+def test_packed_rows_are_full() -> None:
+    wanted = recipe.load("1b_r16_10k")
+    rows = wanted.train.batch_size * wanted.train.gradient_accumulation
+    assert estimate.work(wanted) == (600, rows * wanted.model.max_length)
+    one_epoch = recipe.load("1b_r16_10k", ["train.max_steps=null", "data.train_size=8192", "train.epochs=2"])
+    # 8,192 conversations of 500 tokens are 2,000 rows of 2,048.
+    assert estimate.work(one_epoch) == (2 * 2000 // rows, rows * 2048)
+    assert estimate.work(recipe.load("1b_r16_10k", ["train.packing=false"])) == (600, rows * 500)
 
 
 def test_a_dry_run_fails_where_training_would(env: dict[str, str], tmp_path: Path) -> None:

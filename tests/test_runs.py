@@ -135,6 +135,13 @@ def _stamp() -> dict[str, Any]:
     return {"output": "adapter", "inputs": {}, "files": {"run.json": 7}, "sha256": ""}
 
 
+def test_a_run_that_ended_before_its_data_was_ready(quick: Path, listed: Callable[[Path], dict[str, Any]]) -> None:
+    (quick / "runs/early/partial/abc").mkdir(parents=True)
+    (quick / "runs/early/lock").touch()
+    found = listed(quick)["early"]
+    assert (found["state"], found["problem"]) == ("stopped", "it ended before its data was ready")
+
+
 def test_folders_that_are_no_runs_are_left_out(quick: Path, listed: Callable[[Path], dict[str, Any]]) -> None:
     (quick / "runs/notes").mkdir()
     (quick / "runs/notes/mine.txt").write_text("mine")

@@ -100,6 +100,17 @@ def locate(data: Data, *, offline: bool) -> Source:
     return replace(source, fingerprint=digest.of_values(all_of_it), more=more, held_out=held_out)
 
 
+def check_local(data: Data) -> None:
+    """Raise DataError where a file that a recipe names is not there. What is on the Hub is not asked for."""
+    for name in [data.source, *(part.source for part in data.more), *([data.eval_source] if data.eval_source else [])]:
+        if Path(name).expanduser().exists() or not _can_be_on_the_hub(name):
+            _locate(Part(source=name), offline=True)
+
+
+def _can_be_on_the_hub(name: str) -> bool:
+    return hubfetch.is_repository(name) and Path(name).suffix not in files.SUFFIXES
+
+
 def samples_file() -> Path:
     """ggufy's own sample conversations."""
     return Path(str(resources("ggufy") / "data" / "samples" / "conversations.jsonl"))
@@ -132,7 +143,7 @@ def _locate(part: Part, *, offline: bool) -> Source:
             raise DataError(f"{name}: the folder holds no {kinds}", "check data.source in the recipe")
         held = {p.relative_to(path).as_posix(): digest.of_file(p) for p in contents}
         return Source(name, digest.of_values(held), path, part.split, None, part.subset)
-    if path.suffix in files.SUFFIXES or not hubfetch.is_repository(name):
+    if not _can_be_on_the_hub(name):
         raise DataError(f"data file {name} does not exist", "check data.source in the recipe")
     patterns = (*patterns, *(f"*{suffix}" for suffix in files.SUFFIXES))
     folder, commit = hubfetch.snapshot(name, part.revision, "dataset", patterns, offline=offline)

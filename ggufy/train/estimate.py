@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import time
 
@@ -29,10 +30,28 @@ def cpu_hours(recipe: Recipe) -> float | None:
     if size is None:
         return None
     train = recipe.train
-    rows = train.batch_size * train.gradient_accumulation
-    steps = train.max_steps or (recipe.data.train_size or 1000) * train.epochs / rows
-    tokens = steps * rows * min(recipe.model.max_length, _TOKENS_A_CONVERSATION)
+    steps, tokens_a_step = work(recipe)
+    if steps is None:
+        steps = max(1, round(1000 * train.epochs / (train.batch_size * train.gradient_accumulation)))
+    tokens = steps * tokens_a_step
     return tokens * size * _FLOPS_A_WEIGHT[train.gradient_checkpointing] / (_EFFICIENCY * _flops()) / 3600
+
+
+def work(recipe: Recipe) -> tuple[int | None, int]:
+    """Steps, where the recipe says how many rows there are, and tokens a step.
+
+    Conversations are taken to be as long as FineTome's, if no longer than the recipe takes; packed rows to be full.
+    """
+    train, longest = recipe.train, recipe.model.max_length
+    conversation = min(longest, _TOKENS_A_CONVERSATION)
+    rows = train.batch_size * train.gradient_accumulation
+    tokens = rows * (longest if train.packing else conversation)
+    if train.max_steps:
+        return train.max_steps, tokens
+    if recipe.data.train_size is None:
+        return None, tokens
+    have = recipe.data.train_size * conversation / longest if train.packing else recipe.data.train_size
+    return max(1, math.ceil(math.ceil(have / rows) * train.epochs)), tokens
 
 
 def is_hopeless(recipe: Recipe) -> bool:
@@ -47,7 +66,7 @@ def is_hopeless(recipe: Recipe) -> bool:
 def hopeless(recipe: Recipe) -> TrainError:
     """The error that says how slow it would be, and what to use instead."""
     hours = cpu_hours(recipe) or 0.0
-    time_text = f"{hours / 24:.0f} days" if hours > 48 else f"{hours:.0f} hours"
+    time_text = f"{hours / 24:.0f} days" if hours > 48 else "an hour" if hours < 1.5 else f"{hours:.0f} hours"
     return TrainError(
         f"there is no GPU here, and {recipe.name} would take about {time_text} on this CPU",
         "use a machine with a GPU, such as a free Colab T4, or try the line with `ggufy demo`; --backend hf insists",
