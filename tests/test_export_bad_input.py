@@ -691,8 +691,11 @@ def test_a_broken_link_under_the_files_name(cwd: Path, fails: Fails) -> None:
 
 
 def test_a_failed_export_leaves_the_one_before(cwd: Path, fails: Fails, light_run: Run) -> None:
-    """A base gone bad after a good export: refused, and the good files stay and still verify."""
+    """A base gone bad after a good export: refused, and the good files stay; verify says that it changed."""
     assert light_run(*ADAPTER, "--out", "out", cwd=cwd).returncode == 0
+    before = (cwd / "out/adapter-q8_0.gguf").read_bytes()
     CHECKPOINTS["NaN in a matrix"][0](cwd)
     refused(fails, cwd, (*ADAPTER, "--quant", "q4_k_m", "--out", "out"), [f"{DOWN3}.weight", "finite"], [])
-    assert light_run("verify", "out/adapter-q8_0.gguf", cwd=cwd).returncode == 0
+    assert (cwd / "out/adapter-q8_0.gguf").read_bytes() == before
+    done = light_run("verify", "out/adapter-q8_0.gguf", cwd=cwd)
+    assert "was made from another state of its base or adapter" in done.stderr

@@ -21,7 +21,7 @@ log = logging.getLogger("ggufy")
 
 # The version that the app was tried with.
 GRADIO = "6.31.0"
-_MODULES = ("errors.py", "ggml.py", "template.py", "chat/__init__.py", "chat/model.py")
+_MODULES = ("errors.py", "ggml.py", "interrupts.py", "template.py", "chat/__init__.py", "chat/model.py")
 _CONTEXT = 4096
 
 
