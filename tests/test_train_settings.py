@@ -25,7 +25,8 @@ HELD_OUT = ("data.train_size=20", "data.eval_size=6", "eval.steps=1", "model.max
 RUNS = {
     "unpacked": WHOLE,
     "packed": (*WHOLE, "train.packing=true"),
-    "grouped": (*WHOLE, "train.group_by_length=true", "train.batch_size=3"),
+    "grouped": (*WHOLE, "train.group_by_length=true", "train.batch_size=3", "train.max_steps=4"),
+    "shuffled": (*WHOLE, "train.batch_size=3", "train.max_steps=4"),
     # So fast that it soon unlearns.
     "stopped": (*HELD_OUT, "train.learning_rate=0.05", "train.early_stopping=2", "train.keep_best=true"),
     "stopped!": (*HELD_OUT, "train.learning_rate=0.05", "train.early_stopping=2", "train.keep_best=true"),
@@ -103,8 +104,11 @@ def test_packing_says_how_full_the_rows_are(trained: Trained) -> None:
 
 
 def test_grouping_by_length_trains_on_every_conversation_once(trained: Trained) -> None:
-    assert trained.summary("grouped")["samples"] == 9
-    assert list(trained.metrics("grouped")) == [1, 2, 3]
+    assert trained.summary("grouped")["samples"] == 12
+    assert list(trained.metrics("grouped")) == [1, 2, 3, 4]
+    # The same conversations, in other company.
+    assert trained.summary("grouped")["tokens"] == trained.summary("shuffled")["tokens"]
+    assert trained.metrics("grouped") != trained.metrics("shuffled")
 
 
 def test_early_stopping_keeps_the_best(trained: Trained) -> None:
