@@ -206,7 +206,8 @@ class Run(Maker):
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 file.close()
+                what, other = ("folder", "--out") if self.origin and not self.exists else ("run", "--run")
                 raise RunError(
-                    f"the run {self.path.as_posix()} is in use by another ggufy (process {holder})",
-                    "wait for it, stop it, or choose another --run",
+                    f"the {what} {self.path.as_posix()} is in use by another ggufy (process {holder})",
+                    f"wait for it, stop it, or choose another {other}",
                 ) from None
