@@ -1,9 +1,9 @@
 """The trials of a sweep in Optuna's storage: which there are, who works on which, what came of them.
 
 A trial is made whole, with its values and waiting, in one transaction, and claimed by an atomic step from waiting to
-running, so several processes and machines share a sweep. On one machine a claim is held by a file lock, which the kernel
-drops with its process: a running trial whose lock is free was killed, and is gone on with. On several machines it is held
-by a sign of life in the storage. What two workers did at once without knowing is settled by number: the lower one counts.
+running, so several processes and machines share a sweep. On one machine a claim is held by a file lock, which the
+kernel drops with its process: a running trial whose lock is free was killed, and is gone on with. On several machines
+it is held by a sign of life in the storage. What two did at once unknowingly is settled by number: the lower counts.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Study:
         ]
 
     def claim(self) -> Claim | None:
-        """The next trial to work on: one that a killed process left, one that waits, or a new one; None: none is left."""
+        """The next trial to work on: one that was left, one that waits, or a new one; None where none is left."""
         with self.alone():
             while True:
                 trials = self.trials()
@@ -152,6 +152,7 @@ class Study:
                 log.info(
                     "trial %d was taken over by another machine, as this one gave no sign; not counted here", number
                 )
+            (self.folder / "trials" / f"{claim.trial.run}.lock").unlink(missing_ok=True)
         self.release(claim)
 
     def release(self, claim: Claim) -> None:

@@ -22,7 +22,7 @@ from ggufy.recipe import Recipe
 from ggufy.run import Run, runs_folder
 from ggufy.sweeps import report, space, study
 from ggufy.sweeps.study import Claim, Study
-from ggufy.sweeps.childs import DIVERGED, DONE, ERROR, FAILED, KILLED, MEMORY, PRUNED
+from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, KILLED, MEMORY, PRUNED
 
 log = logging.getLogger("ggufy")
 
@@ -94,12 +94,15 @@ def _train(this: Study, claim: Claim, stop: Stop) -> GgufyError | None:
     if stop.asked is not None:
         this.release(claim)
         return None
-    log.info("trial %d %s: %s", trial.number, "goes on" if claim.resumed else "begins", space.text(trial.point))
+    over = sum(one.is_over for one in this.trials())
+    begins = "goes on" if claim.resumed else "begins"
+    log.info("trial %d %s: %s (%d of %d done)", trial.number, begins, space.text(trial.point), over, this.sweep.total)
     files = {kind: this.folder / "trials" / f"{trial.run}.{kind}" for kind in ("yaml", "log", "json")}
     files["yaml"].write_text(report.recipe_text(wanted), encoding="utf-8")
     files["json"].unlink(missing_ok=True)
     code, pruned = _watched(this, claim, run, wanted, files, stop)
     said = _answer(files["json"])
+    files["json"].unlink(missing_ok=True)
     if "facts" in said:
         return _judge(this, claim, run, wanted, said["facts"])
     if pruned:
@@ -129,9 +132,8 @@ def _watched(
     arguments = [files["yaml"].as_posix(), claim.trial.run, files["json"].as_posix(), str(os.getpid())]
     command = [sys.executable, "-m", "ggufy.sweeps.child", *arguments]
     pruned, reported, signed = None, set(claim.trial.evals), time.monotonic()
-    title = f"trial {claim.trial.number + 1} of {this.sweep.total}"
     # A session of its own: what is typed at the terminal comes to it once, through this process.
-    with files["log"].open("ab") as sink, progress.bar(title, 1.0) as bar:
+    with files["log"].open("ab") as sink, progress.bar(f"trial {claim.trial.number}", 1.0) as bar:
         env = os.environ | {"SOURCE_DATE_EPOCH": _noon(this.day)}
         stop.process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
