@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from ggufy.sweeps import space
-from ggufy.sweeps.definition import Sweep
+from ggufy.sweeps.definition import GRID, Sweep
 from ggufy.sweeps.space import Axis
 from ggufy.sweeps.trials import DONE, FAILED, PRUNED, Trial
 
@@ -42,7 +42,8 @@ def draw(path: Path, sweep: Sweep, trials: Sequence[Trial], importances: Mapping
         panel = panels[1 + len(sweep.axes)]
         keys = list(importances)[::-1]
         panel.barh(keys, [importances[key] for key in keys], color="tab:blue")
-        panel.set(xlabel="importance (PED-ANOVA)", xlim=(0, 1))
+        how = "share of the variance" if sweep.sampler == GRID else "importance (PED-ANOVA)"
+        panel.set(xlabel=how, xlim=(0, 1))
     for panel in panels[count:]:
         panel.set_visible(False)
     figure.suptitle(f"{sweep.name}: {len(done)} trials")
@@ -57,6 +58,8 @@ def _by_trial(panel: Any, trials: Sequence[Trial], done: Sequence[Trial]) -> Non
     lowest = list(itertools.accumulate(losses, min))
     panel.step(numbers, lowest, where="post", color="tab:orange", label="lowest so far")
     panel.plot(numbers, losses, "o", color="tab:blue", label="done")
+    at = losses.index(min(losses))
+    panel.plot(numbers[at], losses[at], "*", color="tab:orange", markersize=14)
     cut = [(trial.number, list(trial.evals.values())[-1]) for trial in trials if trial.state == PRUNED and trial.evals]
     if cut:
         panel.plot(*zip(*cut, strict=True), "v", color="tab:gray", label="pruned")

@@ -13,7 +13,7 @@ from ggufy import ledger
 from ggufy.recipe import Recipe
 from ggufy.run import Run, runs_folder, write_json
 from ggufy.sweeps import plot, sampler, space
-from ggufy.sweeps.definition import Sweep
+from ggufy.sweeps.definition import GRID, Sweep
 from ggufy.sweeps.study import Study
 from ggufy.sweeps.trials import DONE, FAILED, OPEN, PRUNED, WAITING, Trial
 
@@ -102,12 +102,15 @@ def lines(found: Result) -> list[str]:
     said += [f"trial {t.number} {t.state}: {t.facts['reason']}" for t in found.trials if t.facts.get("reason")]
     if found.importances:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in found.importances.items())
-        said.append(f"what the best trials differ in from the rest (PED-ANOVA): {shares}")
+        how = "of the losses' variance" if found.sweep.sampler == GRID else "of what sets the best apart (PED-ANOVA)"
+        said.append(f"{how}: {shares}")
     if left := found.count(OPEN, WAITING):
         said.append(f"{left} of {len(found.trials)} trials are still at work in other processes")
     if best := found.best:
         said += ["", f"best: trial {best.number}, held-out loss {best.loss:.4f}: {space.text(best.point)}"]
-        said += [f"      {found.best_recipe.as_posix()}  its recipe", f"      {found.picture.as_posix()}  the plot"]
+        said.append(f"      {found.best_recipe.as_posix()}  its recipe")
+        if found.picture.is_file():
+            said.append(f"      {found.picture.as_posix()}  the plot")
         said.append(f"next: ggufy export {best.run}")
     return said
 

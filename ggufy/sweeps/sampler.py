@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ggufy.sweeps import space
-from ggufy.sweeps.definition import Sweep
-from ggufy.sweeps.space import Point
+from ggufy.sweeps.definition import GRID, Sweep
+from ggufy.sweeps.space import Axis, Point
 from ggufy.sweeps.trials import DONE, ERROR, FAILED, PRUNED, Trial
 
 if TYPE_CHECKING:
     import optuna
 
-_ENOUGH = 8  # trials, before anything is said about what matters
+# Trials, before anything is said about what matters. PED-ANOVA looks at the best tenth, which has to be a few.
+_ENOUGH_OF_A_GRID, _ENOUGH = 4, 30
 
 
 def proposed(sweep: Sweep, trials: Sequence[Trial]) -> Point:
@@ -26,15 +28,32 @@ def proposed(sweep: Sweep, trials: Sequence[Trial]) -> Point:
 
 
 def importances(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, float]:
-    """How much each key has to do with a trial being among the best; empty where too little is known."""
-    import optuna
+    """How much each key has to do with the losses, the most first; empty where too little is known to say.
 
+    Of a grid: the share of the losses' variance that lies between the means of its values (eta squared, the main effect
+    of an analysis of variance). Else PED-ANOVA (https://arxiv.org/abs/2304.10255), of what sets the best tenth apart.
+    """
     done = [trial for trial in trials if trial.state == DONE]
     varied = [axis for axis in sweep.axes if len({str(one.point[axis.key]) for one in done}) > 1]
-    if len(done) < _ENOUGH or len(varied) < 2:
+    if len(varied) < 2 or len(done) < (_ENOUGH_OF_A_GRID if sweep.sampler == GRID else _ENOUGH):
         return {}
-    shares = optuna.importance.get_param_importances(_known(sweep, done, 0))
-    return {key: float(share) for key, share in shares.items()}
+    if sweep.sampler == GRID:
+        shares = {axis.key: _between(axis, done) for axis in varied}
+    else:
+        import optuna
+
+        shares = optuna.importance.get_param_importances(_known(sweep, done, 0))
+    return dict(sorted(((key, float(share)) for key, share in shares.items()), key=lambda one: -one[1]))
+
+
+def _between(axis: Axis, done: Sequence[Trial]) -> float:
+    groups: dict[str, list[float]] = {}
+    for trial in done:
+        groups.setdefault(str(trial.point[axis.key]), []).append(trial.loss or 0.0)
+    losses = [loss for group in groups.values() for loss in group]
+    mean = fmean(losses)
+    total = sum((loss - mean) ** 2 for loss in losses)
+    return sum(len(group) * (fmean(group) - mean) ** 2 for group in groups.values()) / total if total else 0.0
 
 
 def _known(sweep: Sweep, trials: Sequence[Trial], seed: int) -> optuna.Study:

@@ -26,7 +26,7 @@ Point = dict[str, Any]
 
 GRID_EXAMPLE = "for example --grid lora.r=8,16,32"
 RANGE_EXAMPLE = "for example --range train.learning_rate=1e-5..1e-3:log or --range lora.r=8..64:int"
-MOST_POINTS = 10_000
+MOST_POINTS = 1_000
 
 _RANGE = re.compile(r"(.+?)\.\.([^:]+)((?::\w+)*)")
 _HOW_ONLY = "makes no other adapter, so every trial would be the same training"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufy.errors import MissingExtra, SweepError
@@ -33,8 +34,9 @@ def open_at(url: str) -> optuna.storages.RDBStorage:
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=dict(options))
         except sqlalchemy.exc.SQLAlchemyError as error:
-            # Two that begin at once make the same tables.
-            if "already exists" not in str(error) or attempt == 2:
+            # Two that begin at once make the same tables and rows.
+            clash = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
+            if not clash or attempt == 2:
                 raise
             time.sleep(0.5)
     raise AssertionError
@@ -54,6 +56,23 @@ def masked(url: str) -> str:
         ) from None
 
 
+def lock_of(url: str) -> Path | None:
+    """What to lock around a look and a change, where the storage itself does not: SQLite has no row that is locked.
+
+    Raises SweepError for a storage in memory.
+    """
+    from sqlalchemy.engine import make_url
+
+    found = make_url(url)
+    if found.get_backend_name() != "sqlite":
+        return None
+    if found.database in (None, "", ":memory:"):
+        raise SweepError(
+            f"--storage {url}: it would be gone with this process", "name a file: sqlite:////shared/study.db"
+        )
+    return Path(f"{found.database}.lock")
+
+
 @contextmanager
 def explained(shown_url: str, *, local: bool) -> Iterator[None]:
     """What a storage cannot do is a SweepError in one line. A `local` one is ggufy's own file."""
@@ -70,5 +89,5 @@ def explained(shown_url: str, *, local: bool) -> Iterator[None]:
         if isinstance(error, ImportError):
             hint = "install the driver that the URL names, such as `pip install psycopg2-binary` for postgresql://"
         if local:
-            hint = "free some space, or move the file away to begin again; the runs stay"
+            hint = "free some space; where the file is damaged, --name NAME begins another sweep"
         raise SweepError(f"the storage {shown_url} cannot be used: {text}", hint) from error

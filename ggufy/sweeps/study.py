@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ggufy import record
@@ -54,40 +53,37 @@ class Study:
         self.is_local = sweep.storage is None
         self.url = sweep.storage or f"sqlite:///{(self.folder / 'study.db').as_posix()}"
         self.shown_url = storage.masked(self.url)
-        if self.is_local and not (self.folder / "study.db").exists():
+        self._alone = (None if self.is_local else storage.lock_of(self.url)) or self.folder / "claim.lock"
+        if not (self.folder / "place").exists() or (self.is_local and not (self.folder / "study.db").exists()):
             definition.refuse_taken_names(sweep)
-        made = not self.folder.exists()
-        (self.folder / "trials").mkdir(parents=True, exist_ok=True)
-        try:
-            with self.alone():
-                self.place = self._place()
+        if not self.is_local:
+            # Before anything is made here: it may be no storage, or hold another sweep.
+            with storage.explained(self.shown_url, local=False):
                 self._open()
-        except SweepError:
-            if made:
-                _remove_empty(self.folder)
-            raise
+        (self.folder / "trials").mkdir(parents=True, exist_ok=True)
+        with self.alone():
+            if self.is_local:
+                self._open()
+            self.place = self._place()
+            self.study.set_user_attr("sweep", {**sweep.values(), "day": self.day})
+            self._add_missing()
 
     def _open(self) -> None:
+        """Open the study, or make an empty one. Raises SweepError where it is of something else."""
         import optuna
 
-        with storage.explained(self.shown_url, local=self.is_local):
-            self.storage = storage.open_at(self.url)
-            self.study = optuna.create_study(
-                storage=self.storage, study_name=self.sweep.name, direction="minimize", load_if_exists=True
-            )
-            begun = self.study.user_attrs.get("sweep")
-            if begun is None and self.study.get_trials(deepcopy=False):
-                raise SweepError(
-                    f"{self.shown_url} has a study {self.sweep.name} that no sweep of ggufy made",
-                    "choose another --name",
-                )
-            if begun is not None:
-                definition.refuse_other(self.sweep, begun)
-            # The day is in the prompts of every run; it is that of the first trial in all of them.
-            day = (begun or {}).get("day") or record.today().isoformat()
-            self.study.set_user_attr("sweep", {**self.sweep.values(), "day": day})
-            self.day: str = day
-            self._add_missing()
+        name = self.sweep.name
+        self.storage = storage.open_at(self.url)
+        self.study = optuna.create_study(
+            storage=self.storage, study_name=name, direction="minimize", load_if_exists=True
+        )
+        begun = self.study.user_attrs.get("sweep")
+        if begun is None and self.study.get_trials(deepcopy=False):
+            raise SweepError(f"{self.shown_url} has a study {name} that no sweep made", "choose another --name")
+        if begun is not None:
+            definition.refuse_other(self.sweep, begun)
+        # The day is in the prompts of every run; it is that of the first trial in all of them.
+        self.day: str = (begun or {}).get("day") or record.today().isoformat()
 
     def trials(self) -> list[Trial]:
         """Those that count, by number."""
@@ -301,11 +297,11 @@ class Study:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let no other process of this folder read and write the study meanwhile."""
+        """Let no other process of this folder, or with this SQLite file, read and write the study meanwhile."""
         if self._depth:
             yield
             return
-        with (self.folder / "claim.lock").open("a", encoding="utf-8") as file:
+        with self._alone.open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._depth += 1
             try:
@@ -320,13 +316,3 @@ def _copied(twin: Trial) -> dict[str, Any]:
     own = ("again", "place", "host", "sign")
     facts = {key: value for key, value in twin.facts.items() if key not in own}
     return {**facts, "run": twin.run, "same_as": twin.number}
-
-
-def _remove_empty(folder: Path) -> None:
-    """What was made for a study that could not be opened."""
-    for name in ("claim.lock", "place", "study.db"):
-        (folder / name).unlink(missing_ok=True)
-    (folder / "trials").rmdir()
-    folder.rmdir()
-    if not any(folder.parent.iterdir()):
-        folder.parent.rmdir()

@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from ggufy import pipeline, plan_lines
+from ggufy import ledger, pipeline, plan_base, plan_lines, planner
+from ggufy.data import source
 from ggufy.errors import ExportError, Interrupted, SweepError
-from ggufy.planner import Plan
+from ggufy.plan_base import Base
 from ggufy.recipe import Recipe
 from ggufy.sweeps import definition, report, space, storage, work
 from ggufy.sweeps.definition import GRID, Sweep
@@ -37,6 +38,7 @@ def sweep(
     wanted = definition.make(pipeline.check(what, overrides), grid, ranges, **wishes)
     job.check_installed(wanted.recipe)
     study = Study(wanted)
+    report.write(study)
     with work.Stop() as stop:
         work.work(study, stop, lambda: report.write(study))
         found = report.write(study)
@@ -63,8 +65,10 @@ def rehearse(
 ) -> dict[str, Any]:
     """What `sweep` would train: the trials of a grid, else the ranges; steps and seconds where they can be known."""
     wanted = definition.make(pipeline.check(what, overrides), grid, ranges, **wishes)
-    points = definition.points(wanted) or [{}]
-    planned = [_planned(wanted, point) for point in points]
+    where = planner.device(None)
+    known = [planner.Measured(*one) for one in ledger.measured()]
+    bases: dict[str, Base] = {}
+    planned = [_planned(wanted, point, where, known, bases) for point in definition.points(wanted) or [{}]]
     times = 1 if wanted.sampler == GRID else wanted.trials
 
     def total(key: str) -> Any:
@@ -112,12 +116,16 @@ def text(found: Result, *, as_json: bool = False) -> str:
     return json.dumps(found.values(), indent=2) if as_json else "\n".join(report.lines(found))
 
 
-def _planned(wanted: Sweep, point: Point) -> dict[str, Any]:
+def _planned(
+    wanted: Sweep, point: Point, where: planner.Device, known: list[planner.Measured], bases: dict[str, Base]
+) -> dict[str, Any]:
     made = wanted.recipe_of(point)
-    plan: Plan | None = None
-    note = ""
+    plan: planner.Plan | None = None
     try:
-        plan = pipeline.plan(made)
+        model = made.model.model_dump_json()
+        if model not in bases:
+            bases[model] = plan_base.base_of(made, source.sample_texts())
+        plan = planner.make(made, bases[model], where, known)
         note = "" if plan.fits else "does not fit: " + plan_lines.hint(plan)
     except ExportError as error:
         note = f"not planned: {error.message}"

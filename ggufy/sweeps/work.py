@@ -51,7 +51,7 @@ class Stop:
         if self.process is None and self.asked is not None:
             raise KeyboardInterrupt
         if self.asked is None:
-            log.info("stopping; the trial at work saves a checkpoint first")
+            log.info("stopping%s", "; the trial at work saves a checkpoint first" if self.process else "")
         self.asked = number
         self.tell(number)
 
