@@ -20,7 +20,7 @@ import yaml
 
 from ggufy import pipeline, recipe
 from ggufy.errors import GgufyError, RunError, SweepError
-from ggufy.sweeps import definition, report, sampler, sweep
+from ggufy.sweeps import definition, report, sampler, sweep, work
 from ggufy.sweeps.study import Study
 from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, OPEN, PRUNED
 
@@ -288,7 +288,7 @@ WORKER = f"""
 import sys, time
 from ggufy import pipeline, recipe
 from ggufy.errors import GgufyError, RunError, SweepError
-from ggufy.sweeps import definition, report, sampler, sweep
+from ggufy.sweeps import definition, report, sampler, sweep, work
 from ggufy.sweeps.study import Study
 base = recipe.load("tiny", ["data.eval_size=4"])
 grid = ["lora.r=" + ",".join(map(str, range(1, 13))), "train.learning_rate=1e-4,1e-3"]
@@ -413,6 +413,16 @@ def test_tpe_takes_the_loss_of_a_point_it_has(tmp_path: Path, monkeypatch: pytes
     assert len({trial.run for trial in trials}) == 2
 
 
+def test_tpe_learns_that_values_cannot_be_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = ("train.packing=true", "train.group_by_length=true")
+    study = study_of(tmp_path, monkeypatch, *choices, sampler="tpe", trials=2)
+    with work.Stop() as stop:
+        work.work(study, stop, lambda: None)
+    [first, second] = study.trials()
+    assert (first.state, second.state) == (FAILED, FAILED)
+    assert "packed rows are full" in first.facts["reason"]
+
+
 def test_an_error_of_the_machine_is_tried_again_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(tmp_path, monkeypatch, "lora.r=8,16")
     claim = study.claim()
@@ -509,3 +519,11 @@ def test_the_lowest_loss_becomes_the_recipe(tmp_path: Path, monkeypatch: pytest.
     best = pipeline.check(found.best_recipe)
     assert best.lora.target_modules == ("q_proj", "v_proj")
     assert set(study.sweep.recipe.differences(best)) == {"lora.target_modules", "train.packing"}
+
+
+def test_a_best_value_at_the_end_of_the_grid_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(tmp_path, monkeypatch, "lora.r=8,16,32", "lora.dropout=0.1,0.0,0.2")
+    while claim := study.claim():
+        study.finish(claim, DONE, 100.0 - claim.trial.point["lora.r"] + abs(claim.trial.point["lora.dropout"] - 0.1))
+    said = [line for line in report.lines(report.result(study)) if "there may be" in line]
+    assert said == ["the best lora.r is the highest tried, 32: there may be better ones beyond"]

@@ -31,7 +31,7 @@ def draw(path: Path, sweep: Sweep, trials: Sequence[Trial], importances: Mapping
     from matplotlib.figure import Figure
 
     count = 1 + len(sweep.axes) + bool(importances)
-    columns = min(_COLUMNS, count)
+    columns = 2 if count == 4 else min(_COLUMNS, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(4.2 * columns, 3.4 * rows), dpi=110, layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,7 @@ def lines(found: Result) -> list[str]:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in found.importances.items())
         how = "of the losses' variance" if found.sweep.sampler == GRID else "of what sets the best apart (PED-ANOVA)"
         said.append(f"{how}: {shares}")
+    said += _at_the_edge(found)
     if left := found.count(OPEN, WAITING):
         said.append(f"{left} of {len(found.trials)} trials are still at work in other processes")
     if best := found.best:
@@ -113,6 +114,17 @@ def lines(found: Result) -> list[str]:
             said.append(f"      {found.picture.as_posix()}  the plot")
         said.append(f"next: ggufy export {best.run}")
     return said
+
+
+def _at_the_edge(found: Result) -> Iterator[str]:
+    """Where the best value is the last one that was tried, and a better one may lie beyond."""
+    for axis in found.sweep.axes:
+        if not (found.best and axis.choices and axis.is_numeric):
+            continue
+        best, tried = found.best.point[axis.key], {one.point[axis.key] for one in found.trials if one.state == DONE}
+        if len(tried) > 1 and best in (min(tried), max(tried)):
+            end = "highest" if best == max(tried) else "lowest"
+            yield f"the best {axis.key} is the {end} tried, {space.shown(best)}: there may be better ones beyond"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

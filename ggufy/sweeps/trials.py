@@ -9,7 +9,7 @@ from ggufy.sweeps.space import Point
 
 WAITING, OPEN, DONE, PRUNED, FAILED = "waiting", "open", "done", "pruned", "failed"
 # Why a trial that Optuna has as failed is one: of its own values, of something around it, or it does not count at all.
-DIVERGED, MEMORY, KILLED, ERROR = "diverged", "memory", "killed", "error"
+DIVERGED, MEMORY, KILLED, REFUSED, ERROR = "diverged", "memory", "killed", "refused", "error"
 VOID = ("lost", "duplicate", "surplus")
 
 

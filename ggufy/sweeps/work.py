@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import ledger, progress
-from ggufy.errors import GgufyError, Interrupted, SweepError
+from ggufy.errors import GgufyError, Interrupted, RecipeError, SweepError
 from ggufy.recipe import Recipe
 from ggufy.run import Run, runs_folder
 from ggufy.sweeps import report, space, study
 from ggufy.sweeps.study import Claim, Study
-from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, KILLED, MEMORY, PRUNED
+from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, KILLED, MEMORY, PRUNED, REFUSED
 
 log = logging.getLogger("ggufy")
 
@@ -89,7 +89,13 @@ def _train(this: Study, claim: Claim, stop: Stop) -> GgufyError | None:
     """Run a trial to its end. Returns what it failed with, where that is something around it."""
     trial = claim.trial
     run = Run(runs_folder() / trial.run)
-    wanted = this.sweep.recipe_of(trial.point)
+    try:
+        wanted = this.sweep.recipe_of(trial.point)
+    except RecipeError as error:
+        # Values that are right one by one, and cannot be together.
+        this.finish(claim, FAILED, outcome=REFUSED, reason=error.message)
+        log.info("trial %d failed: %s", trial.number, error.message)
+        return None
     _wait_for_orphan(run, stop)
     if stop.asked is not None:
         this.release(claim)
