@@ -208,7 +208,6 @@ def test_what_is_wrong_with_the_machine_stops_the_sweep(tmp_path: Path, fails: F
         ({"storage": "sqlite:////gone/a.db"}, "sqlite:////gone/a.db cannot be used", "can be reached"),
         ({"storage": "postgresql+none://u:secret@h/d"}, "u:***@h/d cannot be used", ""),
     ],
-    ids=str,
 )
 def test_bad_input_is_one_line(
     wishes: dict[str, Any], naming: str, hinting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -316,7 +315,7 @@ def study_of(
 TPE = {
     "ranges": ("lora.r=8..64:int", "train.learning_rate=1e-5..1e-3:log"),
     "sampler": "tpe",
-    "trials": 16,
+    "trials": 13,
 }
 
 
@@ -389,16 +388,16 @@ def points(study: Study, until: int = 99) -> list[dict[str, Any]]:
 
 def test_tpe_goes_on_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = points(study_of(tmp_path / "a", monkeypatch, **TPE))
-    assert len(whole) == 16
+    assert len(whole) == 13
     parts: list[dict[str, Any]] = []
     for until in (1, 5, 4, 99):
         parts += points(study_of(tmp_path / "b", monkeypatch, **TPE), until)
     assert parts == whole
     assert all(8 <= point["lora.r"] <= 64 and isinstance(point["lora.r"], int) for point in whole)
     assert all(1e-5 <= point["train.learning_rate"] <= 1e-3 for point in whole)
-    # It looks where losses are low: the later half is nearer to the minimum than the random beginning.
+    # It looks where losses are low: after the random beginning it is nearer to the minimum.
     losses = [loss(point) for point in whole]
-    assert sorted(losses[10:])[2] < sorted(losses[:10])[4]
+    assert sorted(losses[10:])[1] < sorted(losses[:10])[4]
     other = points(study_of(tmp_path / "c", monkeypatch, **TPE, seed=1))
     assert other != whole
 
@@ -461,7 +460,7 @@ def test_machines_share_a_storage_and_outlive_each_other(
     assert taken.trial.point == lost.trial.point
     caplog.set_level("INFO", logger="ggufy")
     one.finish(lost, DONE, 7.0)  # it was only slow
-    assert "was taken over by another machine" in caplog.text
+    assert "was taken over elsewhere" in caplog.text
     two.finish(taken, DONE, 2.0)
     assert sorted(trial.loss or 0.0 for trial in one.trials()) == [1.0, 2.0]
 

@@ -93,7 +93,8 @@ class Study:
         return [
             self._plain(trial)
             for trial in found
-            if trial.user_attrs.get("outcome") not in VOID and trial.number not in again
+            if not (trial.state.name == "FAIL" and trial.user_attrs.get("outcome") in VOID)
+            and trial.number not in again
         ]
 
     def claim(self) -> Claim | None:
@@ -134,22 +135,25 @@ class Study:
 
     def finish(self, claim: Claim, state: str, loss: float | None = None, **facts: Any) -> None:
         """Write down what came of a trial, and let it go. `outcome` among the facts says why it failed."""
+        # A kill may have come between such facts and the state that goes with them.
+        stale: dict[str, Any] = {key: None for key in ("outcome", "reason") if key in claim.trial.facts}
+        with self.alone():
+            self._close(claim.trial, state, loss, {**stale, **facts})
+            (self.folder / "trials" / f"{claim.trial.run}.lock").unlink(missing_ok=True)
+        self.release(claim)
+
+    def _close(self, trial: Trial, state: str, loss: float | None, facts: dict[str, Any]) -> None:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         states = {DONE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
-        number = claim.trial.number
-        with self.alone():
-            try:
-                for key, value in facts.items():
-                    self.storage.set_trial_user_attr(self._id(number), key, value)
-                self.storage.set_trial_state_values(self._id(number), states[state], None if loss is None else [loss])
-            except UpdateFinishedTrialError:
-                log.info(
-                    "trial %d was taken over by another machine, as this one gave no sign; not counted here", number
-                )
-            (self.folder / "trials" / f"{claim.trial.run}.lock").unlink(missing_ok=True)
-        self.release(claim)
+        number = self._id(trial.number)
+        try:
+            for key, value in facts.items():
+                self.storage.set_trial_user_attr(number, key, value)
+            self.storage.set_trial_state_values(number, states[state], None if loss is None else [loss])
+        except UpdateFinishedTrialError:
+            log.info("trial %d was taken over elsewhere, as this machine gave no sign; not counted here", trial.number)
 
     def release(self, claim: Claim) -> None:
         """Let a trial go as it is; whoever comes next goes on with it."""
@@ -200,20 +204,18 @@ class Study:
         before = [other for other in trials if other.number < trial.number]
         twin = next((other for other in before if space.identity(other.point) == space.identity(trial.point)), None)
         if self.sweep.sampler == TPE and len(before) >= self.sweep.trials:
-            self._drop(trial, "surplus")
+            self._close(trial, FAILED, None, {"outcome": "surplus"})
         elif twin and self.sweep.sampler != TPE:
-            self._drop(trial, "duplicate")
+            self._close(trial, FAILED, None, {"outcome": "duplicate"})
         elif twin and twin.is_over:
-            claim = Claim(trial, resumed=False, lock=self._lock(trial) or self._never(trial))
-            self.finish(claim, twin.state, twin.loss, **_copied(twin))
+            self._close(trial, twin.state, twin.loss, _copied(twin))
         else:
             return self._held(trial, resumed=False)
         return None
 
     def _taken_over(self, trial: Trial) -> Claim | None:
         """Claim a trial whose process has died on this machine."""
-        place = trial.facts.get("place")
-        if place == self.place or (place is None and self.is_local):
+        if self.is_local or trial.facts.get("place") == self.place:
             return self._held(trial, resumed=True)
         return None
 
@@ -229,33 +231,15 @@ class Study:
 
     def _lose_silent(self, trials: list[Trial]) -> bool:
         """Give up on trials of other machines that have long given no sign, and let them be done anew."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
-        lost = False
-        for trial in trials:
-            if trial.state != OPEN or trial.facts.get("place") == self.place or self.is_local:
-                continue
-            silent = time.time() - trial.facts.get("sign", 0.0)
-            if silent < SILENT_SECONDS:
-                continue
-            number = self._id(trial.number)
-            try:
-                self.storage.set_trial_user_attr(number, "outcome", "lost")
-                self.storage.set_trial_state_values(number, TrialState.FAIL)
-            except UpdateFinishedTrialError:
-                continue
-            host = trial.facts.get("host", "another machine")
+        now = time.time()
+        foreign = [one for one in trials if one.state == OPEN and one.facts.get("place") != self.place]
+        lost = [] if self.is_local else [one for one in foreign if now - one.facts.get("sign", 0.0) > SILENT_SECONDS]
+        for trial in lost:
+            host, silent = trial.facts.get("host", "another machine"), now - trial.facts.get("sign", 0.0)
             log.info("trial %d: no sign of %s for %.0f minutes; it is done anew", trial.number, host, silent / 60)
+            self._close(trial, FAILED, None, {"outcome": "lost"})
             self._add(trial.point, again=trial)
-            lost = True
-        return lost
-
-    def _drop(self, trial: Trial, outcome: str) -> None:
-        from optuna.trial import TrialState
-
-        self.storage.set_trial_user_attr(self._id(trial.number), "outcome", outcome)
-        self.storage.set_trial_state_values(self._id(trial.number), TrialState.FAIL)
+        return bool(lost)
 
     def _lock(self, trial: Trial) -> IO[str] | None:
         file = (self.folder / "trials" / f"{trial.run}.lock").open("a", encoding="utf-8")
@@ -265,9 +249,6 @@ class Study:
             file.close()
             return None
         return file
-
-    def _never(self, trial: Trial) -> IO[str]:
-        raise SweepError(f"trial {trial.number} is new and yet at work", "this is a bug in ggufy")
 
     def _plain(self, trial: optuna.trial.FrozenTrial) -> Trial:
         names = {"WAITING": WAITING, "RUNNING": OPEN, "COMPLETE": DONE, "PRUNED": PRUNED, "FAIL": FAILED}
