@@ -16,13 +16,14 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ggufy import ledger, progress
+from ggufy import ledger
 from ggufy.errors import GgufyError, Interrupted, RecipeError, SweepError
 from ggufy.recipe import Recipe
 from ggufy.run import Run, runs_folder
-from ggufy.sweeps import report, space, study
+from ggufy.sweeps import report, space
 from ggufy.sweeps.study import Claim, Study
 from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, KILLED, MEMORY, PRUNED, REFUSED
+from ggufy.sweeps.watch import Watch
 
 log = logging.getLogger("ggufy")
 
@@ -137,10 +138,9 @@ def _watched(
     """The exit code of a trial's process, and the step and loss at which it was pruned, if it was."""
     arguments = [files["yaml"].as_posix(), claim.trial.run, files["json"].as_posix(), str(os.getpid())]
     command = [sys.executable, "-m", "ggufy.sweeps.child", *arguments]
-    pruned, reported, signed = None, set(claim.trial.evals), time.monotonic()
-    # A session of its own: what is typed at the terminal comes to it once, through this process.
-    with files["log"].open("ab") as sink, progress.bar(f"trial {claim.trial.number}", 1.0) as bar:
-        env = os.environ | {"SOURCE_DATE_EPOCH": _noon(this.day)}
+    env = os.environ | {"SOURCE_DATE_EPOCH": _noon(this.day)}
+    with files["log"].open("ab") as sink, Watch(this, claim, run, wanted) as watch:
+        # A session of its own: what is typed at the terminal comes to it once, through this process.
         stop.process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
         )
@@ -149,19 +149,11 @@ def _watched(
                 stop.tell(stop.asked)
             while stop.process.poll() is None:
                 time.sleep(_LOOK_SECONDS)
-                if time.monotonic() - signed > study.SIGN_SECONDS:
-                    signed = time.monotonic()
-                    this.sign(claim)
-                train, evaluated = ledger.curves(run)
-                bar.update(*_progress(run, wanted, train, evaluated))
-                for step, loss in evaluated:
-                    if step in reported or not math.isfinite(loss):
-                        continue
-                    reported.add(step)
-                    if this.report(claim, step, loss) and pruned is None:
-                        pruned = step, loss
-                        stop.tell(signal.SIGTERM)
-            return stop.process.returncode, pruned
+                if watch.look() and not watch.told:
+                    watch.told = True
+                    stop.tell(signal.SIGTERM)
+            watch.look(now=True)
+            return stop.process.returncode, watch.pruned if watch.told else None
         except BaseException:
             stop.tell(signal.SIGTERM)
             stop.process.wait()
@@ -245,25 +237,6 @@ def _wait_for_orphan(run: Run, stop: Stop) -> None:
             log.info("waiting for another process that is at work on %s", run.path.as_posix())
             said = True
         time.sleep(_LOOK_SECONDS)
-
-
-def _progress(run: Run, wanted: Recipe, train: ledger.Curve, evaluated: ledger.Curve) -> tuple[float, str]:
-    """The share that is done, and what the figures say."""
-    if not train:
-        return 0.0, run.name
-    step, loss = train[-1]
-    shown = f"step {step}  loss {loss:.3f}" + (f"  eval {evaluated[-1][1]:.3f}" if evaluated else "")
-    if wanted.train.max_steps:
-        return min(1.0, step / wanted.train.max_steps), shown
-    return min(1.0, _epochs(run) / wanted.train.epochs), shown
-
-
-def _epochs(run: Run) -> float:
-    try:
-        last = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-        return float(json.loads(last)["epoch"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0.0
 
 
 def _noon(day: str) -> str:
