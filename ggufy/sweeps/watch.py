@@ -44,7 +44,8 @@ class Watch:
         if now or moment - self._read > _READ_SECONDS:
             self._read = moment
             train, evaluated = ledger.curves(self.run)
-            self._bar.update(*self._progress(train, evaluated))
+            if train:
+                self._bar.update(*self._progress(train, evaluated))
             if now or moment > self._quiet:
                 self._tell(evaluated, moment)
         return self.pruned is not None
@@ -66,8 +67,6 @@ class Watch:
 
     def _progress(self, train: Curve, evaluated: Curve) -> tuple[float, str]:
         """The share that is done, and what the figures say."""
-        if not train:
-            return 0.0, self.run.name
         step, loss = train[-1]
         shown = f"step {step}  loss {loss:.3f}" + (f"  eval {evaluated[-1][1]:.3f}" if evaluated else "")
         length = self.wanted.train

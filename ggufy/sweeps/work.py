@@ -220,7 +220,8 @@ def _killed(this: Study, claim: Claim, code: int) -> None:
 def _failed(this: Study, claim: Claim, said: dict[str, Any], code: int, logged: Path) -> GgufyError | None:
     outcome = _OUTCOMES.get(said.get("kind", ""), ERROR)
     message = said.get("message") or f"its process ended without a word (exit code {code}); see {logged.as_posix()}"
-    reason = message.split("\n")[0]
+    # Out of memory goes on with what to turn, line by line.
+    reason = message.split("\n")[0].partition("; what makes it smaller")[0]
     this.finish(claim, FAILED, outcome=outcome, reason=reason)
     log.info("trial %d failed: %s", claim.trial.number, reason)
     if outcome != ERROR:
