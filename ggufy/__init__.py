@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ggufy.progress import show_progress
     from ggufy.recipe import Recipe
     from ggufy.run import Run
+    from ggufy.sweeps.sweep import sweep
 
 _NAMES = {
     "GgufyError": "ggufy.errors",
@@ -31,10 +32,11 @@ _NAMES = {
     "export": "ggufy.pipeline",
     "plan": "ggufy.pipeline",
     "show_progress": "ggufy.progress",
+    "sweep": "ggufy.sweeps.sweep",
     "train": "ggufy.pipeline",
 }
 
-__all__ = ["GgufyError", "Recipe", "Run", "__version__", "chat", "export", "plan", "show_progress", "train"]
+__all__ = ["GgufyError", "Recipe", "Run", "__version__", "chat", "export", "plan", "show_progress", "sweep", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,9 @@
     ├── ModelError         a base model, an adapter or a GGUF file
     ├── RunError           the directory of a run
     ├── TrainError         training itself
+    ├── Diverged           a TrainError: a loss or a weight is no longer a finite number
+    ├── OutOfMemory        a TrainError: the recipe is too large for the memory that is there
+    ├── SweepError         a sweep or its storage
     ├── ExportError        making GGUF files
     ├── Unverified         a finished file is not what it was made from
     ├── ChatError          loading or running a GGUF
@@ -53,6 +56,18 @@ class RunError(GgufyError):
 
 
 class TrainError(GgufyError):
+    pass
+
+
+class Diverged(TrainError):
+    pass
+
+
+class OutOfMemory(TrainError):
+    pass
+
+
+class SweepError(GgufyError):
     pass
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Row:
     """Of the last change, in UTC."""
     figures: dict[str, Any] = field(default_factory=dict)
     """summary.json."""
+    sweep: str | None = None
+    """The sweep that it is a trial of."""
 
     def values(self) -> dict[str, Any]:
         """For --json."""
@@ -53,10 +56,50 @@ class Row:
 _BEFORE = {"lock", "partial", "stamps", "data"}
 
 
+@dataclass(frozen=True)
+class Swept:
+    """One sweep: how far it is, and the lowest held-out loss."""
+
+    name: str
+    recipe: str
+    planned: int
+    done: int
+    best_loss: float | None
+    best_run: str | None
+
+
 def rows() -> list[Row]:
-    """Every run of the runs folder, the newest first. Folders that are no runs are left out."""
+    """Every run of the runs folder, the newest first, those of a sweep together. Other folders are left out."""
     folders = [p for p in run.runs_folder().glob("*") if (p / "run.json").exists() or (p / "lock").is_file()]
-    return sorted((row(Run(path)) for path in folders), key=lambda found: (found.date or "", found.name), reverse=True)
+    known = sweeps()
+    found = []
+    for path in folders:
+        trial = re.fullmatch(r"(.+)-\d{3,}", path.name)
+        found.append(replace(row(Run(path)), sweep=trial[1] if trial and trial[1] in known else None))
+    newest: dict[str, str] = {}
+    for one in found:
+        group = one.sweep or one.name
+        newest[group] = max(newest.get(group, ""), one.date or "")
+
+    def order(one: Row) -> tuple[str, ...]:
+        group = one.sweep or one.name
+        return newest[group], group, one.date or "", one.name
+
+    return sorted(found, key=order, reverse=True)
+
+
+def sweeps() -> dict[str, Swept]:
+    """The sweeps of the runs folder by name, as their sweep.json has them."""
+    found = {}
+    for path in run.runs_folder().glob("*/sweep.json"):
+        name = path.parent.name
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            done = sum(trial["state"] == "done" for trial in said["trials"])
+            found[name] = Swept(name, said["recipe"], said["planned"], done, said["best_loss"], said["best_run"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return found
 
 
 def row(this: Run) -> Row:

@@ -45,7 +45,7 @@ def of(plan: Plan) -> Iterator[str]:
         yield f"  download     {_gb(plan.download_bytes)}, where the base is not in the cache yet"
     steps = f"{plan.steps:,} steps" if plan.steps is not None else "steps unknown"
     yield f"  work         {steps}, about {plan.tokens_a_step:,} tokens a step"
-    yield f"  time         {_duration(plan.seconds)}: {plan.how}"
+    yield f"  time         {duration(plan.seconds)}: {plan.how}"
     for note in plan.notes:
         yield f"  note         {note}"
 
@@ -57,7 +57,7 @@ def table(plans: Sequence[Plan]) -> Iterator[str]:
         slow = plan.device == "CPU" and (plan.seconds or 0) > _PATIENCE
         verdict = "too slow" if slow else _fits(plan)
         largest = f"batch up to {plan.largest_batch:,}" if plan.fits and not slow else ""
-        line = f"  {plan.recipe:<14} {_gb(plan.parts.total):>9}  {verdict:<12} {largest:<18} {_duration(plan.seconds)}"
+        line = f"  {plan.recipe:<14} {_gb(plan.parts.total):>9}  {verdict:<12} {largest:<18} {duration(plan.seconds)}"
         yield line.rstrip()
     for how in dict.fromkeys(plan.how for plan in plans if plan.seconds is not None):
         yield f"times are {how}"
@@ -85,7 +85,8 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:,.2f} GB"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Seconds for people: about 3 min."""
     if seconds is None:
         return "not known"
     for unit, length in (("days", 86400), ("hours", 3600), ("min", 60)):

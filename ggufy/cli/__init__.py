@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "Say what a recipe needs, before anything runs.",
     "data": "Look at a recipe's data: lengths, truncation, what is trained on.",
     "train": "Train a recipe's adapter, or continue where it stopped.",
+    "sweep": "Train a recipe with other values, and compare the held-out losses.",
     "runs": "List, show and compare runs.",
     "export": "Make GGUF files of a trained run.",
     "verify": "Check the files of a run or a folder of exports, or one GGUF.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ggufy.ledger import Row
+    from ggufy.ledger import Row, Swept
 
 
 @click.group(name="runs", invoke_without_command=True)
@@ -119,7 +119,19 @@ def _facts(row: Row) -> dict[str, str]:
 
 def _csv(rows: Sequence[Row]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    keys = ("name", "state", "problem", "recipe", "base", "steps", "steps_planned", "loss", "eval_loss", "date")
+    keys = (
+        "name",
+        "state",
+        "problem",
+        "recipe",
+        "base",
+        "steps",
+        "steps_planned",
+        "loss",
+        "eval_loss",
+        "date",
+        "sweep",
+    )
     writer.writerow([*keys, "export_files", "export_bytes"])
     for row in rows:
         files = " ".join(row.exports)
@@ -127,16 +139,43 @@ def _csv(rows: Sequence[Row]) -> None:
 
 
 def _table(head: list[list[str]], rows: Sequence[Row]) -> None:
-    lines = head
+    from ggufy import ledger
+
+    lines, sweeps, begun = head, ledger.sweeps(), ""
     for row in rows:
+        if row.sweep in sweeps and row.sweep != begun:
+            lines = [*lines, _sweep_line(sweeps[row.sweep])]
+        begun = row.sweep or ""
         sizes = sum(row.exports.values())
         exports = f"{len(row.exports)}, {_size(sizes)}" if row.exports else ""
-        known = [row.name, row.state, row.recipe or "", row.base or "", _steps(row), _loss(row.loss)]
+        known = [
+            f"  {row.name}" if row.sweep in sweeps else row.name,
+            row.state,
+            row.recipe or "",
+            row.base or "",
+            _steps(row),
+            _loss(row.loss),
+        ]
         lines = [*lines, [*known, _loss(row.eval_loss), exports, row.date or ""]]
     _echo(lines)
     for row in rows:
         if row.problem:
             click.echo(f"{row.name} is damaged: {row.problem}")
+
+
+def _sweep_line(swept: Swept) -> list[str]:
+    best = "" if swept.best_loss is None else f"lowest of {swept.best_run}"
+    return [
+        swept.name,
+        "sweep",
+        swept.recipe,
+        best,
+        f"{swept.done} of {swept.planned} done",
+        "",
+        _loss(swept.best_loss),
+        "",
+        "",
+    ]
 
 
 def _columns(lines: list[list[str]], names: list[str]) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ggufy.errors import TrainError
+from ggufy.errors import OutOfMemory
 from ggufy.recipe import Recipe
 
 _SMALLEST_LENGTH = 512
@@ -34,7 +34,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(recipe: Recipe, said: str, *, gpu: bool) -> TrainError:
+def out_of_memory(recipe: Recipe, said: str, *, gpu: bool) -> OutOfMemory:
     """The error for this recipe. `said` is torch's own message, which may tell how much was wanted."""
     wanted = re.search(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?[Bb](?:ytes)?)", said)
     bytes_wanted = re.search(r"tried to allocate (\d+) bytes", said)
@@ -43,12 +43,12 @@ def out_of_memory(recipe: Recipe, said: str, *, gpu: bool) -> TrainError:
     where = "GPU memory" if gpu else "memory"
     knobs = advice(recipe, gpu=gpu)
     if not knobs:
-        return TrainError(
+        return OutOfMemory(
             f"out of {where}{tried}, and the recipe is as small as its settings make it",
             "use a smaller base, a machine with more memory, or close other programs that use it",
         )
     listed = "\n".join(f"  {number}. {knob}" for number, knob in enumerate(knobs, 1))
-    return TrainError(
+    return OutOfMemory(
         f"out of {where}{tried}; what makes it smaller, the mildest first:\n{listed}",
         "repeat the command with the first of these, and --fresh if it had begun; add the next ones as needed",
     )

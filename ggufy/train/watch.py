@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ggufy.errors import Interrupted, TrainError
+from ggufy.errors import Diverged, Interrupted
 from ggufy.progress import Bar
 from ggufy.train import checkpoints, evals, ranks
 from ggufy.train.job import Job
@@ -188,7 +188,7 @@ class Watch(TrainerCallback):
                 f"; the last good checkpoint is {last.as_posix()}" if last else "; there is no checkpoint before that"
             )
             use = f", or take that one as it is: ggufy export {last.as_posix()}" if last else ""
-            raise TrainError(
+            raise Diverged(
                 f"training diverged: {self.lost} at step {state.global_step}{good}",
                 f"lower train.learning_rate and start over with --fresh{use}",
             )

@@ -1,0 +1,93 @@
+"""Optuna's storage: opened, named without its password, and its errors in a line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggufy.errors import MissingExtra, SweepError
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def check_installed() -> None:
+    """Raise MissingExtra where Optuna is not there, without importing it."""
+    if find_spec("optuna") is None:
+        raise MissingExtra("ggufy sweep", "sweep", "optuna")
+
+
+def open_at(url: str) -> optuna.storages.RDBStorage:
+    """The storage at a URL; its tables are made where they are not there."""
+    import optuna
+    import sqlalchemy
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options: Mapping[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        options = {"connect_args": {"timeout": 60}}
+    for attempt in range(3):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=dict(options))
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            # Two that begin at once make the same tables and rows.
+            clash = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
+            if not clash or attempt == 2:
+                raise
+            time.sleep(0.5)
+    raise AssertionError
+
+
+def masked(url: str) -> str:
+    """A URL without its password, for people and files."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return str(make_url(url).render_as_string(hide_password=True))
+    except ArgumentError:
+        raise SweepError(
+            f"--storage {url.partition(':')[0]}...: this is no storage URL of Optuna's",
+            "for example sqlite:////shared/study.db or postgresql://user@host/name",
+        ) from None
+
+
+def lock_of(url: str) -> Path | None:
+    """What to lock around a look and a change, where the storage itself does not: SQLite has no row that is locked.
+
+    Raises SweepError for a storage in memory.
+    """
+    from sqlalchemy.engine import make_url
+
+    found = make_url(url)
+    if found.get_backend_name() != "sqlite":
+        return None
+    if found.database in (None, "", ":memory:"):
+        raise SweepError(
+            f"--storage {url}: it would be gone with this process", "name a file: sqlite:////shared/study.db"
+        )
+    return Path(f"{found.database}.lock")
+
+
+@contextmanager
+def explained(shown_url: str, *, local: bool) -> Iterator[None]:
+    """What a storage cannot do is a SweepError in one line. A `local` one is ggufy's own file."""
+    import optuna
+    import sqlalchemy
+
+    internal = optuna.exceptions.StorageInternalError
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, internal, ImportError, RuntimeError) as error:
+        said = error.__cause__ if isinstance(error, internal) else error
+        text = " ".join(str(said or error).split("\n")[0].split())[:300]
+        hint = "check the URL and that its server can be reached; the same command goes on"
+        if isinstance(error, ImportError):
+            hint = "install the driver that the URL names, such as `pip install psycopg2-binary` for postgresql://"
+        if local:
+            hint = "free some space; where the file is damaged, --name NAME begins another sweep"
+        raise SweepError(f"the storage {shown_url} cannot be used: {text}", hint) from error
