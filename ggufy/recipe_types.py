@@ -137,7 +137,7 @@ class Data(Part):
     train_on: Literal["responses", "all"] = "responses"
     """responses: only what the assistant says, and its end-of-turn, counts in the loss."""
     prompt_tokens: Positive | None = None
-    """A prompt (each thing the user says) of more tokens is cut to this many; an answer never is."""
+    """A prompt (each thing the user says) of more tokens is cut to this many, or fewer, so that the answer fits."""
     prompt_cut: Literal["end", "middle", "start"] = "end"
     """Where such a prompt loses its surplus."""
     overflow: Literal["truncate", "drop", "refuse", "split"] = "truncate"

@@ -149,6 +149,10 @@ def test_a_turn_of_a_megabyte(base: Path, tmp_path: Path, name: str) -> None:
     content = {"rows.jsonl": lines(*rows), "rows.csv": csv.encode(), "rows.parquet": parquet_bytes(rows)}[name]
     counts = made(base, tmp_path, name, content)
     assert (counts.kept, counts.truncated, counts.longest) == (2, 1, 128)
+    where = f"{(tmp_path / name).as_posix()}:{'' if name.endswith('jsonl') else ' row '}2"
+    tokens = max(counts.lengths)
+    assert tokens > 200_000
+    assert f"1 truncated (1 by more than nine tenths; the longest: {where}, {tokens:,} tokens)" in counts.text()
     assert made(base, tmp_path, name, content, overflow="drop").dropped_long == 1
     with pytest.raises(DataError, match=r"rows.*2: [\d,]+ tokens, but model\.max_length is 128"):
         made(base, tmp_path, name, content, overflow="refuse")
