@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufy import (
+    arguments,
     digest,
     doctor,
     exports,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ggufy")
 
 
+@arguments.checked(arguments.TRAIN, others=True)
 def train(
     what: str | os.PathLike[str] | Recipe,
     *,
@@ -131,6 +133,7 @@ def check(
     return wanted
 
 
+@arguments.checked(arguments.PLAN, others=True)
 def plan(
     what: str | os.PathLike[str] | Recipe, *, overrides: Iterable[str] = (), gpu: str | None = None, **values: Any
 ) -> Plan:
@@ -205,6 +208,7 @@ def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()
         return report.make(rows, wanted.data, base, model.max_length, record.today(), Path(folder))
 
 
+@arguments.checked(arguments.EXPORT)
 def export(
     what: str | os.PathLike[str] | Run | None = None,
     *,
@@ -271,6 +275,7 @@ def _subject(
     return found.room, lambda: found
 
 
+@arguments.checked(arguments.CHAT)
 def chat(
     what: str | os.PathLike[str] | Run | None = None,
     *,

@@ -189,6 +189,12 @@ def test_nothing_held_out_is_left(base: Path, tmp_path: Path) -> None:
 CASES = {
     "truncated Parquet": ("rows.parquet", parquet_bytes([GOOD] * 9)[:-9], [], ["rows.parquet", "Parquet"]),
     "role marker": ("rows.jsonl", lines(chat(("user", "<|eot_id|>"), ("assistant", "b"))), [], ["rows.jsonl:1"]),
+    "another format": (
+        "rows.jsonl",
+        lines(GOOD),
+        ["data.format=alpaca"],
+        ["rows.jsonl:1: not of the format alpaca, which needs 'instruction' and 'output': the columns are messages"],
+    ),
     "missing split": ("rows.jsonl", lines(GOOD), ["data.split=validation"], ["no split 'validation'"]),
     "no split": ("rows.jsonl", lines(GOOD), ["data.split=train[a]"], ["'train[a]' is no split"]),
     "unknown field": ("rows.jsonl", lines(GOOD), ['data.prompt="{zeta} x"'], ["rows.jsonl:1", "{zeta}", "messages"]),

@@ -118,12 +118,33 @@ def test_a_split_of_a_file(told: Told, tmp_path: Path) -> None:
         told(source=file, split="train[5]")
 
 
+@pytest.mark.parametrize("split", ["train[7:3]", "train[50%:10%]", "train[-2:-5]", "train[-2:3]", "train+train[80%:2]"])
+def test_a_split_that_is_reversed_is_not_merely_empty(split: str, told: Told, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", pairs(0, 9))
+    with pytest.raises(DataError, match=r"data\.split: 'train\[.*\]' ends before it begins") as caught:
+        told(source=file, split=split)
+    assert "write the lower bound first" in str(caught.value.hint)
+    with pytest.raises(DataError, match="the data set is empty"):
+        told(source=file, split="train[3:3]")
+
+
 def test_a_missing_split_names_those_there_are(told: Told, tmp_path: Path) -> None:
     write(tmp_path / "set" / "train.jsonl", pairs(0, 3))
     write(tmp_path / "set" / "test.jsonl", pairs(3, 5))
     with pytest.raises(DataError, match="there is no split 'validation'") as caught:
         told(source=(tmp_path / "set").as_posix(), split="validation")
     assert "it has train, test" in str(caught.value.hint)
+
+
+def test_a_split_that_the_files_names_hide_is_named(told: Told, tmp_path: Path) -> None:
+    """The Hub's card may call it val; without the card, files of that name are the split validation."""
+    write(tmp_path / "set" / "train-00000-of-00001.parquet", pairs(0, 3))
+    write(tmp_path / "set" / "val-00000-of-00001.parquet", pairs(3, 5))
+    folder = (tmp_path / "set").as_posix()
+    with pytest.raises(DataError, match="there is no split 'val'") as caught:
+        told(source=folder, eval_split="val")
+    assert "files called val-* are the split validation, unless README.md names them" in str(caught.value.hint)
+    assert told(source=folder, eval_split="validation")["eval"] == numbers(3, 5)
 
 
 def test_a_subset(told: Told, tmp_path: Path) -> None:
