@@ -294,6 +294,25 @@ def test_an_answer_has_the_room_that_the_budget_leaves_it(base: Path, tmp_path: 
     assert counts.longest == 160
 
 
+def test_in_a_long_conversation_only_the_first_prompt_gives_way(base: Path, tmp_path: Path) -> None:
+    """The conversation cannot be whole, so the later prompts are not cut for it; the first answer is whole."""
+    said = [
+        ("user", "why " * 70),
+        ("assistant", "Because it is so."),
+        ("user", "how " * 40),
+        ("assistant", "so " * 200),
+    ]
+    file = write(tmp_path / "rows.jsonl", [{"messages": [{"role": role, "content": text} for role, text in said]}])
+    made(base, tmp_path / "out", source=file, prompt_tokens=60, max_length=100)
+    with pa.OSFile((tmp_path / "out" / "train.arrow").as_posix()) as opened:
+        row = pa.ipc.open_stream(opened).read_all().to_pylist()[0]
+    tokenizer = Tokenizer(base, DAY, "responses")
+    assert len(row["input_ids"]) == 100
+    assert tokenizer.decode([n for n in row["labels"] if n != IGNORED]) == "Because it is so.<|eot_id|>"
+    counts = made(base, tmp_path / "out", source=file, prompt_tokens=60, max_length=220)["train"]
+    assert "1 with a prompt cut to the budget, 1 truncated" in counts.text()
+
+
 def test_a_template_that_leaves_no_room_is_named_with_its_tokens(told: Told, base: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "why", "completion": "so"}, {"prompt": "why " * 90, "completion": "that is how it is"}]
     file = write(tmp_path / "rows.jsonl", rows)
