@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ggufy.errors import GgufyError, MissingExtra
+from ggufy import plots
 
 Curve = Sequence[tuple[int, float]]
 _MARKS = "█▒░▓"
@@ -44,23 +44,10 @@ def blocks(curves: Mapping[str, Curve], width: int = 64, height: int = 12) -> li
 
 def png(path: Path, curves: Mapping[str, Curve]) -> None:
     """The curves in one plot. Raises MissingExtra without matplotlib."""
-    if path.suffix.lower() != ".png":
-        raise GgufyError(f"{path.as_posix()}: a picture's name ends in .png", f"for example {path.with_suffix('.png')}")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise MissingExtra("drawing curves", "train", "matplotlib") from None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for name, points in curves.items():
-        if points:
-            xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, *(["--o"] if name.endswith("eval") else []), label=name, markersize=3)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.grid(visible=True, alpha=0.3)
-    if any(curves.values()):
-        axes.legend()
-    figure.savefig(path, dpi=120, format="png")
+    with plots.picture(path, x="step", y="loss") as axes:
+        for name, points in curves.items():
+            if points:
+                xs, ys = zip(*points, strict=True)
+                style = ["--o"] if name.endswith("eval") else []
+                axes.plot(xs, ys, *style, label=plots.label(name), markersize=3)
+        axes.grid(visible=True, alpha=0.3)

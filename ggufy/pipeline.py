@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufy import (
+    arguments,
     digest,
     doctor,
     exports,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ggufy")
 
 
+@arguments.checked(arguments.TRAIN, others=True)
 def train(
     what: str | os.PathLike[str] | Recipe,
     *,
@@ -132,6 +134,7 @@ def check(
     return wanted
 
 
+@arguments.checked(arguments.PLAN, others=True)
 def plan(
     what: str | os.PathLike[str] | Recipe, *, overrides: Iterable[str] = (), gpu: str | None = None, **values: Any
 ) -> Plan:
@@ -206,6 +209,7 @@ def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()
         return report.make(rows, wanted.data, base, model.max_length, record.today(), Path(folder))
 
 
+@arguments.checked(arguments.EXPORT)
 def export(
     what: str | os.PathLike[str] | Run | None = None,
     *,
@@ -272,6 +276,7 @@ def _subject(
     return found.room, lambda: found
 
 
+@arguments.checked(arguments.CHAT)
 def chat(
     what: str | os.PathLike[str] | Run | None = None,
     *,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ggufy.errors import RecipeError
 from ggufy.recipe_file import Document, Key
-from ggufy.recipe_types import Recipe, Section
+from ggufy.recipe_types import Model, Recipe, Section
 
 
 def validate(document: Document) -> Recipe:
@@ -65,6 +65,15 @@ def _fits_together(document: Document) -> dict[Key, str]:
         if value("train", name) and not value("eval", "steps"):
             key = ("train", name)
             found[key] = f"{document.place(key)}: train.{name}: goes by the eval loss during training: set eval.steps"
+    budget, longest = (
+        value("data", "prompt_tokens"),
+        value("model", "max_length") or Model.model_fields["max_length"].default,
+    )
+    if isinstance(budget, int) and isinstance(longest, int) and budget >= longest:
+        key = ("data", "prompt_tokens")
+        found[key] = (
+            f"{document.place(key)}: data.prompt_tokens: {budget:,} of {longest:,} (model.max_length) leave no answer"
+        )
     if value("train", "packing") and value("train", "group_by_length"):
         key = ("train", "group_by_length")
         found[key] = f"{document.place(key)}: train.group_by_length: packed rows are full; leave one of the two out"

@@ -43,9 +43,13 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+    def _true_and_false_are_a_kind_of_their_own(cls, value: Any, info: ValidationInfo) -> Any:
+        is_flag = cls.model_fields[str(info.field_name)].annotation is bool
+        if isinstance(value, bool) and not is_flag:
             raise ValueError(f"true and false are no value for this, but it is {str(value).lower()}")
+        if is_flag and not isinstance(value, bool):
+            # A text or a number that could be meant as one is more often a slip: in YAML "no" is no boolean, no is.
+            raise ValueError(f"expected true or false, without quotes, not {value!r}")
         return value
 
 
@@ -137,7 +141,7 @@ class Data(Part):
     train_on: Literal["responses", "all"] = "responses"
     """responses: only what the assistant says, and its end-of-turn, counts in the loss."""
     prompt_tokens: Positive | None = None
-    """A prompt (each thing the user says) of more tokens is cut to this many; an answer never is."""
+    """A prompt (each thing the user says) of more tokens is cut to this many, or fewer, so that the answer fits."""
     prompt_cut: Literal["end", "middle", "start"] = "end"
     """Where such a prompt loses its surplus."""
     overflow: Literal["truncate", "drop", "refuse", "split"] = "truncate"

@@ -1,8 +1,9 @@
 """Kill a training at chosen moments, with SIGKILL, and see whether it ends with the same adapter each time.
 
-    python tests/chaos.py FOLDER [MOMENTS] [SEED]
+    python tests/chaos.py FOLDER [MOMENTS] [SEED] [KIND]...
 
-MOMENTS is how many (20), or `all`: then every boundary of every file that a training writes. A moment is one of
+MOMENTS is how many (20), or `all`: then every boundary of every file that a training writes. The KINDs of training are
+all of KINDS where none is named. A moment is one of
   - a boundary: right before a file is opened for writing, removed, renamed or synced, or a folder made;
   - a half: a file of torch or safetensors that is half written;
   - a time: after a random part of an undisturbed training's time.
@@ -130,9 +131,10 @@ def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     wanted = sys.argv[2] if len(sys.argv) > 2 else "20"
     rng = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    kinds = sys.argv[4:] or list(KINDS)
     preload()
     expected, cases, seconds = {}, [], {}
-    for kind in KINDS:
+    for kind in kinds:
         begun = time.monotonic()
         if train(folder / kind, kind, count=True):
             sys.exit(f"{kind}: {(folder / kind / 'said.txt').read_text()}")
@@ -148,7 +150,7 @@ def main() -> None:
         saves = [case for case in cases if "checkpoint-" in case[2]]
         timed = int(wanted) // 4
         chosen = rng.sample(saves, int(wanted) - timed)
-        chosen += [(rng.choice(list(KINDS)), None, "a time") for _ in range(timed)]
+        chosen += [(rng.choice(kinds), None, "a time") for _ in range(timed)]
     wrong = 0
     for number, (kind, at, what) in enumerate(chosen):
         place = folder / f"{number}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,54 @@ def test_mistakes_are_the_same_errors(values: dict[str, Any], said: str, tmp_pat
         # What a notebook shows is what the command line shows, and no traceback.
         shown = caught.value._render_traceback_()
         assert shown == [f"error: {caught.value.message}", f"hint: {caught.value.hint}"]
+    assert not list(tmp_path.iterdir())
+
+
+WRONG = {
+    "no recipe": (lambda: ggufy.train(None), "ggufy.train: argument what: expected a recipe's name", "`ggufy recipes`"),
+    "a run as a recipe": (lambda: ggufy.plan(ggufy.Run(Path("runs/a"))), "argument what: expected a recipe's", "tiny"),
+    "nothing at all": (lambda: ggufy.train(), "missing a required argument: 'what'", "help(ggufy.train)"),
+    "one text of settings": (lambda: ggufy.train("tiny", overrides="lora.r=8"), "not 'lora.r=8'", '"lora.r"'),
+    "a dict of settings": (lambda: ggufy.plan("tiny", overrides={"lora.r": 8}), "a list of texts as --set", '{"r": 8}'),
+    "numbers as settings": (lambda: ggufy.train("tiny", overrides=[8]), "argument overrides: expected a list of", "r"),
+    "a setting of no name": (lambda: ggufy.train("tiny", overrides=["lora.rank=8"]), "unknown key", "ggufy recipes"),
+    "a truth in words": (lambda: ggufy.train("tiny", packing="yes"), "expected true or false, without quotes", "tiny"),
+    "a truth as a number": (
+        lambda: ggufy.train("tiny", packing=1),
+        "argument packing: train.packing: expected",
+        "tiny",
+    ),
+    "fresh in words": (
+        lambda: ggufy.train("tiny", fresh="no"),
+        "argument fresh: expected True or False",
+        "ggufy.train",
+    ),
+    "a number as a name": (lambda: ggufy.train("tiny", run_name=5), "argument run_name: expected a text, or None", "h"),
+    "a number of quants": (lambda: ggufy.export(quants=8), "argument quants: expected names such as", "llama.cpp"),
+    "numbers as quants": (lambda: ggufy.export(quants=[8]), "argument quants: expected names such as", "llama.cpp"),
+    "a slip in a name": (
+        lambda: ggufy.export(quantz=["q8_0"]),
+        "unknown argument quantz; did you mean quants?",
+        "help",
+    ),
+    "merged to anything": (lambda: ggufy.export(merged=True), "'f16' or 'bf16', or None, not True", "ggufy.export"),
+    "threads in words": (lambda: ggufy.export(threads="two"), "a whole number from 1, or None, not 'two'", "export"),
+    "a list to talk to": (lambda: ggufy.chat(["a.gguf"]), "ggufy.chat: argument what: expected a run's name", "runs"),
+    "an unknown argument": (lambda: ggufy.chat("a.gguf", temperature=1), "unknown argument temperature", "ggufy.chat"),
+    "too many": (lambda: ggufy.plan("tiny", "t4"), "ggufy.plan: too many positional arguments", "help(ggufy.plan)"),
+}
+
+
+@pytest.mark.parametrize(("call", "said", "hint"), WRONG.values(), ids=WRONG.keys())
+def test_an_argument_of_a_wrong_type_is_one_line(
+    call: Callable[[], Any], said: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ggufy.GgufyError) as caught:
+        call()
+    assert said in caught.value.message
+    assert len(caught.value.message.splitlines()) == 1
+    assert hint in str(caught.value.hint)
     assert not list(tmp_path.iterdir())
 
 

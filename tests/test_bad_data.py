@@ -149,6 +149,10 @@ def test_a_turn_of_a_megabyte(base: Path, tmp_path: Path, name: str) -> None:
     content = {"rows.jsonl": lines(*rows), "rows.csv": csv.encode(), "rows.parquet": parquet_bytes(rows)}[name]
     counts = made(base, tmp_path, name, content)
     assert (counts.kept, counts.truncated, counts.longest) == (2, 1, 128)
+    where = f"{(tmp_path / name).as_posix()}:{'' if name.endswith('jsonl') else ' row '}2"
+    tokens = max(counts.lengths)
+    assert tokens > 200_000
+    assert f"1 truncated (1 by more than nine tenths; the longest: {where}, {tokens:,} tokens)" in counts.text()
     assert made(base, tmp_path, name, content, overflow="drop").dropped_long == 1
     with pytest.raises(DataError, match=r"rows.*2: [\d,]+ tokens, but model\.max_length is 128"):
         made(base, tmp_path, name, content, overflow="refuse")
@@ -185,6 +189,12 @@ def test_nothing_held_out_is_left(base: Path, tmp_path: Path) -> None:
 CASES = {
     "truncated Parquet": ("rows.parquet", parquet_bytes([GOOD] * 9)[:-9], [], ["rows.parquet", "Parquet"]),
     "role marker": ("rows.jsonl", lines(chat(("user", "<|eot_id|>"), ("assistant", "b"))), [], ["rows.jsonl:1"]),
+    "another format": (
+        "rows.jsonl",
+        lines(GOOD),
+        ["data.format=alpaca"],
+        ["rows.jsonl:1: not of the format alpaca, which needs 'instruction' and 'output': the columns are messages"],
+    ),
     "missing split": ("rows.jsonl", lines(GOOD), ["data.split=validation"], ["no split 'validation'"]),
     "no split": ("rows.jsonl", lines(GOOD), ["data.split=train[a]"], ["'train[a]' is no split"]),
     "unknown field": ("rows.jsonl", lines(GOOD), ['data.prompt="{zeta} x"'], ["rows.jsonl:1", "{zeta}", "messages"]),

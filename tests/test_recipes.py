@@ -1,6 +1,7 @@
 """The recipes of published runs, on small files of their formats: right, prepared, and trained on the tiny model."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ggufy import pipeline
 from ggufy.base import tiny
 from ggufy.data import prepare, source
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.recipe import Recipe
+from ggufy.train import footprint
 
 DAY = date(2026, 3, 7)
 FINETOME = ("1b_smoke", "1b_r16_10k", "1b_r64_10k", "1b_r64_30k", "3b_r64_30k")
@@ -216,3 +220,87 @@ def test_each_format_trains(
     done = light_run("export", "pairs", "--quant", "q8_0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "verified pairs-q8_0.gguf" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def as_they_are(
+    plain_base: Path, env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, dict[str, Any]], str]:
+    """The recipes with a paged optimizer, trained with all their settings but base, rows and steps."""
+    folder = tmp_path_factory.mktemp("as-they-are")
+    files = {
+        "data.source": write(folder / "a.jsonl", tasks(0, 20)),
+        "data.eval_source": write(folder / "b.jsonl", tasks(20, 24)),
+    }
+    for split, rows in (("train", prices(0, 33)), ("val", prices(33, 37))):
+        write(folder / "set" / f"{split}.jsonl", rows)
+    readme = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("train", "val"))
+    (folder / "set" / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{readme}---\n", "utf-8"
+    )
+    priced = {"model.base": plain_base.as_posix(), "data.source": (folder / "set").as_posix(), "data.eval_size": 4}
+    told = {"model.base": "builtin:tiny", **files, "train.max_steps": 3}
+    jobs = [
+        ("3b_tasks", {**told, "run": "3b_tasks"}),
+        ("3b_tasks", {**told, "run": "unpaged", "train.optimizer": "adamw_8bit"}),
+        ("3b_price_lite", {**priced, "run": "3b_price_lite"}),
+        ("3b_price_full", {**priced, "run": "3b_price_full"}),
+    ]
+    code = TRAIN.replace("import ggufy\n", "import ggufy\nggufy.show_progress()\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(jobs)], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    names = [str(settings["run"]) for _, settings in jobs]
+    return folder, dict(zip(names, map(json.loads, done.stdout.splitlines()), strict=True)), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "steps"),
+    [
+        ("3b_tasks", "paged_adamw_8bit", 3),
+        ("3b_price_lite", "paged_adamw_32bit", 2),
+        ("3b_price_full", "paged_adamw_32bit", 3),
+    ],
+)
+def test_a_recipe_trains_with_its_own_optimizer(
+    as_they_are: tuple[Path, dict[str, dict[str, Any]], str], name: str, optimizer: str, steps: int
+) -> None:
+    folder, summaries, said = as_they_are
+    recipe = pipeline.check(name)
+    run, summary = folder / "runs" / name, summaries[name]
+    frozen = json.loads((run / "run.json").read_text("utf-8"))["recipe"]
+    assert (frozen["train"]["optimizer"], frozen["model"]["load_in"]) == (optimizer, "4bit")
+    # One epoch of 33 rows in batches of 32, three of one batch, or as many as asked for.
+    assert summary["steps"] == steps
+    assert summary["eval_loss"] is not None
+    shapes = footprint.adapter_tensors(tiny.SHAPE, recipe.lora)
+    assert summary["trainable_parameters"] == sum(math.prod(size) for size in shapes.values())
+    held = footprint.optimizer_bytes(tiny.SHAPE, recipe.lora, optimizer)
+    count = 4 * summary["trainable_parameters"]
+    assert summary["lora_memory"] == {
+        "weights": count,
+        "gradients": count,
+        "optimizer": held,
+        "total": 2 * count + held,
+    }
+    state = torch.load(run / f"checkpoints/checkpoint-{steps}/optimizer.pt", weights_only=True)["state"]
+    # bitsandbytes keeps what is its own one level deeper.
+    inner = [value for values in state.values() for value in values.values() if isinstance(value, dict)]
+    kinds = {value["state1"].dtype for value in inner}
+    assert (torch.uint8 in kinds) == optimizer.endswith("8bit")
+    weights = load_file(run / "adapter/adapter_model.safetensors")
+    assert all(tensor.abs().max() > 0 for key, tensor in weights.items() if "lora_B" in key)
+    # No silent stand-in for pages that a CPU does not have.
+    assert f"optimizer: {optimizer} does not page here: without a CUDA GPU its state stays in memory" in said
+
+
+def test_without_a_gpu_a_paged_optimizer_makes_the_same_steps(
+    as_they_are: tuple[Path, dict[str, dict[str, Any]], str],
+) -> None:
+    folder, _, said = as_they_are
+    adapters = [
+        (folder / "runs" / run / "adapter/adapter_model.safetensors").read_bytes() for run in ("3b_tasks", "unpaged")
+    ]
+    assert adapters[0] == adapters[1]
+    assert said.count("does not page here") == 3

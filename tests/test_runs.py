@@ -169,7 +169,10 @@ def test_comparing_names_what_differs(second: Path, light_run: Run, fails: Fails
     said = json.loads(light_run("runs", "compare", "quick", "other", "--json", cwd=second).stdout)
     assert said["recipe"] == {"train.learning_rate": [0.002, 0.5]}
     assert len(said["curves"]["quick"]) == len(said["curves"]["other"]) == 4
-    assert "the recipes are the same" in light_run("runs", "compare", "quick", "quick", cwd=second).stdout
+    done = light_run("runs", "compare", "quick", "quick", cwd=second)
+    assert done.stdout.startswith("the recipes are the same\n")
+    assert "figures               quick" in done.stdout
+    assert "runs/quick" not in done.stdout
     table = list(csv.reader(io.StringIO(light_run("runs", "compare", "quick", "other", "--csv", cwd=second).stdout)))
     assert table[0] == ["", "quick", "other"]
     assert ["train.learning_rate", "0.002", "0.5"] in table

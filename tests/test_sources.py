@@ -118,12 +118,33 @@ def test_a_split_of_a_file(told: Told, tmp_path: Path) -> None:
         told(source=file, split="train[5]")
 
 
+@pytest.mark.parametrize("split", ["train[7:3]", "train[50%:10%]", "train[-2:-5]", "train[-2:3]", "train+train[80%:2]"])
+def test_a_split_that_is_reversed_is_not_merely_empty(split: str, told: Told, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", pairs(0, 9))
+    with pytest.raises(DataError, match=r"data\.split: 'train\[.*\]' ends before it begins") as caught:
+        told(source=file, split=split)
+    assert "write the lower bound first" in str(caught.value.hint)
+    with pytest.raises(DataError, match="the data set is empty"):
+        told(source=file, split="train[3:3]")
+
+
 def test_a_missing_split_names_those_there_are(told: Told, tmp_path: Path) -> None:
     write(tmp_path / "set" / "train.jsonl", pairs(0, 3))
     write(tmp_path / "set" / "test.jsonl", pairs(3, 5))
     with pytest.raises(DataError, match="there is no split 'validation'") as caught:
         told(source=(tmp_path / "set").as_posix(), split="validation")
     assert "it has train, test" in str(caught.value.hint)
+
+
+def test_a_split_that_the_files_names_hide_is_named(told: Told, tmp_path: Path) -> None:
+    """The Hub's card may call it val; without the card, files of that name are the split validation."""
+    write(tmp_path / "set" / "train-00000-of-00001.parquet", pairs(0, 3))
+    write(tmp_path / "set" / "val-00000-of-00001.parquet", pairs(3, 5))
+    folder = (tmp_path / "set").as_posix()
+    with pytest.raises(DataError, match="there is no split 'val'") as caught:
+        told(source=folder, eval_split="val")
+    assert "files called val-* are the split validation, unless README.md names them" in str(caught.value.hint)
+    assert told(source=folder, eval_split="validation")["eval"] == numbers(3, 5)
 
 
 def test_a_subset(told: Told, tmp_path: Path) -> None:
@@ -229,6 +250,7 @@ def test_plain_text_that_is_too_long_goes_on_in_another_row(base: Path, tmp_path
         rows = pa.ipc.open_stream(opened).read_all().to_pylist()
     tokenizer = Tokenizer(base, DAY, "responses")
     assert counts.split_long == 1
+    assert counts.text().startswith(f"2 of 2 conversations in {len(rows)} rows, ")
     assert counts.kept == len(rows) > 3
     assert all(len(row["input_ids"]) <= 64 for row in rows)
     whole = tokenizer.decode([n for row in rows[:-1] for n in row["input_ids"]])
@@ -244,3 +266,61 @@ def test_the_prompt_budget_never_cuts_an_answer(told: Told, base: Path, tmp_path
     counts = made(base, tmp_path / "out", max_length=200, source=file, prompt_tokens=10)["train"]
     assert counts.truncated == 0
     assert "1 with a prompt cut to the budget" in counts.text()
+
+
+def test_a_prompt_gives_way_to_the_template_and_the_answer(told: Told, base: Path, tmp_path: Path) -> None:
+    """The price recipes' 110 of 128 on a base with a chat template, whose own tokens are in neither number."""
+    question, cue = "What does it cost?", "Price is $"
+    file = write(tmp_path / "rows.jsonl", [{"prompt": f"{question} {'very ' * 150} {cue}", "completion": "17.00"}] * 3)
+    settings = {"source": file, "prompt_tokens": 60, "prompt_cut": "middle", "max_length": 80}
+    assert told(**settings)["train"] == ["17.00"] * 3
+    counts = made(base, tmp_path / "out", **settings)["train"]
+    assert (counts.truncated, counts.without_answer, counts.longest) == (0, 0, 80)
+    assert "3 with a prompt cut to the budget (3 further, to fit)" in counts.text()
+    with pa.OSFile((tmp_path / "out" / "train.arrow").as_posix()) as opened:
+        ids = pa.ipc.open_stream(opened).read_all()["input_ids"].to_pylist()[0]
+    prompt = Tokenizer(base, DAY, "responses").decode(ids)
+    # The template's own tokens are all there, and so are both ends of the prompt.
+    assert prompt.startswith("<|begin_of_text|><|start_header_id|>system")
+    assert question in prompt
+    assert f"{cue}<|eot_id|>" in prompt
+
+
+def test_an_answer_has_the_room_that_the_budget_leaves_it(base: Path, tmp_path: Path) -> None:
+    """One that is longer by itself loses its end, as any row does; it does not swallow the prompt as well."""
+    file = write(tmp_path / "rows.jsonl", [{"prompt": "why " * 90, "completion": "one two three four " * 90}])
+    counts = made(base, tmp_path / "out", source=file, prompt_tokens=60, max_length=160)["train"]
+    assert (counts.truncated, counts.trained_tokens) == (1, 100)
+    assert counts.longest == 160
+
+
+def test_in_a_long_conversation_only_the_first_prompt_gives_way(base: Path, tmp_path: Path) -> None:
+    """The conversation cannot be whole, so the later prompts are not cut for it; the first answer is whole."""
+    said = [
+        ("user", "why " * 70),
+        ("assistant", "Because it is so."),
+        ("user", "how " * 40),
+        ("assistant", "so " * 200),
+    ]
+    file = write(tmp_path / "rows.jsonl", [{"messages": [{"role": role, "content": text} for role, text in said]}])
+    made(base, tmp_path / "out", source=file, prompt_tokens=60, max_length=100)
+    with pa.OSFile((tmp_path / "out" / "train.arrow").as_posix()) as opened:
+        row = pa.ipc.open_stream(opened).read_all().to_pylist()[0]
+    tokenizer = Tokenizer(base, DAY, "responses")
+    assert len(row["input_ids"]) == 100
+    assert tokenizer.decode([n for n in row["labels"] if n != IGNORED]) == "Because it is so.<|eot_id|>"
+    counts = made(base, tmp_path / "out", source=file, prompt_tokens=60, max_length=220)["train"]
+    assert "1 with a prompt cut to the budget, 1 truncated" in counts.text()
+
+
+def test_a_template_that_leaves_no_room_is_named_with_its_tokens(told: Told, base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "why", "completion": "so"}, {"prompt": "why " * 90, "completion": "that is how it is"}]
+    file = write(tmp_path / "rows.jsonl", rows)
+    tokenizer = Tokenizer(base, DAY, "responses")
+    own = tokenizer.length_of([{"role": "user", "content": ""}], generate=True)
+    settings = {"source": file, "prompt_tokens": 10, "max_length": own + 6}
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2: the template takes {own} tokens before the answer") as caught:
+        told(**settings)
+    assert "raise model.max_length" in str(caught.value.hint)
+    counts = made(base, tmp_path / "out", **settings, on_bad_row="skip")["train"]
+    assert (counts.kept, counts.skipped_bad) == (1, 1)

@@ -163,3 +163,23 @@ def test_the_picture_is_made_from_the_metrics(tmp_path: Path) -> None:
 def test_nothing_was_logged_no_picture(tmp_path: Path) -> None:
     assert not curves.draw(tmp_path / "metrics.jsonl", tmp_path / "loss.png", "a run")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_line_of_progress_tells_loras_own_share() -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Linear(100, 50, bias=False), torch.nn.Linear(50, 10, bias=False))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW([model[1].weight])
+    # Before its first step an optimizer holds nothing.
+    assert memory.of_adapter(model, optimizer) == (2000, 2000, 0)
+    model(torch.ones(1, 100)).sum().backward()
+    optimizer.step()
+    assert memory.of_adapter(model, optimizer).values() == {
+        "weights": 2000,
+        "gradients": 2000,
+        "optimizer": 4000,
+        "total": 8000,
+    }
+    own = memory.Adapter(100 * 2**20, 100 * 2**20, 56 * 2**20)
+    assert memory.shown(5 * 2**30, 6 * 2**30, own) == "GPU 5.0 GiB, 6.0 reserved, 0.25 for LoRA"

@@ -108,7 +108,7 @@ def inside(scratch: Path) -> None:
         ),
         *missing(unsloth.FastLanguageModel.get_peft_model, unsloth.adapting(work), via={"use_dora"}, given=1),
         *missing(trainer.SFTTrainer.__init__, dict.fromkeys(PARTS), given=1),
-        *missing(trainer.SFTConfig, dict.fromkeys(settings(work, trainer))),
+        *missing(trainer.config.SFTConfig, dict.fromkeys(settings(work, trainer.config))),
         *packed(packing, torch),
     ]
     compiled = (work.metrics.parent / job.COMPILED).absolute().as_posix()
@@ -144,20 +144,19 @@ def missing(call: object, arguments: dict[str, object], via: set[str] = frozense
     return wrong if len(parameters) > given else [f"{name} takes nothing"]
 
 
-def settings(work: object, trainer: object) -> dict[str, object]:
+def settings(work: object, config: object) -> dict[str, object]:
     """What ggufy passes to SFTConfig, seen by a stand-in in its place."""
     import types
 
     import torch
 
     seen: dict[str, object] = {}
-    real = trainer.SFTConfig  # type: ignore[attr-defined]
-    trainer.SFTConfig = lambda **named: seen.update(named) or types.SimpleNamespace(n_gpu=1)  # type: ignore[attr-defined,func-returns-value]
+    real = config.SFTConfig  # type: ignore[attr-defined]
+    config.SFTConfig = lambda **named: seen.update(named) or types.SimpleNamespace(n_gpu=1)  # type: ignore[attr-defined,func-returns-value]
     try:
-        backend = trainer.Backend("unsloth", lambda *_: None, checkpoints_gradients=True)  # type: ignore[attr-defined]
-        trainer._arguments(work, backend, torch.bfloat16)  # type: ignore[attr-defined]
+        config.arguments(work, torch.bfloat16, checkpointing=False)  # type: ignore[attr-defined]
     finally:
-        trainer.SFTConfig = real  # type: ignore[attr-defined]
+        config.SFTConfig = real  # type: ignore[attr-defined]
     return seen
 
 

@@ -30,8 +30,10 @@ def command(recipe: str, overrides: tuple[str, ...], png: Path | None, as_json: 
 
     The data is read and tokenized as for training. Of the base only the tokenizer is downloaded.
     """
-    from ggufy import pipeline
+    from ggufy import pipeline, plots
 
+    if png is not None:
+        plots.check_name(png)
     report = pipeline.inspect(recipe, overrides)
     if png is not None:
         report.save_png(png)

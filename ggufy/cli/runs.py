@@ -73,8 +73,8 @@ def compare(first: str, second: str, png: Path | None, as_csv: bool, as_json: bo
     differing = ledger.differences(*runs)
     facts = [_facts(row) for row in rows]
     figures = {key: (facts[0].get(key, ""), facts[1].get(key, "")) for key in dict.fromkeys([*facts[0], *facts[1]])}
-    # Two of one name are two folders.
-    names = [row.name for row in rows] if rows[0].name != rows[1].name else [str(this.path) for this in runs]
+    # Two of one name are two folders, each called as it was asked for.
+    names = [row.name for row in rows] if rows[0].name != rows[1].name else [first, second]
     drawn = {}
     for name, this in zip(names, runs, strict=True):
         train, evaluated = ledger.curves(this)

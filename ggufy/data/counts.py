@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ggufy.data.work import Outcome
+
+# A row of more than so many times model.max_length is no conversation that is a little long: most of it is lost.
+_ABSURD = 10
 
 
 @dataclass
@@ -14,13 +18,22 @@ class Counts:
     """What became of the rows of one split."""
 
     rows: int = 0
+    used: int = 0
+    """Rows of which something is trained on."""
     kept: int = 0
+    """Examples made of them: more than one of a row that is split."""
     truncated: int = 0
+    truncated_absurdly: int = 0
+    """Those that lose more than nine tenths."""
+    longest_truncated: list[Any] = field(default_factory=list)
+    """The place and the length of the longest of these."""
     dropped_long: int = 0
     split_long: int = 0
     skipped_bad: int = 0
     without_answer: int = 0
     prompts_cut: int = 0
+    prompts_cut_further: int = 0
+    """To fewer tokens than the budget, so that the answer fits."""
     tokens: int = 0
     trained_tokens: int = 0
     longest: int = 0
@@ -28,10 +41,11 @@ class Counts:
     lengths: Counter[int] = field(default_factory=Counter)
     """How many rows have how many tokens, before anything is done about too many."""
 
-    def add(self, outcome: Outcome, max_length: int, overflow: str) -> None:
+    def add(self, outcome: Outcome, max_length: int, overflow: str, where: Callable[[Outcome], str]) -> None:
         """Count a usable row."""
         self.lengths[outcome.length] += 1
         self.prompts_cut += outcome.cut
+        self.prompts_cut_further += outcome.cut_further
         if outcome.length > max_length:
             if overflow == "drop":
                 self.dropped_long += 1
@@ -40,12 +54,21 @@ class Counts:
                 self.split_long += 1
             else:
                 self.truncated += 1
+                self._truncate(outcome, max_length, where)
         if not outcome.examples:
             self.without_answer += 1
+        self.used += outcome.examples > 0
         self.kept += outcome.examples
         self.tokens += outcome.tokens
         self.trained_tokens += outcome.trained
         self.longest = max(self.longest, outcome.longest)
+
+    def _truncate(self, outcome: Outcome, max_length: int, where: Callable[[Outcome], str]) -> None:
+        if outcome.length <= _ABSURD * max_length:
+            return
+        self.truncated_absurdly += 1
+        if not self.longest_truncated or outcome.length > self.longest_truncated[1]:
+            self.longest_truncated = [where(outcome), outcome.length]
 
     def values(self) -> dict[str, Any]:
         """For JSON."""
@@ -54,15 +77,17 @@ class Counts:
 
     def text(self) -> str:
         """One line for people."""
+        several = f" in {self.kept:,} rows" if self.kept != self.used else ""
         parts = [
-            f"{self.kept:,} of {self.rows:,} conversations",
+            f"{self.used:,} of {self.rows:,} conversations{several}",
             f"{self.tokens:,} tokens",
             f"{self.trained_tokens:,} trained on",
         ]
         if self.prompts_cut:
-            parts.append(f"{self.prompts_cut:,} with a prompt cut to the budget")
+            further = f" ({self.prompts_cut_further:,} further, to fit)" if self.prompts_cut_further else ""
+            parts.append(f"{self.prompts_cut:,} with a prompt cut to the budget{further}")
         if self.truncated:
-            parts.append(f"{self.truncated:,} truncated")
+            parts.append(f"{self.truncated:,} truncated{self._absurd()}")
         if self.split_long:
             parts.append(f"{self.split_long:,} split into several")
         if self.dropped_long:
@@ -72,3 +97,9 @@ class Counts:
         if self.skipped_bad:
             parts.append(f"{self.skipped_bad:,} unusable and skipped (first: {self.first_bad[0]})")
         return ", ".join(parts)
+
+    def _absurd(self) -> str:
+        if not self.truncated_absurdly:
+            return ""
+        where, length = self.longest_truncated
+        return f" ({self.truncated_absurdly:,} by more than nine tenths; the longest: {where}, {length:,} tokens)"

@@ -116,12 +116,16 @@ def detect(columns: Iterable[str], part: Part, where: str) -> str:
             if name == "text" and part.prompt:
                 raise DataError(f"{where}: data.prompt has no place in plain text", "leave it out, or name data.format")
             return name
+    there = f"the columns are {', '.join(sorted(columns)) or 'none'}"
+    if part.format != "auto":
+        form = FORMATS[part.format]
+        lacking = [names.get(column, column) for column in form.columns if names.get(column, column) not in columns]
+        raise DataError(
+            f"{where}: not of the format {part.format}, which needs {' and '.join(map(repr, lacking))}: {there}",
+            f"data.columns maps odd names, data.format: auto tells the format; {part.format} is {form.looks_like}",
+        )
     known = "; ".join(f"{name}: {form.looks_like}" for name, form in FORMATS.items())
-    asked = "" if part.format == "auto" else f" for the format {part.format}"
-    raise DataError(
-        f"{where}: no known format{asked}: the columns are {', '.join(sorted(columns)) or 'none'}",
-        f"data.columns maps odd names; known formats are {known}",
-    )
+    raise DataError(f"{where}: no known format: {there}", f"data.columns maps odd names; known formats are {known}")
 
 
 def _sharegpt(row: Row, reader: Reader) -> Sample:

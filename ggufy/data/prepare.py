@@ -149,7 +149,7 @@ class _Stage:
             counts.skipped_bad += 1
             counts.first_bad = counts.first_bad or [f"{where}: {outcome.problem}"]
             return
-        counts.add(outcome, self.plan.max_length, self.plan.data.overflow)
+        counts.add(outcome, self.plan.max_length, self.plan.data.overflow, self._where)
 
     def _where(self, outcome: Outcome) -> str:
         if outcome.source not in self.places:
@@ -161,6 +161,8 @@ def _bad(where: str, problem: str) -> DataError:
     hint = "mend the row, or set data.on_bad_row=skip to leave such rows out"
     if problem.startswith("not JSON"):
         hint = "each line is one JSON object; data.on_bad_row=skip leaves such lines out"
+    if problem.startswith("the template takes"):
+        hint = "raise model.max_length by what the template takes; data.on_bad_row=skip leaves such rows out"
     if problem.startswith("its id"):
         hint = "remove one of the two, or set data.unique_ids=false if ids mean nothing there"
     return DataError(f"{where}: {problem}", hint)

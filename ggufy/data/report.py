@@ -10,11 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ggufy import plots
 from ggufy.data import prepare
 from ggufy.data.counts import Counts
 from ggufy.data.source import Source
 from ggufy.data.tokenize import IGNORED, Tokenizer
-from ggufy.errors import MissingExtra
 from ggufy.recipe import Data
 
 # The share of the rows that a suggested length holds whole, and what it is a multiple of.
@@ -130,21 +130,11 @@ class Report:
 
     def save_png(self, path: Path) -> None:
         """The histogram as a picture. Raises MissingExtra."""
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ModuleNotFoundError:
-            raise MissingExtra("a picture", "train", "matplotlib") from None
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        lengths = sorted(self.lengths)
-        axes.hist(lengths, bins=60, weights=[self.lengths[length] for length in lengths], color="#4c78a8")
-        axes.axvline(self.max_length, color="#e45756", label=f"model.max_length {self.max_length:,}")
-        axes.axvline(self.suggested, color="#54a24b", linestyle="--", label=f"suggested {self.suggested:,}")
-        axes.set(title=self.source, xlabel="tokens", ylabel="rows")
-        axes.legend()
-        figure.savefig(path, format="png", dpi=120)
+        with plots.picture(path, self.source, x="tokens", y="rows") as axes:
+            lengths = sorted(self.lengths)
+            axes.hist(lengths, bins=60, weights=[self.lengths[length] for length in lengths], color="#4c78a8")
+            axes.axvline(self.max_length, color="#e45756", label=f"model.max_length {self.max_length:,}")
+            axes.axvline(self.suggested, color="#54a24b", linestyle="--", label=f"suggested {self.suggested:,}")
 
 
 def make(source: Source, data: Data, base: Path, max_length: int, day: date, scratch: Path) -> Report:

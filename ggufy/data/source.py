@@ -49,9 +49,7 @@ class Source:
         named = self._splits()
         for part in splits.parse(self.split):
             if part.name not in named:
-                have = f"it has {', '.join(named)}" if self.path.is_dir() else "one file is the split train"
-                hint = f"{have}; set data.split or data.eval_split"
-                raise DataError(f"{self.name}: there is no split {part.name!r}", hint)
+                raise self._no_split(part.name, list(named))
             paths = named[part.name]
             start, stop = part.bounds(lambda paths=paths: sum(map(files.count, paths)))  # type: ignore[misc]
             yield from islice(self._numbered(paths), start, stop)
@@ -72,6 +70,17 @@ class Source:
         else:
             before = f"{self.path.as_posix()}{':' if files.by_line(self.path) else ': row '}"
         return lambda number: f"{before}{number}"
+
+    def _no_split(self, asked: str, named: list[str]) -> DataError:
+        if not self.path.is_dir():
+            hint = "one file is the split train; data.eval_source names another file"
+        else:
+            from datasets.data_files import SPLIT_KEYWORDS
+
+            meant = next((str(split) for split, words in SPLIT_KEYWORDS.items() if asked in words), "")
+            called = f", and files called {asked}-* are the split {meant}, unless README.md names them"
+            hint = f"it has {', '.join(named)}{called if meant in named else ''}; set data.split or data.eval_split"
+        return DataError(f"{self.name}: there is no split {asked!r}", hint)
 
     def _numbered(self, paths: list[Path]) -> Iterator[tuple[int, Any]]:
         if not self.path.is_dir():

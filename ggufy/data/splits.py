@@ -25,7 +25,15 @@ class Slice:
         if not any(mark in self.start + self.stop for mark in "%-"):
             return int(self.start or 0), int(self.stop) if self.stop else None
         total = count()
-        return _at(self.start or "0", total), _at(self.stop, total) if self.stop else total
+        start, stop = _at(self.start or "0", total), _at(self.stop, total) if self.stop else total
+        if stop < start:
+            raise self.reversed(f": of {total:,} rows it is {start:,} to {stop:,}")
+        return start, stop
+
+    def reversed(self, why: str = "") -> DataError:
+        """The error for one whose end comes before its start."""
+        hint = f"write the lower bound first, as in {self.name}[{self.stop}:{self.start}]"
+        return DataError(f"data.split: '{self.name}[{self.start}:{self.stop}]' ends before it begins{why}", hint)
 
 
 def parse(expression: str) -> list[Slice]:
@@ -38,8 +46,18 @@ def parse(expression: str) -> list[Slice]:
                 f"data.split: {expression!r} is no split",
                 "write a name such as train, or a part: train[:10000], train[10%:20%], train[-500:]",
             )
-        slices.append(Slice(found[1], found[2] or "", found[3] or ""))
+        part = Slice(found[1], found[2] or "", found[3] or "")
+        if part.start and part.stop and _kind(part.start) == _kind(part.stop):
+            start, stop = (int(bound.rstrip("%")) for bound in (part.start, part.stop))
+            if stop < start:
+                raise part.reversed()
+        slices.append(part)
     return slices
+
+
+def _kind(bound: str) -> tuple[bool, bool]:
+    """Two bounds of one kind can be compared without knowing how many rows there are."""
+    return bound.startswith("-"), bound.endswith("%")
 
 
 def _at(bound: str, total: int) -> int:

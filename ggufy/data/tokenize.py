@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from operator import itemgetter
@@ -126,9 +127,20 @@ class Tokenizer:
             tail = keep - head
             short = text[: offsets[head - 1][1] if head else 0] + (text[offsets[-tail][0] :] if tail else "")
             # What is left can have more tokens than it had inside the whole.
-            surplus = len(self.rust.encode(short, add_special_tokens=False).ids) - budget
+            surplus = self.count(short) - budget
             keep -= max(surplus, 1)
         return short
+
+    def count(self, text: str) -> int:
+        """The tokens of a text by itself."""
+        return len(self.rust.encode(text, add_special_tokens=False).ids)
+
+    def length_of(self, conversation: Sequence[Message], *, generate: bool = False) -> int:
+        """The tokens of a conversation, as `encode` has them; with `generate` up to where the assistant speaks."""
+        ids = self.rust.encode(
+            self.template.render(conversation, self.day, generate=generate), add_special_tokens=False
+        ).ids
+        return len(ids) + (self.bos is not None and self.bos not in ids)
 
     def _plain(self, sample: Plain) -> Example:
         if self._end not in self.special:

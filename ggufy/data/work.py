@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ggufy.data import files
+from ggufy.data.budget import Budget
 from ggufy.data.files import BadRow
-from ggufy.data.formats import Plain, Reader, Sample
+from ggufy.data.formats import Reader
 from ggufy.data.mix import Row
 from ggufy.data.tokenize import Example, Tokenizer
 from ggufy.recipe import Data
@@ -48,6 +49,8 @@ class Outcome(NamedTuple):
     longest: int = 0
     cut: bool = False
     """Its prompt was over the budget."""
+    cut_further: bool = False
+    """And had to be cut to less than the budget, so that the answer fits."""
     identity: int | None = None
     """A hash of its `id`."""
 
@@ -80,6 +83,7 @@ class Worker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.tokenizer = Tokenizer(plan.base, plan.day, plan.data.train_on)
+        self.budget = Budget(self.tokenizer, plan.data, plan.max_length)
         self.readers = [Reader(form, part, chat=self.tokenizer.chat) for part, form in plan.parts]
 
     def batch(self, rows: Sequence[Row]) -> Result:
@@ -95,12 +99,10 @@ class Worker:
     def _row(self, row: Row, result: Result) -> Outcome:
         source, number, item = row
         identity = None
-        cut = False
         try:
             values = files.parse(item)
             identity = _identity(values) if self.plan.data.unique_ids else None
-            sample, cut = self._within_budget(self.readers[source].read(values))
-            example = self.tokenizer.encode(sample)
+            example, cut, further = self.budget.encode(self.readers[source].read(values))
         except BadRow as problem:
             return Outcome(source, number, str(problem), identity=identity)
         length = len(example.input_ids)
@@ -114,22 +116,17 @@ class Worker:
         sizes = [len(part.input_ids) for part in kept]
         trained = sum(part.trained for part in kept)
         return Outcome(
-            source, number, "", False, length, len(kept), sum(sizes), trained, max(sizes, default=0), cut, identity
+            source=source,
+            number=number,
+            length=length,
+            examples=len(kept),
+            tokens=sum(sizes),
+            trained=trained,
+            longest=max(sizes, default=0),
+            cut=cut,
+            cut_further=further,
+            identity=identity,
         )
-
-    def _within_budget(self, sample: Sample) -> tuple[Sample, bool]:
-        """The sample with each of its prompts cut to the budget, and whether one was."""
-        budget, side = self.plan.data.prompt_tokens, self.plan.data.prompt_cut
-        if budget is None:
-            return sample, False
-        if isinstance(sample, Plain):
-            short = self.tokenizer.cut(sample.prompt, budget, side)
-            return Plain(short, sample.completion), short != sample.prompt
-        shortened = [
-            {**m, "content": self.tokenizer.cut(m["content"], budget, side)} if m["role"] == "user" else m
-            for m in sample
-        ]
-        return shortened, shortened != sample
 
     def _fit(self, example: Example) -> list[Example]:
         """The example, or what the recipe makes of one that is too long."""

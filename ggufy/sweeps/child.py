@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import errors, keys, pipeline
+from ggufy.disk import write_json
 from ggufy.errors import Interrupted
 from ggufy.progress import show_progress
-from ggufy.run import Run, write_json
+from ggufy.run import Run
 
 _TELL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
 

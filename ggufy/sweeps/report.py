@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from ggufy import ledger
+from ggufy.disk import write_json
 from ggufy.recipe import Recipe
-from ggufy.run import Run, runs_folder, write_json
+from ggufy.run import Run, runs_folder
 from ggufy.sweeps import plot, sampler, space
 from ggufy.sweeps.definition import GRID, Sweep
 from ggufy.sweeps.study import Study

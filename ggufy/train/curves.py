@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 
+from ggufy import plots
 from ggufy.train import evals
 from ggufy.train.evals import Loss
 
@@ -17,28 +17,18 @@ _SMOOTHING = 0.9
 
 def draw(metrics: Path, out: Path, title: str) -> bool:
     """Draw the curves, or say what is missing for it. False where there is no picture."""
-    if find_spec("matplotlib") is None:
+    if not plots.can_draw():
         log.info("no %s: it needs matplotlib, which `pip install 'ggufy[train]'` brings", out.name)
         return False
     train, evaluated = read(metrics)
     if not train:
         return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*train, strict=True), color="tab:blue", alpha=0.25, linewidth=1, label="training")
-    axes.plot(*zip(*smoothed(train), strict=True), color="tab:blue", linewidth=2, label="training, smoothed")
-    if evaluated:
-        axes.plot(*zip(*evaluated, strict=True), color="tab:orange", marker="o", markersize=3, label="eval")
-    axes.set(title=title, xlabel="step", ylabel="loss")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    beside = out.with_name(f".{out.stem}.partial{out.suffix}")
-    # The date and the version would make other bytes of the same curves.
-    FigureCanvasAgg(figure).print_png(beside.as_posix(), metadata={"Software": None})
-    beside.replace(out)
+    with plots.picture(out, title, x="step", y="loss") as axes:
+        axes.plot(*zip(*train, strict=True), color="tab:blue", alpha=0.25, linewidth=1, label="training")
+        axes.plot(*zip(*smoothed(train), strict=True), color="tab:blue", linewidth=2, label="training, smoothed")
+        if evaluated:
+            axes.plot(*zip(*evaluated, strict=True), color="tab:orange", marker="o", markersize=3, label="eval")
+        axes.grid(alpha=0.3)
     return True
 
 

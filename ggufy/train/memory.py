@@ -1,15 +1,57 @@
-"""Out of memory: which settings to turn, in which order, to which value."""
+"""What a training holds of memory for its adapter; and out of memory: which settings to turn, in which order."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from ggufy.errors import OutOfMemory
 from ggufy.recipe import Recipe
 
 _SMALLEST_LENGTH = 512
+
+
+class Adapter(NamedTuple):
+    """Bytes that are there because of what is trained, whatever the base takes."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+    def values(self) -> dict[str, int]:
+        """For summary.json."""
+        return {**self._asdict(), "total": self.total}
+
+
+def of_adapter(model: Any, optimizer: Any) -> Adapter:
+    """What the trained parameters of a model take, with their gradients and their optimizer's state.
+
+    Gradients are counted as they are during a step, though between steps they may be gone. A paged optimizer's state
+    may lie in the computer's memory instead. Nothing but the state that the optimizer has by now is in `optimizer`.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    states = [] if optimizer is None else [value for state in optimizer.state.values() for value in state.values()]
+    # bitsandbytes' parameters share their tables, and each of torch's counts its steps in a tensor without dimensions.
+    held = {value.data_ptr(): value.nbytes for value in states if hasattr(value, "data_ptr") and value.dim()}
+    return Adapter(weights, weights, sum(held.values()))
+
+
+def shown(allocated: int, reserved: int, own: Adapter) -> str:
+    """A GPU's memory for the line of progress."""
+    return f"GPU {allocated / 2**30:.1f} GiB, {reserved / 2**30:.1f} reserved, {own.total / 2**30:.2f} for LoRA"
+
+
+def unpaged(optimizer: str, *, gpu: bool) -> str | None:
+    """What to say where an optimizer that pages its state has nothing to page it from."""
+    if gpu or not optimizer.startswith("paged_"):
+        return None
+    return f"{optimizer} does not page here: without a CUDA GPU its state stays in memory; the steps are the same"
 
 
 @contextmanager

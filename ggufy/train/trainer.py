@@ -21,19 +21,18 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from ggufy import progress
 from ggufy.disk import write_json
 from ggufy.errors import TrainError
-from ggufy.train import adapter, batches, checkpoints, curves, evals, memory, ranks, summary, trackers
+from ggufy.train import adapter, batches, checkpoints, config, curves, evals, memory, ranks, summary, trackers
 from ggufy.train.job import Job
 from ggufy.train.stopping import StopSignals
 from ggufy.train.watch import Watch
 
 log = logging.getLogger("ggufy")
 
-_OPTIMIZERS = {"adamw": "adamw_torch"}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -95,6 +94,8 @@ def fit(job: Job, out: Path, backend: Backend) -> None:
     if resume:
         log.info("resuming from step %d", done)
     splits = _splits(job)
+    if unpaged := memory.unpaged(job.recipe.train.optimizer, gpu=gpu):
+        log.info("optimizer: %s", unpaged)
     with warnings.catch_warnings(), _tidy_stdout(), memory.explained(job.recipe, gpu=gpu):
         warnings.simplefilter("ignore")
         trainer = _trainer(job, backend, dtype, splits)
@@ -159,16 +160,17 @@ def _splits(job: Job) -> dict[str, datasets.Dataset]:
 def _trainer(job: Job, backend: Backend, dtype: torch.dtype, splits: dict[str, datasets.Dataset]) -> _Trainer:
     model, tokenizer = backend.load(job, dtype), _tokenizer(job.base)
     rows = batches.Collate(tokenizer.pad_token_id, flat=backend.flat)
+    train = job.recipe.train
+    checkpointing = train.gradient_checkpointing and not backend.checkpoints_gradients
     trainer = _Trainer(
         model=model,
-        args=_arguments(job, backend, dtype),
+        args=config.arguments(job, dtype, checkpointing=checkpointing),
         data_collator=rows,
         train_dataset=splits["train"],
         eval_dataset=splits.get("eval"),
         processing_class=tokenizer,
     )
     trainer.rows = rows
-    train = job.recipe.train
     if train.group_by_length:
         group = train.batch_size * train.gradient_accumulation
         trainer.order = batches.LengthGrouped(batches.lengths(splits["train"]).tolist(), group, train.seed)
@@ -181,67 +183,6 @@ def _trainer(job: Job, backend: Backend, dtype: torch.dtype, splits: dict[str, d
     for tracker in trackers.callbacks(job):
         trainer.add_callback(tracker)
     return trainer
-
-
-def _arguments(job: Job, backend: Backend, dtype: torch.dtype) -> SFTConfig:
-    recipe, train = job.recipe, job.recipe.train
-    gpu = torch.cuda.is_available()
-    constant = "constant_with_warmup" if train.warmup else "constant"
-    checkpointing = train.gradient_checkpointing and not backend.checkpoints_gradients
-    count = ranks.place()[1]
-    batch_size, accumulation = (
-        ranks.share(train, count) if count > 1 else (train.batch_size, train.gradient_accumulation)
-    )
-    arguments = SFTConfig(
-        output_dir=job.checkpoints.as_posix(),
-        seed=train.seed,
-        data_seed=train.seed,
-        max_length=recipe.model.max_length,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_steps=train.max_steps or -1,
-        num_train_epochs=train.epochs,
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=recipe.eval.batch_size,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=constant if train.schedule == "constant" else train.schedule,
-        warmup_steps=train.warmup if train.warmup < 1 else int(train.warmup),
-        optim=_OPTIMIZERS.get(train.optimizer, train.optimizer),
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-        bf16=gpu and dtype == torch.bfloat16,
-        fp16=gpu and dtype == torch.float16,
-        use_cpu=not gpu,
-        ddp_backend="gloo" if count > 1 and not gpu else None,
-        ddp_find_unused_parameters=False if count > 1 else None,
-        # trl's own count of tokens begins anew with every resume.
-        include_num_input_tokens_seen="non_padding",
-        log_level_replica="error",
-        logging_steps=recipe.tracking.log_steps,
-        logging_first_step=True,
-        report_to="none",
-        project="ggufy",
-        run_name=job.metrics.parent.name,
-        save_strategy="steps",
-        save_steps=train.save_steps,
-        # Old checkpoints are removed by ggufy, after the new one verifies.
-        save_total_limit=None,
-        eval_strategy="steps" if recipe.eval.steps else "no",
-        eval_steps=recipe.eval.steps,
-        disable_tqdm=True,
-        dataloader_pin_memory=gpu,
-        # A loss that is not a number has to be seen, not replaced by 0.
-        logging_nan_inf_filter=False,
-    )
-    # The trainer would multiply the batch by the number of GPUs it sees, in silence.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    if count > 1 and not gpu:
-        # Several processes share the CPU, which has no number; with one, torch cannot load the optimizer's file.
-        assert arguments.device.type == "cpu"
-        arguments.__dict__["_setup_devices"] = torch.device("cpu")
-    return arguments
 
 
 def _tokenizer(base: Path) -> Any:
@@ -290,6 +231,7 @@ def _report(trainer: _Trainer, job: Job, watch: Watch, resumed: int, facts: dict
         "tokens_per_second": round(watch.tokens_per_second, 1),
         "trainable_parameters": sum(p.numel() for p in trained),
         "adapter_bytes": sum(p.numel() * p.element_size() for p in trained),
+        "lora_memory": memory.of_adapter(trainer.model, trainer.optimizer).values(),
         **facts,
         **summary.peak_memory(),
         "hardware": summary.hardware(),

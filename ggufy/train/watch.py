@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from ggufy.errors import Diverged, Interrupted
 from ggufy.progress import Bar
-from ggufy.train import checkpoints, evals, ranks
+from ggufy.train import checkpoints, evals, memory, ranks
 from ggufy.train.job import Job
 from ggufy.train.stopping import StopSignals
 
@@ -70,7 +70,7 @@ class Watch(TrainerCallback):
             for group, rate in zip(groups, planned, strict=True):
                 group["lr"] = rate
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kept: Any) -> None:
         figures = {_NAMES[key]: float(value) for key, value in (logs or {}).items() if key in _NAMES}
         if not {"loss", "eval_loss"} & figures.keys():
             return
@@ -89,7 +89,7 @@ class Watch(TrainerCallback):
             return  # the first process writes for all
         with self.job.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
-        self.bar.update(state.global_step, self._facts(state))
+        self.bar.update(state.global_step, self._facts(state, kept))
 
     def _measure(self, figures: dict[str, float]) -> None:
         now, tokens = time.monotonic(), figures.get("tokens", 0.0)
@@ -101,7 +101,7 @@ class Watch(TrainerCallback):
             )
         self._clock = (now, tokens)
 
-    def _facts(self, state: Any) -> str:
+    def _facts(self, state: Any, kept: dict[str, Any]) -> str:
         parts = [f"step {state.global_step}/{state.max_steps}", f"loss {self.latest.get('loss', math.nan):.3f}"]
         if "eval_loss" in self.latest:
             parts.append(f"eval {self.latest['eval_loss']:.3f}")
@@ -112,8 +112,8 @@ class Watch(TrainerCallback):
         if self.tokens_per_second:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         if torch.cuda.is_available():
-            held, taken = torch.cuda.memory_allocated() / 2**30, torch.cuda.memory_reserved() / 2**30
-            parts.append(f"GPU {held:.1f} GiB, {taken:.1f} reserved")
+            own = memory.of_adapter(kept["model"], kept["optimizer"])
+            parts.append(memory.shown(torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), own))
         return "  ".join(parts)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

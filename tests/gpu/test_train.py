@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -95,6 +96,7 @@ def trained(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
         if not (made / "stamps/adapter.json").exists():
             said = finished(command(base, backend, load_in, made.name), folder)
             assert f"backend: {backend}, as asked" in said
+            assert re.search(r"GPU [\d.]+ GiB, [\d.]+ reserved, 0\.[1-9]\d for LoRA", said)
         return made
 
     return run
@@ -115,6 +117,9 @@ def test_sixty_steps_then_export(trained: Callable[[str, str], Path], base: Base
     # The base is the most of it; beside it are the adapter, its optimizer, activations and logits.
     held = base.weights * (0.4 if load_in == "4bit" else 1.0)
     assert held < summary["peak_gpu_bytes"] < held + 12e9
+    own = summary["lora_memory"]
+    assert own["weights"] == own["gradients"] == 4 * summary["trainable_parameters"]
+    assert own["weights"] / 2 < own["optimizer"] < own["total"] < summary["peak_gpu_bytes"]
     print(base.name, backend, load_in, f"{summary['peak_gpu_bytes'] / 2**30:.2f} GiB", summary["tokens_per_second"])
     finished([sys.executable, "-m", "ggufy", "export", run.name, "--quant", "q4_k_m"], run.parents[1])
 
