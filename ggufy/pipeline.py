@@ -16,6 +16,7 @@ from ggufy import (
     digest,
     doctor,
     exports,
+    keys,
     ledger,
     plan_base,
     plan_lines,
@@ -284,6 +285,34 @@ def chat(
     from ggufy.chat.model import ChatModel
 
     return ChatModel(gguf_of(what, quant, branch), context, threads, day)
+
+
+def serve(
+    what: str | os.PathLike[str] | Run | None = None,
+    *,
+    ready: Callable[[str, str], None],
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_key_file: Path | None = None,
+    quant: str | None = None,
+    branch: str | None = None,
+    context: int = 4096,
+    threads: int | None = None,
+    max_tokens: int = 1024,
+    max_requests: int = 8,
+    max_body: int = 1_000_000,
+) -> None:
+    """Serve a GGUF as OpenAI's chat interface does, until Ctrl-C. `ready` gets the model's name and the address."""
+    from ggufy.chat import server
+    from ggufy.chat.gate import Limits
+
+    key = keys.for_clients(api_key_file)
+    server.check(host, key)
+    path = gguf_of(what, quant, branch)
+    with server.listen(host, port) as place:
+        model = chat(path, context=context, threads=threads)
+        service = server.Service(model, Limits(max_body, max_requests, max_tokens))
+        server.serve(service, place, host, key, lambda address: ready(service.name, address))
 
 
 def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None, branch: str | None = None) -> Path:
