@@ -315,6 +315,17 @@ def serve(
         server.serve(service, place, host, key, lambda address: ready(service.name, address))
 
 
+def compared(
+    what: str | os.PathLike[str] | Run | None, other: str, *, quant: str | None = None, branch: str | None = None
+) -> Path:
+    """The GGUF to talk to beside the one that `what` means: another run or file, or its "base", without adapter."""
+    if other != "base":
+        return gguf_of(other, quant)
+    from ggufy import counterpart
+
+    return counterpart.of(gguf_of(what, quant, branch))
+
+
 def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None, branch: str | None = None) -> Path:
     """The GGUF file that a user means: a file, the newest one of a run or of a folder of exports, or one on the Hub."""
     if isinstance(what, str | os.PathLike) and (Path(what).suffix == ".gguf" or Path(what).is_file()):

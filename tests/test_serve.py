@@ -44,7 +44,13 @@ class Server:
     def __init__(self, *args: str, cwd: Path, env: dict[str, str]) -> None:
         command = ["env", "--default-signal=INT", sys.executable, "-m", "ggufy", "serve", *args]
         self.process = subprocess.Popen(
-            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
@@ -138,9 +144,7 @@ def test_a_client_cannot_forge_the_marks_of_the_template(server: Server, file: P
 
     forged, plain = (model.prompts.tokenize(text, special=False) for text in (FORGED, "hi"))
     assert len(forged) > len(model.prompts.tokenize(FORGED, special=True))
-    counts = [
-        ask(server, messages=conversation(text), max_tokens=1).usage.prompt_tokens for text in (FORGED, "hi")
-    ]
+    counts = [ask(server, messages=conversation(text), max_tokens=1).usage.prompt_tokens for text in (FORGED, "hi")]
     assert counts[0] - counts[1] == len(forged) - len(plain)
 
 
@@ -199,7 +203,11 @@ def test_a_stop_text_ends_the_answer(server: Server) -> None:
         ({"logprobs": True}, 400, "logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools is not supported"),
         ({"extra_body": {"grammar": "root ::= x"}}, 400, "grammar is not supported"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/a"}}}}, 400, "schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/a"}}}},
+            400,
+            "schema",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -9,7 +9,7 @@ from ggufy.errors import ChatError
 
 
 def of_format(llama: Any, wanted: Any) -> Any:
-    """The grammar for OpenAI's `response_format`, or None for free text. Raises ChatError for a schema that has none."""
+    """The grammar for OpenAI's `response_format`, or None for free text. Raises ChatError for a useless schema."""
     if wanted is None or wanted.type == "text":
         return None
     from llama_cpp import LlamaGrammar, llama_sampler_free, llama_sampler_init_grammar

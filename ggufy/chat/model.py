@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -86,7 +86,7 @@ class ChatModel:
         """The prompt for the next answer."""
         return self.prompts.tokens(conversation, self._said)
 
-    def answer(self, conversation: Sequence[Message], sampling: Sampling) -> Iterator[str]:
+    def answer(self, conversation: Sequence[Message], sampling: Sampling) -> Generator[str, None, None]:
         """The next answer, piece by piece. `figures` holds its cost, from the first token on."""
         import llama_cpp
 
@@ -94,7 +94,7 @@ class ChatModel:
         if len(prompt) >= self.context:
             raise ChatError(
                 f"the conversation is {len(prompt):,} tokens long, and the context holds {self.context:,}",
-                self._room_hint(),
+                self.room_hint(),
             )
         # What was said in conversations that are over.
         spoken = {message["content"] for message in conversation}
@@ -152,7 +152,9 @@ class ChatModel:
             try:
                 first = next(stream)
             except RuntimeError as error:
-                raise ChatError(f"llama.cpp could not evaluate the conversation: {error}", "/reset begins anew") from None
+                raise ChatError(
+                    f"llama.cpp could not evaluate the conversation: {error}", "/reset begins anew"
+                ) from None
         yield first
         yield from stream
 
@@ -182,7 +184,8 @@ class ChatModel:
             count += 1
         return min(count, len(prompt) - 1)
 
-    def _room_hint(self) -> str:
+    def room_hint(self) -> str:
+        """What to do about a conversation that is too long."""
         trained = int(self.llama._model.n_ctx_train())
         return (
             "shorten it" if self.context >= trained else f"shorten it, or give a larger --context (up to {trained:,})"

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any
 
 from ggufy.chat import asked
@@ -37,8 +38,8 @@ _grammar: ContextVar[Any] = ContextVar("grammar", default=None)
 def check(host: str, key: str | None) -> None:
     """Raise MissingExtra or ChatError for what would be refused, before a model is loaded."""
     try:
-        import llama_cpp.server.app
-        import uvicorn  # noqa: F401
+        import_module("llama_cpp.server.app")
+        import_module("uvicorn")
     except ModuleNotFoundError as missing:
         raise MissingExtra("`ggufy serve`", "serve", str(missing.name)) from None
     if key is None and not is_loopback(host):
@@ -84,7 +85,7 @@ class Service:
         # Its settings come from the environment of this process where they are not given. A request does not end
         # another one, and what is not ggufy's gate asks for no key.
         theirs.set_server_settings(ServerSettings.model_construct(api_key=None, interrupt_requests=False))
-        theirs._llama_proxy = self  # type: ignore[assignment]
+        theirs._llama_proxy = self
         routes = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/models", self._models, methods=["GET"]),
@@ -108,7 +109,7 @@ class Service:
         from starlette.responses import JSONResponse
 
         del request
-        listed: dict[str, Any] = dict(await theirs.get_models(self))  # type: ignore[arg-type]
+        listed: dict[str, Any] = dict(await theirs.get_models(self))
         made = int(self.model.path.stat().st_mtime)
         return JSONResponse({**listed, "data": [{**one, "created": made} for one in listed["data"]]})
 
@@ -127,7 +128,9 @@ class Service:
         except GgufyError as problem:
             return error(400, problem.message, problem.hint)
         if wanted.model not in (None, self.name):
-            return error(404, f"there is no model {wanted.model!r} here, only {self.name!r}", "model_not_found", "model")
+            return error(
+                404, f"there is no model {wanted.model!r} here, only {self.name!r}", "model_not_found", "model"
+            )
         _usage.set(wanted.usage)
         try:
             # Not validated: it was, and this type lets pass what it then leaves out.
@@ -170,7 +173,7 @@ class Service:
             seed=secrets.randbits(31) if seed is None else seed,
             model=self.name,
             grammar=_grammar.get(),
-            stopping_criteria=StoppingCriteriaList([lambda tokens, scores: self.ending.is_set()]),
+            stopping_criteria=StoppingCriteriaList([lambda *_: self.ending.is_set()]),
             **{name: how[name] for name in wanted},
         )
         answer = _convert_completion_to_chat(made, stream=stream)
@@ -218,7 +221,7 @@ def serve(service: Service, place: socket.socket, host: str, key: str | None, re
         timeout_graceful_shutdown=_PATIENCE,
     )
     # uvicorn sends itself the signal again when it is done.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         # llama-cpp-python prints to standard output when a client goes away.
         with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(KeyboardInterrupt):

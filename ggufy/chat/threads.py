@@ -39,7 +39,7 @@ class Threads:
 
     @classmethod
     def of(cls, llama: Any, asked: int | None) -> Threads:
-        """The threads of a loaded model, which it then uses: those asked for, those measured before, or measured now."""
+        """The threads that a loaded model uses from now on: those asked for, measured before, or measured now."""
         chosen = cls(asked, asked) if asked else _known(llama) or _measured(llama)
         chosen._set(llama)
         return chosen
@@ -106,7 +106,8 @@ def _times(llama: Any, counts: list[int], tokens: int) -> dict[int, float]:
     """Count -> seconds for so many tokens at once. From where fewer are clearly slower, no fewer are tried."""
     found: dict[int, float] = {}
     for count in counts:
-        begun, seconds = time.perf_counter(), []
+        begun = time.perf_counter()
+        seconds: list[float] = []
         while len(seconds) < 2 or time.perf_counter() - begun < _SECONDS:
             seconds.append(_seconds(llama, count, tokens))
         found[count] = min(seconds)
