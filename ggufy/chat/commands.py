@@ -36,8 +36,8 @@ def run(session: Session, typed: str) -> Outcome:
     name, _, argument = typed.partition(" ")
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
-        known = f"did you mean {close[0]}?" if close else "/help lists the commands"
-        raise ChatError(f"{name}: no such command", f"{known} A message that begins with / is written //")
+        known = f"did you mean {close[0]}?" if close else "/help lists the commands."
+        raise ChatError(f"{name}: no such command", f"{known} To say it to the model, write /{typed}")
     command = COMMANDS[name]
     if argument.strip() and not command.takes:
         raise ChatError(f"{name} takes nothing after it", f"/help says what {name} does")
@@ -180,8 +180,9 @@ def _help(session: Session, _: str) -> Outcome:
 
 
 _KEYS = (
-    "Enter sends; Alt-Enter, or Enter after a backslash, begins a new line; what is pasted keeps its lines.",
-    "Ctrl-C stops an answer; twice at the prompt, or Ctrl-D, leaves. A message that begins with / is written //.",
+    "Enter sends; Alt-Enter, or Enter after a backslash, begins a new line.",
+    "Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice at the prompt, leaves.",
+    "A message that begins with / is written with //.",
 )
 
 
@@ -206,9 +207,7 @@ COMMANDS = {
     "/retry": Command(_retry, "", "ask the last question again"),
     "/save": Command(_save, "FILE", "write the conversation to a file"),
     "/load": Command(_load, "FILE", "go on with a conversation from a file"),
-    "/params": Command(
-        _params, "[NAME VALUE]...", "show how answers are sampled, or change it: /params temperature 0.8"
-    ),
+    "/params": Command(_params, "[NAME VALUE]...", "show how answers are sampled, or change it"),
     "/tokens": Command(_tokens, "", "how full the context is"),
     "/help": Command(_help, "", "this list"),
     "/quit": Command(_quit, "", "leave"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ggufy.chat.screen import MarkdownScreen, Window, harmless
@@ -29,6 +30,8 @@ def screen(names: Sequence[str], *, raw: bool = False) -> Screen:
     drawn = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not raw
     if not drawn:
         return _Text(names)
+    # Now, not when the first word is there.
+    import_module("rich.markdown")
     from rich.console import Console
 
     console = Console(highlight=False)

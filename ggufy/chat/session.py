@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ggufy import interrupts
 from ggufy.chat.conversation import Conversation
 from ggufy.chat.model import ChatModel, Sampling, describe
 from ggufy.errors import ChatError
@@ -104,7 +105,8 @@ class Session:
         return stopped
 
     def _answer(self, number: int, question: str, screen: Screen) -> tuple[str, bool]:
-        side, said, stopped = self.sides[number], [], False
+        side, stopped = self.sides[number], False
+        said: list[str] = []
         screen.begin(number)
         try:
             with closing(side.model.answer(side.conversation.messages(question), self.sampling)) as pieces:
@@ -113,8 +115,12 @@ class Session:
                     screen.add(number, piece)
         except KeyboardInterrupt:
             stopped = True
-        finally:
-            screen.end(number, self.cost(side))
+        try:
+            # What there is of an answer is shown whole, however often Ctrl-C is pressed.
+            with interrupts.held():
+                screen.end(number, self.cost(side))
+        except KeyboardInterrupt:
+            stopped = True
         return "".join(said), stopped
 
     def cost(self, side: Side) -> str:

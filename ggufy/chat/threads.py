@@ -110,6 +110,8 @@ def _times(llama: Any, counts: list[int], tokens: int) -> dict[int, float]:
         seconds: list[float] = []
         while len(seconds) < 2 or time.perf_counter() - begun < _SECONDS:
             seconds.append(_seconds(llama, count, tokens))
+            if time.perf_counter() - begun > 4 * _SECONDS:
+                break
         found[count] = min(seconds)
         if found[count] > 1.3 * min(found.values()):
             break
