@@ -303,16 +303,41 @@ def serve(
     max_body: int = 1_000_000,
 ) -> None:
     """Serve a GGUF as OpenAI's chat interface does, until Ctrl-C. `ready` gets the model's name and the address."""
-    from ggufy.chat import server
+    from ggufy.chat import listening, server
     from ggufy.chat.gate import Limits
 
     key = keys.for_clients(api_key_file)
     server.check(host, key)
     path = gguf_of(what, quant, branch)
-    with server.listen(host, port) as place:
+    with listening.listen(host, port) as place:
         model = chat(path, context=context, threads=threads)
         service = server.Service(model, Limits(max_body, max_requests, max_tokens))
         server.serve(service, place, host, key, lambda address: ready(service.name, address))
+
+
+def ui(
+    what: str | os.PathLike[str] | Run | None = None,
+    *,
+    ready: Callable[[str, str], None],
+    compare: str | None = None,
+    port: int = 0,
+    quant: str | None = None,
+    branch: str | None = None,
+    context: int = 4096,
+    threads: int | None = None,
+) -> None:
+    """Show a page to talk with a GGUF, or with two, until Ctrl-C. `ready` gets the models' names and the address."""
+    from ggufy.chat import listening
+    from ggufy.chat import ui as pages
+
+    pages.check()
+    paths = [gguf_of(what, quant, branch)]
+    if compare is not None:
+        paths.append(compared(what, compare, quant=quant, branch=branch))
+    host = "127.0.0.1"
+    with listening.listen(host, port) as place:
+        page = pages.Page([chat(path, context=context, threads=threads) for path in paths])
+        pages.serve(page, place, host, lambda address: ready(" and ".join(page.names), address))
 
 
 def compared(

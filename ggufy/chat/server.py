@@ -6,19 +6,16 @@ what a client sends as marks; the conversations go through ggufy's own prompts, 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
 
-from ggufy.chat import asked
+from ggufy.chat import asked, listening
 from ggufy.chat.gate import Gate, Limits, error, is_loopback
 from ggufy.chat.grammar import of_format
 from ggufy.chat.model import ChatModel
@@ -27,8 +24,6 @@ from ggufy.errors import ChatError, GgufyError, MissingExtra
 log = logging.getLogger("ggufy")
 
 _SHORTEST_KEY = 16
-_PATIENCE = 3
-"""Seconds that connections get when the server ends."""
 
 # For the answer that the task is about: llama-cpp-python's server has no place for these.
 _usage: ContextVar[bool] = ContextVar("usage", default=False)
@@ -52,18 +47,6 @@ def check(host: str, key: str | None) -> None:
             f"the API key is shorter than {_SHORTEST_KEY} characters",
             'python -c "import secrets; print(secrets.token_urlsafe())" makes one',
         )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """The open socket; with port 0 the system chooses a free one. Raises ChatError."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
-    except OSError as problem:
-        hint = "choose another --port; 0 takes a free one"
-        if isinstance(problem, socket.gaierror):
-            hint = "check --host"
-        raise ChatError(f"cannot serve at {host} port {port}: {problem.strerror or problem}", hint) from None
 
 
 class Service:
@@ -197,35 +180,8 @@ class Service:
 
 
 def serve(service: Service, place: socket.socket, host: str, key: str | None, ready: Callable[[str], None]) -> None:
-    """Answer until Ctrl-C or SIGTERM. `ready` gets the address once requests are taken."""
-    import uvicorn
-
-    port = place.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            ready(f"http://{shown}:{port}/v1")
-
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            service.ending.set()
-            super().handle_exit(sig, frame)
-
-    config = uvicorn.Config(
-        service.app(host, key),
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=_PATIENCE,
-    )
-    # uvicorn sends itself the signal again when it is done.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    """Answer until Ctrl-C. `ready` gets the address that clients need."""
     try:
-        # llama-cpp-python prints to standard output when a client goes away.
-        with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(KeyboardInterrupt):
-            Server(config).run([place])
+        listening.run(service.app(host, key), place, host, lambda address: ready(f"{address}/v1"), service.ending.set)
     finally:
-        signal.signal(signal.SIGTERM, before)
         service.model.close()
