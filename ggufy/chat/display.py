@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ggufy.chat.screen import MarkdownScreen, Window, harmless
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ggufy.chat.session import Screen
 
 _WIDE = 100
@@ -35,6 +37,11 @@ def screen(names: Sequence[str], *, raw: bool = False) -> Screen:
     from rich.console import Console
 
     console = Console(highlight=False)
+    return markdown(console, names)
+
+
+def markdown(console: Console, names: Sequence[str]) -> Screen:
+    """The screen of a terminal that can draw: in columns, where there are several names and room."""
     return _Columns(console, names) if len(names) > 1 and console.width >= _WIDE else _Markdown(console, names)
 
 

@@ -150,7 +150,7 @@ class Page:
 def _column(gradio: Any, name: str) -> list[Any]:
     with gradio.Column():
         return [
-            gradio.Chatbot(label=name, height=480, layout="panel", elem_classes="answers"),
+            gradio.Chatbot(label=name, height=480, layout="panel", buttons=["copy"], elem_classes="answers"),
             gradio.Markdown("", elem_classes="figures"),
         ]
 
