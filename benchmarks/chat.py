@@ -3,7 +3,7 @@
     python benchmarks/chat.py [--file MODEL.gguf] [--tokens 128] [--rounds 7] [--folder DIR]
 
 Without --file a random checkpoint of Llama 3.2 1B's shape is made and exported as Q4_K_M: what is written is nonsense,
-what it costs is not. The bare loop is `for token in llama.generate(...)`, each token detokenized and written. ggufy's is
+what it costs is not. The bare loop is `for token in llama.generate(...)`, each token detokenized and written; ggufy's
 the conversation of the terminal: prompt, decoding of characters, Markdown drawn as it grows, figures. Both run on one
 loaded model with the same threads, greedily, the prompt evaluated anew each time; a pair in each round, the order
 changing. The time of a round is from the first token to the end of everything that is shown.

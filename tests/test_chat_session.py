@@ -78,6 +78,11 @@ def test_old_exchanges_leave_the_models_sight_whole_and_the_system_stays(session
     assert len(side.conversation.everything()) == 1 + 2 * 12
 
 
+def alone(model: ChatModel, question: str) -> int:
+    """Tokens of a conversation that has only this question."""
+    return len(model.tokens(Conversation("Be brief.").messages(question)))
+
+
 def test_a_question_that_cannot_fit_changes_nothing(session: Session, model: ChatModel) -> None:
     session.ask("Hello", Silent())
     before = session.sides[0].conversation.messages()
@@ -87,7 +92,7 @@ def test_a_question_that_cannot_fit_changes_nothing(session: Session, model: Cha
         session.ask(long, Silent())
     assert session.sides[0].conversation.messages() == before
     # One that fits only alone is answered, in the room that is left.
-    wide = "word " * ((model.context - 60) // len(model.prompts.tokenize("word ", special=False)))
+    wide = next(text for n in range(300) if model.context - alone(model, text := "word " * n) < 20)
     session.make_room(wide)
     session.ask(wide, Silent())
     assert session.sides[0].conversation.unseen == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -21,10 +22,10 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as problem:
-        hint = "choose another --port; 0 takes a free one"
-        if isinstance(problem, socket.gaierror):
-            hint = "check --host"
-        raise ChatError(f"cannot serve at {host} port {port}: {problem.strerror or problem}", hint) from None
+        unknown = isinstance(problem, socket.gaierror) or problem.errno is None
+        reason = str(problem) if unknown else os.strerror(problem.errno or 0)
+        hint = "check --host" if unknown else "choose another --port; 0 takes a free one"
+        raise ChatError(f"cannot serve at {host} port {port}: {reason}", hint) from None
 
 
 def run(app: Any, place: socket.socket, host: str, ready: Callable[[str], None], ending: Callable[[], None]) -> None:

@@ -126,7 +126,7 @@ class ChatModel:
                 text.append(piece)
                 yield piece
         finally:
-            if not any(llama_cpp.llama_vocab_is_control(vocab, token) for token in made):
+            if text and not any(llama_cpp.llama_vocab_is_control(vocab, token) for token in made):
                 self._said["".join(text)] = made
 
     def ask(self, prompt: str, *, system: str | None = None, **sampling: Any) -> str:
@@ -148,7 +148,8 @@ class ChatModel:
             min_p=sampling.min_p,
             repeat_penalty=sampling.repeat_penalty,
         )
-        with interrupts.held(), self._abortable():
+        # What it logs when it is stopped is no news.
+        with interrupts.held(), ggml.quiet(), self._abortable():
             try:
                 first = next(stream)
             except RuntimeError as error:

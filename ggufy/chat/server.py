@@ -24,6 +24,11 @@ from ggufy.errors import ChatError, GgufyError, MissingExtra
 log = logging.getLogger("ggufy")
 
 _SHORTEST_KEY = 16
+_PARAMETERS = {
+    "max_tokens_too_large": "max_tokens",
+    "context_length_exceeded": "messages",
+    "invalid_json_schema": "response_format",
+}
 
 # For the answer that the task is about: llama-cpp-python's server has no place for these.
 _usage: ContextVar[bool] = ContextVar("usage", default=False)
@@ -109,7 +114,8 @@ class Service:
             length = self._length(wanted)
             _grammar.set(of_format(self.model.llama, wanted.response_format))
         except GgufyError as problem:
-            return error(400, problem.message, problem.hint)
+            code = problem.hint or "invalid_request"
+            return error(400, problem.message, code, _PARAMETERS.get(code))
         if wanted.model not in (None, self.name):
             return error(
                 404, f"there is no model {wanted.model!r} here, only {self.name!r}", "model_not_found", "model"
