@@ -56,7 +56,7 @@ class Page:
         with gradio.Blocks(title=f"ggufy: {' and '.join(self.names)}", analytics_enabled=False) as blocks:
             rows = gradio.State([])
             with gradio.Row():
-                shown = [part for name in self.names for part in _column(gradio, name)]
+                shown = [part for number, name in enumerate(self.names) for part in _column(gradio, number, name)]
             question = gradio.Textbox(
                 placeholder="Ask something. Enter sends, Shift-Enter begins a new line.",
                 show_label=False,
@@ -83,7 +83,9 @@ class Page:
             quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
             stop.click(None, cancels=[asking, retrying], **quick)
             undo.click(self.undo, [rows], outputs, cancels=[asking, retrying], **quick)
-            clear.click(lambda: self._state("", []), None, outputs, cancels=[asking, retrying], **quick)
+            # The cross of one column, too: what was said is of both.
+            emptied = [clear.click, *(chat.clear for chat in shown[::2])]
+            gradio.on(emptied, lambda: self._state("", []), None, outputs, cancels=[asking, retrying], **quick)
         return blocks.queue(max_size=_WAITING)
 
     def ask(self, question: str | None, rows: Rows, system: str | None, *values: Any) -> Iterator[list[Any]]:
@@ -147,11 +149,11 @@ class Page:
         return found
 
 
-def _column(gradio: Any, name: str) -> list[Any]:
+def _column(gradio: Any, number: int, name: str) -> list[Any]:
     with gradio.Column():
         return [
             gradio.Chatbot(label=name, height=480, layout="panel", buttons=["copy"], elem_classes="answers"),
-            gradio.Markdown("", elem_classes="figures"),
+            gradio.Markdown("", elem_id=f"figures-{number}"),
         ]
 
 
