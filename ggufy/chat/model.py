@@ -178,6 +178,9 @@ class ChatModel:
 
     def _evaluated(self, prompt: list[int]) -> int:
         """How many tokens of a prompt llama.cpp has evaluated already."""
+        if self.llama._is_recurrent or self.llama._is_hybrid:
+            # Their memory has no parts to keep.
+            return 0
         count = 0
         for token, there in zip(prompt, self.llama._input_ids, strict=False):
             if token != there:

@@ -39,10 +39,12 @@ class _Lines:
 
     def read(self) -> str | None:
         try:
-            return input("> " if sys.stdin.isatty() else "").strip()
+            if not sys.stdout.isatty():
+                # The answers alone go where standard output goes.
+                print("> ", end="", file=sys.stderr, flush=True)
+            return input("> " if sys.stdout.isatty() else "").strip()
         except EOFError:
-            if sys.stdin.isatty():
-                print(file=sys.stderr)
+            print(file=sys.stderr)
             return None
 
 

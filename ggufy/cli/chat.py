@@ -57,7 +57,7 @@ def command(
 
     What is piped into it is one question. In a terminal, /help lists what can be done.
     """
-    from ggufy import pipeline
+    from ggufy import pipeline, talk
     from ggufy.chat import oneshot, repl
     from ggufy.chat.model import Sampling
     from ggufy.chat.session import Session
@@ -67,7 +67,7 @@ def command(
     how: dict[str, Any] = {"context": context, "threads": threads, "day": day.date() if day else None}
     paths = [pipeline.gguf_of(what, quant, branch)]
     if compare is not None:
-        paths.append(pipeline.compared(what, compare, quant=quant, branch=branch))
+        paths.append(talk.compared(what, compare, quant=quant, branch=branch))
     session = Session([pipeline.chat(path, **how) for path in paths], system, Sampling(**sampling))
     if prompt is None and sys.stdin.isatty():
         return 130 if repl.converse(session, raw=raw) else 0

@@ -34,7 +34,7 @@ def command(what: str | None, host: str, port: int, api_key_file: Path | None, *
     """
     import sys
 
-    from ggufy import pipeline
+    from ggufy import talk
 
     out = sys.stdout
 
@@ -42,4 +42,4 @@ def command(what: str | None, host: str, port: int, api_key_file: Path | None, *
         click.echo(f"{name} at {address}  (Ctrl-C ends it)", file=out)
         out.flush()
 
-    pipeline.serve(what, host=host, port=port, api_key_file=api_key_file, ready=ready, **options)
+    talk.serve(what, host=host, port=port, api_key_file=api_key_file, ready=ready, **options)
