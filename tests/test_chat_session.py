@@ -256,12 +256,20 @@ def test_threads_are_measured_once_for_a_machine_and_a_model(
     monkeypatch.setattr(threads, "cores", lambda: 2)
     monkeypatch.setattr(threads, "_SECONDS", 0.01)
     caplog.set_level("INFO", "ggufy")
+    monkeypatch.setattr("os.getloadavg", lambda: (1.5, 0, 0))
+    busy = Threads.of(model.llama, None)
+    [entry] = json.loads((tmp_path / "cache" / "threads.json").read_text("utf-8")).values()
+    assert 3000 < entry["until"] - time.time() <= 3600
+    assert busy.answering in (1, 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0, 0))
+    (tmp_path / "cache" / "threads.json").unlink()
     measured = Threads.of(model.llama, None)
     assert {measured.answering, measured.reading} <= {1, 2}
     assert "measured once" in caplog.text
     path = tmp_path / "cache" / "threads.json"
     [(key, entry)] = json.loads(path.read_text("utf-8")).items()
     assert "2 cores" in key
+    assert entry["until"] - time.time() > 6 * 86400
 
     def kept(**changed: Any) -> Threads:
         """What is used where the file says something else."""
@@ -270,7 +278,7 @@ def test_threads_are_measured_once_for_a_machine_and_a_model(
 
     assert kept(answering=7, reading=5) == Threads(7, 5)
     assert Threads.of(model.llama, 3) == Threads(3, 3)
-    for worthless in ({"measured": time.time() - 8 * 86400}, {"answering": 0}, {"reading": None}):
+    for worthless in ({"until": time.time() - 1}, {"answering": 0}, {"reading": None}):
         found = kept(**{"answering": 7, **worthless})
         assert found.answering in (1, 2), worthless
     path.write_text("{", "utf-8")

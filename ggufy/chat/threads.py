@@ -22,8 +22,8 @@ from ggufy import cache, interrupts, run
 log = logging.getLogger("ggufy")
 
 _FILE = "threads.json"
-# A measurement on a busy machine may be wrong; it does not stay so for ever.
-_DAYS = 7
+# How long a measurement holds: on a busy machine, where it may be wrong, not for long.
+_QUIET, _BUSY = 7 * 86400, 3600
 _SECONDS = 0.25
 _PROMPT = 64
 # Fewer threads that are this near to the best leave the rest of the machine to others.
@@ -78,6 +78,7 @@ def _measured(llama: Any) -> Threads:
     if len(counts) == 1:
         return Threads(1, 1)
     begun = time.perf_counter()
+    busy = os.getloadavg()[0] > counts[0] / 2
     with interrupts.held():
         # The first one also reads the file from the disk.
         _seconds(llama, counts[0], 1)
@@ -93,7 +94,7 @@ def _measured(llama: Any) -> Threads:
         chosen.answering,
         chosen.reading,
     )
-    _keep(llama, chosen)
+    _keep(llama, chosen, busy=busy)
     return chosen
 
 
@@ -146,7 +147,7 @@ def _processor() -> str:
 def _known(llama: Any) -> Threads | None:
     entry = _all().get(_key(llama))
     try:
-        if entry and time.time() - entry["measured"] < _DAYS * 86400:
+        if entry and time.time() < entry["until"]:
             found = Threads(int(entry["answering"]), int(entry["reading"]))
             return found if min(found.answering, found.reading) > 0 else None
     except (KeyError, TypeError, ValueError):
@@ -154,8 +155,9 @@ def _known(llama: Any) -> Threads | None:
     return None
 
 
-def _keep(llama: Any, chosen: Threads) -> None:
-    entry = {"answering": chosen.answering, "reading": chosen.reading, "measured": int(time.time())}
+def _keep(llama: Any, chosen: Threads, *, busy: bool) -> None:
+    until = int(time.time()) + (_BUSY if busy else _QUIET)
+    entry = {"answering": chosen.answering, "reading": chosen.reading, "until": until}
     path = cache.folder() / _FILE
     # A cache that cannot be written only means measuring again.
     with suppress(OSError):
