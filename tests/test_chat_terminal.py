@@ -39,7 +39,7 @@ def chat(quick_made: Path, env: dict[str, str], tmp_path: Path) -> Iterator[Call
 
 
 def answered(text: str) -> bool:
-    return bool(re.search(r"tokens/s.*context [\d,]+ of [\d,]+", text, re.DOTALL))
+    return bool(re.search(r"tokens/s.*context [\d,]+ of [\d,]+", " ".join(text.split())))
 
 
 def test_a_session(chat: Callable[..., Terminal], tmp_path: Path) -> None:
@@ -90,6 +90,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(chat: Callable[..., Terminal
             break
         talk.type("/reset" + ENTER)
     assert "stopped early" in talk.text
+    assert "^C" not in talk.text
     time.sleep(0.3)
     talk.ask("/params max-tokens 3", "max-tokens 3")
     shown = talk.ask("And now?", answered)

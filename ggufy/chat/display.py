@@ -114,7 +114,8 @@ class _Columns:
     def add(self, side: int, text: str) -> None:
         self.texts[side] += harmless(text)
         if self.window.due():
-            self.window.show(self._table())
+            with self.window.drawing():
+                self.window.show(self._table())
 
     def end(self, side: int, said: str) -> None:
         self.notes[side] = said

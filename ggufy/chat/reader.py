@@ -69,6 +69,7 @@ class _Editor:
             history=_history(),
             completer=Commands(),
             complete_while_typing=False,
+            enable_suspend=True,
             prompt_continuation="  ",
         )
 

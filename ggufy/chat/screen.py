@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,28 +32,32 @@ class Window:
         self._next = 0.0
 
     def due(self) -> bool:
-        """Whether it is time to draw again: what drawing costs is measured and kept small."""
+        """Whether it is time to draw again."""
         return time.monotonic() >= self._next
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """What drawing costs is measured, and the next time is put off for so long that the whole stays small."""
+        begun = time.monotonic()
+        yield
+        self._next = begun + max(_SHORTEST, (time.monotonic() - begun) / _SHARE)
 
     def show(self, what: Any) -> None:
         """Draw something in the place of what is there; of what is too long, its end."""
-        begun = time.monotonic()
-        lines = self._rendered(what)
-        self._write(lines[-max(1, self.console.height - 1) :])
-        spent = time.monotonic() - begun
-        self._next = begun + max(_SHORTEST, spent / _SHARE)
+        self._write(self._rendered(what)[-max(1, self.console.height - 1) :])
 
     def leave(self, what: Any) -> None:
         """Draw something whole, and leave it there for good."""
-        self._write(self._rendered(what))
+        # Away with what was typed meanwhile, such as ^C.
+        self._write(self._rendered(what), "\r\x1b[J")
         self.lines = []
 
     def _rendered(self, what: Any) -> list[str]:
         with self.console.capture() as capture:
             self.console.print(what)
-        return capture.get().splitlines()
+        return capture.get().removesuffix("\n").split("\n")
 
-    def _write(self, lines: list[str]) -> None:
+    def _write(self, lines: list[str], first: str = "") -> None:
         same = 0
         for old, new in zip(self.lines, lines, strict=False):
             if old != new:
@@ -59,9 +65,8 @@ class Window:
             same += 1
         up = len(self.lines) - same
         # Up to the first line that differs, and away with what is below; then the new ones. In one piece.
-        text = (
-            (f"\x1b[{up}A" if up else "") + ("\r\x1b[J" if up else "") + "".join(f"{line}\n" for line in lines[same:])
-        )
+        back = f"\x1b[{up}A\r\x1b[J" if up else ""
+        text = first + back + "".join(f"{line}\n" for line in lines[same:])
         if text:
             self.console.file.write(text)
             self.console.file.flush()
@@ -83,11 +88,12 @@ class MarkdownScreen:
         self._pending += harmless(text)
         if not self.window.due():
             return
-        if end := self._complete():
-            self._leave(self._pending[:end])
-            self._pending = self._pending[end:]
-        if self._pending.strip():
-            self.window.show(self._drawn(self._pending))
+        with self.window.drawing():
+            if end := self._complete():
+                self._leave(self._pending[:end])
+                self._pending = self._pending[end:]
+            if self._pending.strip():
+                self.window.show(self._drawn(self._pending))
 
     def end(self) -> None:
         if self._pending.strip():

@@ -88,12 +88,9 @@ def _measured(llama: Any) -> Threads:
         reading = _times(llama, counts, max(8, min(_PROMPT, tokens, llama.n_ctx() // 2)))
         llama.reset()
     chosen = Threads(best(answering), best(reading))
-    log.info(
-        "threads for a model of this size, measured once in %.1f s: %d for answers, %d for prompts",
-        time.perf_counter() - begun,
-        chosen.answering,
-        chosen.reading,
-    )
+    if (spent := time.perf_counter() - begun) > 1:
+        said = "threads for a model of this size, measured once in %.1f s: %d for answers, %d for prompts"
+        log.info(said, spent, chosen.answering, chosen.reading)
     _keep(llama, chosen, busy=busy)
     return chosen
 
