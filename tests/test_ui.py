@@ -157,6 +157,14 @@ def test_in_a_browser(url: str) -> None:
         assert said[0] == said[1]
         places = [answers.nth(number).bounding_box() for number in range(2)]
         assert places[0]["x"] + places[0]["width"] <= places[1]["x"]
+        tab.get_by_label("number input for Longest answer, in tokens").fill("900")
+        tab.get_by_label("Seed").fill("")
+        box.fill("Go on and on")
+        box.press("Enter")
+        driver.expect(answers).not_to_have_count(2)
+        tab.get_by_role("button", name="Stop").click()
+        tab.get_by_label("number input for Longest answer, in tokens").fill("6")
+        ask("And after that?")
         tab.get_by_label("Seed").fill("no number")
         box.fill("Again?")
         box.press("Enter")

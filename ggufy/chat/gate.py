@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,6 +44,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _host(text: str) -> str:
+    """Without the port."""
+    try:
+        return urlsplit(f"//{text}").hostname or ""
+    except ValueError:
+        return ""
 
 
 class Gate:
@@ -83,7 +92,7 @@ class Gate:
 
     def _refusal(self, method: str, headers: dict[str, str]) -> Any:
         """What is wrong with a request before anything of it is read."""
-        named = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+        named = _host(headers.get("host", ""))
         if is_loopback(self.host) and not is_loopback(named):
             # A page in a browser may give any name of its own this machine's address.
             return error(403, f"this server answers to localhost only, not to {named!r}", "wrong_host")

@@ -47,9 +47,9 @@ def check(host: str, key: str | None) -> None:
             f"{host} can be reached by others, so an API key is needed",
             "set GGUFY_API_KEY or give --api-key-file; or leave out --host",
         )
-    if key is not None and len(key) < _SHORTEST_KEY:
+    if key is not None and (len(key) < _SHORTEST_KEY or not key.isascii()):
         raise ChatError(
-            f"the API key is shorter than {_SHORTEST_KEY} characters",
+            f"the API key is shorter than {_SHORTEST_KEY} characters, or has others than ASCII's",
             'python -c "import secrets; print(secrets.token_urlsafe())" makes one',
         )
 
