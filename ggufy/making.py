@@ -37,6 +37,7 @@ CONTENTS = (
     "data",
     "adapter",
     "export",
+    "chat",
     "eval",
     "metrics.jsonl",
     "summary.json",

@@ -12,7 +12,7 @@ Fails = Callable[..., str]
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 COMMANDS = [
     *("", "demo", "doctor", "recipes", "recipes show", "recipes copy", "recipes check", "plan", "data", "train"),
-    *("sweep", "runs", "runs show", "runs compare", "export", "verify", "chat", "push", "pull", "space"),
+    *("sweep", "runs", "runs show", "runs compare", "export", "verify", "chat", "serve", "ui", "push", "pull", "space"),
 ]
 
 

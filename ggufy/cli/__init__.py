@@ -25,6 +25,8 @@ COMMANDS = {
     "export": "Make GGUF files of a trained run.",
     "verify": "Check the files of a run or a folder of exports, or one GGUF.",
     "chat": "Talk to a GGUF file or a run.",
+    "serve": "Serve a GGUF file or a run as OpenAI's chat interface does.",
+    "ui": "Talk to a GGUF file or a run in the browser.",
     "push": "Send a run to the Hugging Face Hub.",
     "pull": "Bring a run back from the Hub.",
     "space": "Write a Gradio Space for a pushed run.",
