@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,11 +98,13 @@ def train(
                 identity=digest.of_values({**identity, "recipe": record.training(wanted)}),
                 change_gpus=change_gpus,
             )
-            with checkpoints.uploading(this, wanted):
-                ranks.fit(work, places["adapter"])
+            sending.enter_context(checkpoints.uploading(this, wanted))
+            ranks.fit(work, places["adapter"])
 
-        # Forced: `data` and `adapter` in a run are ggufy's own names, and one that has lost its stamp is made again.
-        adapter = this.make({"adapter": identity}, build, force=True)["adapter"]
+        # What is still being sent is waited for when the adapter is in its place.
+        with ExitStack() as sending:
+            # Forced: `data` and `adapter` in a run are ggufy's own names, and one that has lost its stamp is made again.
+            adapter = this.make({"adapter": identity}, build, force=True)["adapter"]
     log.info("%s %s", adapter.path.as_posix(), "is up to date" if adapter.reused else "is trained")
     return this
 

@@ -206,6 +206,18 @@ class Export(Section):
 PLACEHOLDERS = ("recipe", "run", "r", "n")
 
 
+def check_placeholders(text: str) -> None:
+    """Raises ValueError for a name that cannot be filled in."""
+    try:
+        wanted = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{text!r} cannot be filled in: {error}") from None
+    for name, form, conversion in wanted:
+        if name not in PLACEHOLDERS or form or conversion:
+            known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
+            raise ValueError(f"{{{name}}} is nothing that can be filled in; there are {known}")
+
+
 class Hub(Section):
     """The Hugging Face Hub. In names {recipe}, {run}, {r} (rank) and {n} (training conversations) are filled in."""
 
@@ -223,6 +235,8 @@ class Hub(Section):
     """Set on the commit."""
     message: str | None = None
     """The commit's message."""
+    language: tuple[Annotated[str, Field(pattern=r"^([a-z]{2,3}|multilingual|code)$")], ...] = ()
+    """Of the data, for the card: en, de, ...; if not given, what the data sets' own cards on the Hub say."""
     examples: tuple[str, ...] = ()
     """Questions that a Space offers."""
     checkpoints: Literal["every_save", "end", "off"] = "off"
@@ -236,14 +250,7 @@ class Hub(Section):
     @field_validator("repo", "branch", "tag", "message")
     @classmethod
     def _known_placeholders(cls, value: str | None) -> str | None:
-        try:
-            wanted = [name for _, name, _, _ in Formatter().parse(value or "") if name is not None]
-        except ValueError as error:
-            raise ValueError(f"{value!r} cannot be filled in: {error}") from None
-        for name in wanted:
-            if name not in PLACEHOLDERS:
-                known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
-                raise ValueError(f"{{{name}}} is nothing that can be filled in; there are {known}")
+        check_placeholders(value or "")
         return value
 
 

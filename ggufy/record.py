@@ -89,6 +89,8 @@ def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool)
     }
     if data.more:
         new["data"]["more"] = [[part.name, part.commit] for part in data.more]
+    if wanted.data.eval_source and data.held_out:
+        new["data"]["held_out"] = [data.held_out.name, data.held_out.commit]
     if fresh or not this.exists:
         return new
     old = this.frozen

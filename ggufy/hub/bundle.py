@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -72,10 +72,11 @@ def kind_of(stamp: Mapping[str, Any]) -> str | None:
     return "gguf"
 
 
-def collect(run: Run, what: Iterable[str], *, insist: bool) -> Bundle:
+def collect(run: Run, what: Iterable[str], *, insist: bool, sent: Collection[str] = ()) -> Bundle:
     """The files of a run that are to be sent. Raises RunError where there is nothing, or, with `insist`, not all.
 
-    Only outputs whose stamp holds are sent: nothing unfinished, and nothing that somebody changed.
+    Only outputs whose stamp holds are sent: nothing unfinished, and nothing that somebody changed. Outputs of other
+    kinds that lie there already, by the hashes that were `sent`, stay a part of it: of the card, and of what is pulled.
     """
     wanted = tuple(dict.fromkeys(what))
     # A run that is sent is a public thing: the folders of this disk are no part of it.
@@ -83,7 +84,7 @@ def collect(run: Run, what: Iterable[str], *, insist: bool) -> Bundle:
     for output in run.stamped():
         stamp = run.stamp(output)
         kind = kind_of(stamp) if stamp else None
-        if stamp is None or kind not in wanted:
+        if stamp is None or kind is None or not (kind in wanted or _lies_there(run, stamp, sent)):
             continue
         names.check_path(output)
         if run.valid(output) is None:
@@ -99,10 +100,20 @@ def collect(run: Run, what: Iterable[str], *, insist: bool) -> Bundle:
         if (run.path / name).is_file():
             path = name if name.endswith(".png") else f"ggufy/{name}"
             bundle.sources[path] = (inside(run, run.path / name), name)
-    if counts := _counts(run):
-        bundle.sources["ggufy/data.json"] = (as_json(counts), "data/report.json")
+    if counted := counts(run):
+        bundle.sources["ggufy/data.json"] = (as_json(counted), "data/report.json")
     bundle.sources["ggufy/run.json"] = (as_json(bundle.frozen), "run.json")
     return bundle
+
+
+def _lies_there(run: Run, stamp: Mapping[str, Any], sent: Collection[str]) -> bool:
+    """Whether all of an output that is sent unchanged was sent before."""
+    hashes = {
+        facts["sha256"]
+        for name, facts in stamp["files"].items()
+        if kind_of(stamp) != "adapter" or PurePosixPath(name).name in ("adapter_model.safetensors", "tokenizer.json")
+    }
+    return bool(hashes) and hashes <= set(sent) and run.valid(stamp["output"]) is not None
 
 
 def _add(bundle: Bundle, stamp: dict[str, Any], kind: str | None) -> None:
@@ -227,17 +238,16 @@ def _unfinished(run: Run, missing: list[str]) -> RunError:
 
 def conversations(run: Run) -> int | None:
     """How many conversations were trained on, as counted when the data was prepared."""
-    counts = _counts(run).get("train", {})
-    return int(counts["kept"]) if "kept" in counts else None
+    return counts(run).get("train", {}).get("kept")
 
 
-def _counts(run: Run) -> dict[str, dict[str, int]]:
+def counts(run: Run) -> dict[str, dict[str, int]]:
     """What was counted when the data was prepared: numbers only, no word of the data."""
     try:
         report = json.loads((run.path / "data" / "report.json").read_text(encoding="utf-8"))
         return {
-            split: {key: value for key, value in counts.items() if isinstance(value, int)}
-            for split, counts in report.items()
+            split: {key: value for key, value in found.items() if isinstance(value, int)}
+            for split, found in report.items()
         }
     except (OSError, ValueError, AttributeError):
         return {}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ggufy.hub.bundle import File
@@ -33,16 +37,33 @@ def own(run: Run, target: str) -> set[str]:
     }
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Wait until no other process of ggufy holds the folder, and hold it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def begin(run: Run, target: str, files: Iterable[File]) -> None:
     """Note, before a commit, what it will hold: its answer may be lost."""
-    values = read(run)
-    before = values["pending"].get(target, {}).get("files", {})
-    values["pending"][target] = {"files": before | _plain(files)}
-    write_json(run.path / "hub.json", values)
+    with held(run.path):
+        values = read(run)
+        before = values["pending"].get(target, {}).get("files", {})
+        values["pending"][target] = {"files": before | _plain(files)}
+        write_json(run.path / "hub.json", values)
 
 
 def finish(run: Run, target: str, files: Iterable[File], facts: dict[str, Any], *, alone: bool = False) -> None:
     """Note a finished push; `alone`: of what was there before only this is left."""
+    with held(run.path):
+        _finish(run, target, files, facts, alone=alone)
+
+
+def _finish(run: Run, target: str, files: Iterable[File], facts: dict[str, Any], *, alone: bool) -> None:
     values = read(run)
     pending = values["pending"].pop(target, None)
     known = values["pushes"].get(target, {})
