@@ -103,7 +103,7 @@ def train(
 
         # What is still being sent is waited for when the adapter is in its place.
         with ExitStack() as sending:
-            # Forced: `data` and `adapter` in a run are ggufy's own names, and one that has lost its stamp is made again.
+            # Forced: `data` and `adapter` in a run are ggufy's own names; one that has lost its stamp is made again.
             adapter = this.make({"adapter": identity}, build, force=True)["adapter"]
     log.info("%s %s", adapter.path.as_posix(), "is up to date" if adapter.reused else "is trained")
     return this
