@@ -30,7 +30,7 @@ from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
 from ggufy.errors import ChatError, ExportError, RecipeError, TrainError
-from ggufy.hub import checkpoints, pull, push
+from ggufy.hub import checkpoints, dataset, pull, push
 from ggufy.recipe import Recipe
 from ggufy.run import Artifact, Run
 from ggufy.subject import Subject
@@ -206,6 +206,26 @@ def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()
     rows = record.rows(wanted, None)
     with TemporaryDirectory(prefix="ggufy-") as folder:
         return report.make(rows, wanted.data, base, model.max_length, record.today(), Path(folder))
+
+
+def push_data(what: str | os.PathLike[str] | Recipe, wish: dataset.Wish, overrides: Iterable[str] = ()) -> push.Pushed:
+    """Prepare a recipe's data as training would, and send its rows to the Hub as a data set."""
+    from tempfile import TemporaryDirectory
+
+    from ggufy.base import resolve
+    from ggufy.data import publish
+
+    wanted = check(what, overrides)
+    may = dataset.check(wish)
+    model, texts = wanted.model, source.sample_texts()
+    base = resolve.tokenizer(model.base, model.revision, offline=wanted.hub.offline, builtin_texts=texts)
+    rows = record.rows(wanted, None)
+    frozen = {"recipe": wanted.model_dump(mode="json"), "data": record.places(wanted, rows)}
+    with TemporaryDirectory(prefix="ggufy-") as folder:
+        scratch = Path(folder)
+        looked_at = dataset.checker(wish.folder)
+        made = publish.publish(rows, wanted.data, base, model.max_length, record.today(), scratch, looked_at)
+        return dataset.send(wish, may, scratch, dataset.contents(frozen, made.columns, made.rows, made.counts))
 
 
 def export(

@@ -52,8 +52,8 @@ class Counts:
         lengths = {str(length): self.lengths[length] for length in sorted(self.lengths)}
         return {**{name: value for name, value in vars(self).items() if name != "lengths"}, "lengths": lengths}
 
-    def text(self) -> str:
-        """One line for people."""
+    def text(self, *, places: bool = True) -> str:
+        """One line for people; without `places` it names no file."""
         parts = [
             f"{self.kept:,} of {self.rows:,} conversations",
             f"{self.tokens:,} tokens",
@@ -70,5 +70,6 @@ class Counts:
         if self.without_answer:
             parts.append(f"{self.without_answer:,} without an answer once truncated")
         if self.skipped_bad:
-            parts.append(f"{self.skipped_bad:,} unusable and skipped (first: {self.first_bad[0]})")
+            first = f" (first: {self.first_bad[0]})" if places else ""
+            parts.append(f"{self.skipped_bad:,} unusable and skipped{first}")
         return ", ".join(parts)

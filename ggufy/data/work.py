@@ -92,6 +92,11 @@ class Worker:
                 break
         return result
 
+    def sample(self, row: Row) -> Sample:
+        """A usable row as it is to be tokenized."""
+        source, _, item = row
+        return self._within_budget(self.readers[source].read(files.parse(item)))[0]
+
     def _row(self, row: Row, result: Result) -> Outcome:
         source, number, item = row
         identity = None

@@ -32,7 +32,7 @@ class Access:
 
 def check(api: Any, name: str, base: str | None, kind: str = "model") -> Access:
     """Raises HubError where a push to `name` could not work, with the page to visit."""
-    user = check_token(api, name)
+    user = check_token(api, name, kind)
     there = _there(api, name, kind)
     if there is not None:
         # A read-only token may "create" a repository that is there, so that is no proof; this is.
@@ -42,7 +42,7 @@ def check(api: Any, name: str, base: str | None, kind: str = "model") -> Access:
             if _there(api, name, other) is not None:
                 raise HubError(
                     f"{name} is {_KINDS[other]} already ({session.page(name, other)}), not {_KINDS[kind]}",
-                    "choose another --repo",
+                    f"choose another {'--push' if kind == 'dataset' else '--repo'}",
                 )
     return Access(user, there is not None, bool(there and there.private), check_base(api, base))
 
@@ -56,7 +56,7 @@ def check_private(name: str, may: Access, *, private: bool, kind: str = "model")
         )
 
 
-def check_token(api: Any, name: str) -> str:
+def check_token(api: Any, name: str, kind: str) -> str:
     """The user of the token. Raises HubError where it cannot write in the namespace of `name`."""
     from huggingface_hub import get_token
 
@@ -75,7 +75,7 @@ def check_token(api: Any, name: str) -> str:
         ours = f" or an organization of yours ({', '.join(orgs)})" if orgs else ""
         raise HubError(
             f"{owner} is not you: the token is of {user}, who may not write there",
-            f"--repo {user}/{name.partition('/')[2]}{ours}",
+            f"{'--push' if kind == 'dataset' else '--repo'} {user}/{name.partition('/')[2]}{ours}",
         )
     return user
 
@@ -111,23 +111,29 @@ def check_base(api: Any, base: str | None) -> Asked:
     return Asked("other", str(card.get("license_name") or "") or None, str(link) if link else None)
 
 
-def languages(api: Any, places: Iterable[Place]) -> tuple[str, ...]:
-    """The languages that the cards of the data sets on the Hub name. A data set that cannot be asked names none."""
+def of_data(api: Any, places: Iterable[Place]) -> Asked:
+    """The languages that the cards of the data sets on the Hub name, and the licence, where it is the same for all.
+
+    A data set that cannot be asked names none.
+    """
 
     def look(name: str) -> Any:
-        return (api.dataset_info(name).card_data or {}).get("language")
+        return api.dataset_info(name).card_data or {}
 
-    found: list[str] = []
+    languages: list[str] = []
+    licenses: set[str | None] = set()
     for place in places:
-        if not place.on_the_hub:
-            continue
-        try:
-            said = session.ask(f"look at {place.name}", partial(look, place.name), name=place.name, kind="dataset")
-        except HubError as error:
-            log.info("the language of the data is not known: %s", error.message)
-            continue
-        found += [said] if isinstance(said, str) else said or []
-    return tuple(dict.fromkeys(name for name in map(str, found) if _LANGUAGE.fullmatch(name)))
+        card: Any = {}
+        if place.on_the_hub:
+            try:
+                card = session.ask(f"look at {place.name}", partial(look, place.name), name=place.name, kind="dataset")
+            except HubError as error:
+                log.info("what the card of the data %s says is not known: %s", place.name, error.message)
+        said, found = card.get("language"), card.get("license")
+        languages += [said] if isinstance(said, str) else map(str, said or ())
+        licenses.add(found if isinstance(found, str) and found != "other" else None)
+    known = tuple(dict.fromkeys(name for name in languages if _LANGUAGE.fullmatch(name)))
+    return Asked(license=licenses.pop() if len(licenses) == 1 else None, language=known)
 
 
 def _there(api: Any, name: str, kind: str) -> Any | None:

@@ -17,9 +17,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ggufy.errors import GgufyError, HubError, from_lower
 from ggufy.hub import access, bundle, names, push, receipt, session, upload
@@ -182,7 +183,7 @@ class Sender:
             self.ready = True
         paths = {file.path for file in files}
 
-        def stale(there: Iterable[str]) -> list[str]:
+        def stale(there: Mapping[str, Any]) -> list[str]:
             return [path for path in there if path.startswith("checkpoints/") and path not in paths]
 
         done = upload.upload(

@@ -68,8 +68,8 @@ def push(run: Run, wish: Wish) -> Pushed:
     api = session.client()
     may = access.check(api, target.repo, str(plan.bundle.frozen["base"]["name"]))
     access.check_private(target.repo, may, private=plan.private)
-    places = facts.trained_on(plan.bundle.frozen)
-    files = _files(plan, replace(may.asked, language=access.languages(api, places)))
+    of_data = access.of_data(api, facts.trained_on(plan.bundle.frozen))
+    files = _files(plan, replace(may.asked, language=of_data.language))
     if not may.exists:
         create(api, target, private=plan.private)
     make_branch(api, target)
@@ -140,7 +140,7 @@ def _plan(run: Run, wish: Wish) -> _Plan:
     )
     if tag:
         names.check_ref(tag, "tag")
-    leaks.sha256("the commit's message", (message or "").encode(), leaks.known_keys(), ())
+    leaks.look("the commit's message", (message or "").encode(), leaks.known_keys(), ())
     kinds = [kind for kind in parts.what if parts.paths(kind)]
     return _Plan(target, parts, private, tag, message or f"{run.name}: {', '.join(kinds)}")
 

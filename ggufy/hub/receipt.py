@@ -70,8 +70,10 @@ def _finish(run: Run, target: str, files: Iterable[File], facts: dict[str, Any],
     url = facts.pop("file_url")
     held = {path: {**held, "url": f"{url}/{path}"} for path, held in _plain(files).items()}
     entry = {**facts, "files": held if alone else known.get("files", {}) | held}
-    if pending is None and {**entry, "finished": None} == {**known, "finished": None}:
-        return
+    if {**entry, "finished": None} == {**known, "finished": None}:
+        if pending is None:
+            return
+        entry = known
     values["pushes"][target] = entry
     write_json(run.path / "hub.json", values if values["pending"] else {"pushes": values["pushes"]})
 

@@ -103,7 +103,7 @@ def test_card_of_a_llama_with_held_out_loss(hub: Hub, quick: Path) -> None:
     run = quick / "runs" / "quick"
     frozen, summary = (json.loads((run / name).read_text()) for name in ("run.json", "summary.json"))
     frozen["base"] = {**frozen["base"], "name": "meta/Llama-3.2-3B-Instruct", "commit": "c" * 40}
-    frozen["data"] = {**frozen["data"], "name": "someone/chats"}
+    frozen["data"] = {**frozen["data"], "name": "someone/chats", "commit": "d" * 40}
     frozen["recipe"]["data"]["eval_size"] = 7
     (run / "run.json").write_text(json.dumps(frozen))
     (run / "summary.json").write_text(json.dumps({**summary, "eval_loss": 1.25}))
