@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import html
+import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import pytest
 import yaml
 
 from tests.hub.conftest import Hub
@@ -46,6 +53,115 @@ def test_a_space(hub: Hub, quick: Path, run: Callable[..., CompletedProcess[str]
     assert alone.stdout.decode().splitlines()[0] == here.stdout.splitlines()[0]
 
 
+TASK = {
+    "title": "Study cards",
+    "inputs": [{"name": "topic", "label": "Topic"}],
+    "prompt": "Study cards on {topic}, {{short}}",
+    "output": "cards",
+    "max_tokens": 12,
+    "temperature": 0.0,
+    "examples": [{"topic": "leaves"}],
+}
+# The app, in a process of its own: a text as cards, and its address.
+SERVE = """
+import sys
+import app
+print(repr(app.cards(sys.argv[1])), flush=True)
+app.demo.launch(prevent_thread_lock=True, quiet=True)
+print(app.demo.local_url, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def talk(hub: Hub, quick: Path) -> Iterator[tuple[str, Callable[[str, str], str], str]]:
+    """A Space of quick with a form, running: its address, what `ggufy chat` says, and some text as cards."""
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("gradio is not installed: pip install 'ggufy[ui]'")
+    record = quick / "runs" / "quick" / "run.json"
+    frozen = json.loads(record.read_text())
+    frozen["recipe"]["space"] = {"system": "Be brief.", "task": TASK}
+    frozen["recipe"]["hub"]["examples"] = ["Who feeds the cat?"]
+    record.write_text(json.dumps(frozen))
+    hub.works("push", "quick", "--repo", "ann/Llama-quick", "--what", "gguf", cwd=quick)
+    hub.works("space", "quick", "--repo", "ann/talk", cwd=quick)
+    folder = quick / "spaces" / "talk"
+    env = {**hub.env, "PYTHONPATH": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, "<i>a</i>\nb & c\n\nd"],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+
+    def chat(question: str, tokens: str) -> str:
+        sampling = ("--temperature", "0", "--max-tokens", tokens, "--system", "Be brief.")
+        said = hub.works("chat", "quick", "--prompt", question, *sampling, cwd=quick)
+        return said.rpartition("\n[")[0]
+
+    shown = process.stdout.readline()
+    url = process.stdout.readline().strip()
+    yield url, chat, ast.literal_eval(shown)
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+def test_the_app_answers_as_chat_does(talk: tuple[str, Callable[[str, str], str], str]) -> None:
+    url, chat, shown = talk
+    assert "<summary>&lt;i&gt;a&lt;/i&gt;</summary>" in shown
+    assert "b &amp; c" in shown
+    assert shown.count("<details") == 2
+
+    def ask(name: str, *values: object) -> list[str]:
+        """The answer as it grows."""
+        body = json.dumps({"data": values}).encode()
+        begin = urllib.request.Request(f"{url}/gradio_api/call/{name}", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(begin) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{url}/gradio_api/call/{name}/{event}") as answer:
+            lines = answer.read().decode().splitlines()
+        found = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+        return [values[0] if values else "" for values in found]
+
+    answers = ask("chat", "Where is my bike?", "Be brief.", 0, 32)
+    assert len(set(answers)) > 4, "it came in one piece"
+    assert answers[-1].strip() == chat("Where is my bike?", "32").strip()
+    cards = html.unescape(re.sub("<[^>]*>", "", ask("work", "leaves")[-1]))
+    assert "".join(cards.split()) == "".join(chat("Study cards on leaves, {short}", "12").split())
+
+
+def test_the_app_in_a_browser(talk: tuple[str, Callable[[str, str], str], str]) -> None:
+    """The form, its example and its cards; what is empty; then the chat, with the example of the recipe."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no browser: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no driver for the browser: pip install playwright")
+    url, chat, _ = talk
+    with playwright.sync_playwright() as driver:
+        page = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+        page.goto(url)
+        page.get_by_role("button", name="Study cards").click()
+        page.get_by_text("Topic is empty.").wait_for()
+        page.get_by_text("leaves", exact=True).click()
+        expected = chat("Study cards on leaves, {short}", "12")
+        page.get_by_role("button", name="Study cards").click()
+        page.wait_for_function(
+            "wanted => [...document.querySelectorAll('details.card')].map(c => c.textContent).join('')"
+            ".replace(/\\s/g, '') == wanted",
+            arg="".join(expected.split()),
+        )
+        page.get_by_role("tab", name="Chat").click()
+        page.get_by_text("Who feeds the cat?", exact=True).click()
+        page.locator(".bot.message, [data-testid=bot]").first.wait_for()
+        assert page.get_by_text("System prompt").count()
+
+
 def test_a_changed_app_stays(hub: Hub, quick: Path) -> None:
     hub.works("push", "quick", "--repo", "ann/Llama-quick", cwd=quick)
     space = ("space", "quick", "--repo", "ann/talk")
@@ -56,3 +172,22 @@ def test_a_changed_app_stays(hub: Hub, quick: Path) -> None:
     assert app.read_text() == "mine"
     hub.works(*space, "--force", cwd=quick)
     assert app.read_text() != "mine"
+
+
+def test_a_space_is_renewed(hub: Hub, quick: Path) -> None:
+    """What `ggufy space` wrote it may write again, here and there; a private model is said to need a token."""
+    hub.works("push", "quick", "--repo", "ann/Llama-quick", "--private", cwd=quick)
+    space = ("space", "quick", "--repo", "ann/talk", "--push")
+    said = hub.works(*space, cwd=quick)
+    assert "ann/Llama-quick is private" in said
+    assert "HF_TOKEN" in said
+    record = quick / "runs" / "quick" / "run.json"
+    frozen = json.loads(record.read_text())
+    frozen["recipe"]["space"] = {"system": "Be kind.", "task": None}
+    record.write_text(json.dumps(frozen))
+    hub.works(*space, cwd=quick)
+    assert json.loads(hub.read("ann/talk", "model.json", kind="space"))["system"] == "Be kind."
+    edit = {"kind": "space", "name": "ann/talk", "branch": "main", "path": "app.py", "text": "theirs"}
+    hub.control("edit", edit)
+    assert "app.py that this run did not put there" in hub.fails(*space, cwd=quick)
+    assert "public" in hub.fails(*space, "--private", cwd=quick)
