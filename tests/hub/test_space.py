@@ -105,7 +105,7 @@ def talk(hub: Hub, quick: Path) -> Iterator[tuple[str, Callable[[str, str], str]
         return said.rpartition("\n[")[0]
 
     shown = process.stdout.readline()
-    url = process.stdout.readline().strip()
+    url = process.stdout.readline().strip().rstrip("/")
     yield url, chat, ast.literal_eval(shown)
     process.stdin.close()
     process.wait()
@@ -158,8 +158,9 @@ def test_the_app_in_a_browser(talk: tuple[str, Callable[[str, str], str], str]) 
         )
         page.get_by_role("tab", name="Chat").click()
         page.get_by_text("Who feeds the cat?", exact=True).click()
-        page.locator(".bot.message, [data-testid=bot]").first.wait_for()
-        assert page.get_by_text("System prompt").count()
+        page.get_by_test_id("submit-button").last.click()
+        page.get_by_test_id("bot").wait_for()
+        assert page.get_by_test_id("user").count() == 1
 
 
 def test_a_changed_app_stays(hub: Hub, quick: Path) -> None:
