@@ -148,10 +148,14 @@ def _public_config(path: Path, facts: dict[str, Any]) -> tuple[Path | bytes, dic
     return data, {**facts, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def finish(bundle: Bundle, card: str) -> list[File]:
-    """All files with their hashes, read once; smallest first. Raises HubError for what must not leave."""
+def finish(bundle: Bundle, texts: Mapping[str, str]) -> list[File]:
+    """All files with their hashes, read once, and texts that are made for the Hub only; smallest first.
+
+    Raises HubError for what must not leave.
+    """
     known, places = leaks.known_keys(), leaks.places(bundle.run.path)
-    sources = {**{path: source for path, (source, _) in bundle.sources.items()}, "README.md": card.encode()}
+    sources = {path: source for path, (source, _) in bundle.sources.items()}
+    sources |= {path: text.encode() for path, text in texts.items()}
     files = [_file(path, source, known, places) for path, source in sorted(sources.items())]
     expected = {name: facts["sha256"] for stamp in bundle.stamps for name, facts in stamp["files"].items()}
     by_path = {file.path: file for file in files}

@@ -53,6 +53,18 @@ def naming_rule(bundle: Bundle, repo: str, asked: Asked) -> str | None:
     return None
 
 
+def notice(bundle: Bundle, asked: Asked) -> str | None:
+    """The text that Llama's licence asks to be in a file of every copy."""
+    licensed = (license_of(bundle, asked) or "").startswith("llama")
+    llama = facts.llama(str(bundle.frozen["base"]["name"])) if licensed else None
+    if llama is None:
+        return None
+    return (
+        f"{llama[1]} is licensed under the {llama[1]} Community License, "
+        "Copyright © Meta Platforms, Inc. All Rights Reserved.\n"
+    )
+
+
 def _header(bundle: Bundle, models: list[Gguf], asked: Asked) -> str:
     from huggingface_hub import ModelCardData
 
@@ -118,8 +130,6 @@ def _said(bundle: Bundle, models: list[Gguf], repo: str, branch: str, asked: Ask
     frozen, run = bundle.frozen, bundle.run
     base = frozen["base"]
     quants = [gguf for gguf in models if gguf.bits is not None]
-    licensed = (license_of(bundle, asked) or "").startswith("llama")
-    llama = facts.llama(str(base["name"])) if licensed else None
     modelfiles = [path for path in bundle.sources if path.endswith(".Modelfile")]
     method = "QLoRA" if frozen["recipe"]["model"]["load_in"] != "16bit" else "LoRA"
     rows = {split: found.get("kept") for split, found in counts(run).items()}
@@ -136,7 +146,7 @@ def _said(bundle: Bundle, models: list[Gguf], repo: str, branch: str, asked: Ask
         "data_said": _data_said(facts.trained_on(frozen), rows.get("train") or frozen["recipe"]["data"]["train_size"]),
         "held_out_said": _data_said(facts.held_out(frozen), rows.get("eval")) if _results(bundle) else None,
         "ggufy": frozen["ggufy"],
-        "family": llama[1] if llama else None,
+        "notice": (notice(bundle, asked) or "").strip() or None,
         "files": _files(bundle, models),
         "measured": next((gguf.closeness for gguf in quants if gguf.closeness), None),
         "revision": "" if branch == "main" else f', revision="{branch}"',

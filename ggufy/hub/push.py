@@ -150,7 +150,8 @@ def _files(plan: _Plan, asked: Asked) -> list[File]:
     card.check(text)
     if rule := card.naming_rule(plan.bundle, plan.target.repo, asked):
         log.warning("%s; %s does not", rule, plan.target.repo)
-    return bundle.finish(plan.bundle, text)
+    notice = card.notice(plan.bundle, asked)
+    return bundle.finish(plan.bundle, {"README.md": text, **({"NOTICE": notice} if notice else {})})
 
 
 def _source(files: Iterable[File], path: str) -> bytes:

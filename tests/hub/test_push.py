@@ -84,6 +84,11 @@ def test_through_xet(xet_hub: Hub, quick: Path) -> None:
     gguf = hashlib.sha256((quick / "runs/quick/export/quick-q8_0.gguf").read_bytes()).hexdigest()
     assert hub.files("ann/Llama-quick")["quick-q8_0.gguf"][0] == gguf
     assert "nothing was sent" in hub.works(*PUSH, cwd=quick)
+    there = quick.parent / "there"
+    there.mkdir()
+    hub.works("pull", "ann/Llama-quick", cwd=there)
+    for name in ("adapter/adapter_model.safetensors", "export/quick-q8_0.gguf"):
+        assert (there / "runs/quick" / name).read_bytes() == (quick / "runs/quick" / name).read_bytes()
 
 
 def test_killed_through_xet(xet_hub: Hub, quick: Path) -> None:
@@ -149,7 +154,8 @@ def test_card_of_a_llama_with_held_out_loss(hub: Hub, quick: Path) -> None:
     assert card.data.datasets == ["someone/chats"]
     [result] = card.data.eval_results
     assert result.metric_value == 1.25
-    assert "Built with Llama" in card.text
+    assert "Built with Llama. Llama 3.2 is licensed under the Llama 3.2 Community License" in card.text
+    assert "  NOTICE" in card.text
 
 
 def test_card_of_a_mix_and_of_what_was_measured(hub: Hub, quick: Path) -> None:
