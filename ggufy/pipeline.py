@@ -223,8 +223,8 @@ def push_data(what: str | os.PathLike[str] | Recipe, wish: dataset.Wish, overrid
     frozen = {"recipe": wanted.model_dump(mode="json"), "data": record.places(wanted, rows)}
     with TemporaryDirectory(prefix="ggufy-") as folder:
         scratch = Path(folder)
-        looked_at = dataset.checker(wish.folder)
-        made = publish.publish(rows, wanted.data, base, model.max_length, record.today(), scratch, looked_at)
+        day, check_row = record.today(), dataset.checker()
+        made = publish.publish(rows, wanted.data, base, model.max_length, day, scratch, check_row)
         return dataset.send(wish, may, scratch, dataset.contents(frozen, made.columns, made.rows, made.counts))
 
 

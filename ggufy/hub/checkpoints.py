@@ -9,6 +9,7 @@ tried again. It ends when the training does, however that ends, after what was s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -37,7 +38,9 @@ _LOOK_SECONDS = 0.5
 _WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)
 # What is tried after the training has ended, before giving up.
 _LAST_TRIES = 3
-_NOT_SENT = ("manifest.json", "training_args.bin")
+# Peft's README.md and the trainer's pickled arguments name folders of this machine, and no resume reads them.
+_NOT_SENT = ("manifest.json", "training_args.bin", "README.md")
+_CONFIG = "adapter_config.json"
 
 
 def target_of(wanted: Recipe, run: Run) -> Target | None:
@@ -206,12 +209,17 @@ class Sender:
         sealed: dict[str, str] = {}
         for folder in sorted(path.parent for path in self.holding.glob("*/manifest.json")):
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            # The trainer's pickled arguments name folders of this machine, and no resume reads them.
             manifest["files"] = {name: facts for name, facts in manifest["files"].items() if name not in _NOT_SENT}
             at = f"checkpoints/{folder.name}"
             for name, facts in manifest["files"].items():
                 sources[f"{at}/{name}"] = (folder / names.check_path(name), f"{at}/{name}")
                 sealed[f"{at}/{name}"] = facts["sha256"]
+            if _CONFIG in manifest["files"]:
+                data = self._public_config(folder / _CONFIG)
+                sha256 = hashlib.sha256(data).hexdigest()
+                sources[f"{at}/{_CONFIG}"] = (data, f"{at}/{_CONFIG}")
+                sealed[f"{at}/{_CONFIG}"] = sha256
+                manifest["files"][_CONFIG] = {"size": len(data), "sha256": sha256}
             sources[f"{at}/manifest.json"] = (bundle.as_json(manifest), f"{at}/manifest.json")
         sources["ggufy/run.json"] = (bundle.as_json(self.run.frozen), "run.json")
         metrics = self.run.path / "metrics.jsonl"
@@ -227,6 +235,12 @@ class Sender:
         made = bundle.as_json(bundle.manifest_of(self.run.name, listed, []))
         files += bundle.from_sources({bundle.MANIFEST: made}, self.run.path)
         return sorted(files, key=lambda file: (file.size, file.path))
+
+    def _public_config(self, path: Path) -> bytes:
+        """Peft's configuration, with the base's name in the place of the folder it was loaded from."""
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = self.run.frozen["base"]["name"]
+        return bundle.as_json(bundle.without_places(config))
 
     def _say(self, folder: Path | None, error: GgufyError, *, last: bool) -> None:
         then = "giving up; it is on this disk" if last else "trying again"

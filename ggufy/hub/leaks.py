@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ggufy import keys
+from ggufy import cache, keys
 from ggufy.errors import HubError
 
 _BLOCK = 1 << 22
@@ -43,7 +43,9 @@ def known_keys() -> list[bytes]:
 
 def places(folder: Path) -> list[bytes]:
     """Absolute paths that say where on this disk a run was made."""
-    here = {folder.resolve(), folder.resolve().parent, Path.cwd(), Path.home()}
+    from huggingface_hub import constants
+
+    here = {folder.resolve(), folder.resolve().parent, Path.cwd(), Path.home(), cache.folder(), Path(constants.HF_HOME)}
     return [f"{path.as_posix()}/".encode() for path in here if path != Path(path.anchor)]
 
 

@@ -254,7 +254,8 @@ def unsent(quick: Path) -> Path:
 def send(hub: Hub, cwd: Path) -> subprocess.Popen[str]:
     """What sends checkpoints beside a training, after that has ended."""
     command = [sys.executable, "-m", "ggufy.hub.checkpoints", "runs/quick", "ann/Llama-quick", "checkpoints", "end"]
-    env = {**hub.env, "HF_TOKEN": ANN}
+    # The base's folder, which peft writes into each checkpoint, lies in the home as it does elsewhere.
+    env = {**hub.env, "HF_TOKEN": ANN, "HOME": str(Path(hub.env["GGUFY_CACHE"]).parent)}
     return subprocess.Popen(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -277,6 +278,10 @@ def test_the_best_checkpoint_is_sent_with_the_newest(hub: Hub, unsent: Path, tmp
     state = hub.state("ann/Llama-quick")
     assert state["commits"] == 2
     assert len(hub.stored()) == len(set(hub.stored()))
+    place = hub.env["GGUFY_CACHE"].encode()
+    assert place in (unsent / "runs/quick/checkpoints/checkpoint-4/adapter_config.json").read_bytes()
+    for path in [*(hub.folder / "bodies").iterdir(), *(hub.folder / "objects").iterdir()]:
+        assert place not in path.read_bytes()
     there = tmp_path / "there"
     there.mkdir()
     hub.works("pull", "ann/Llama-quick", cwd=there)
