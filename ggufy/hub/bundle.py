@@ -178,9 +178,9 @@ def manifest_of(run: str, files: Mapping[str, Any], stamps: Iterable[Mapping[str
     return {"format": FORMAT, "ggufy": __version__, "run": run, "files": dict(files), "stamps": list(stamps)}
 
 
-def from_sources(files: Mapping[str, Path | bytes], folder: Path) -> list[File]:
-    """Files that are no output of a run: a checkpoint's, a Space's, a data set's."""
-    known, places = leaks.known_keys(), leaks.places(folder)
+def from_sources(files: Mapping[str, Path | bytes], folder: Path | None) -> list[File]:
+    """Files that are no output of a run: a checkpoint's, a Space's, a data set's. Without a folder any may be named."""
+    known, places = leaks.known_keys(), leaks.places(folder) if folder else []
     return [_file(path, source, known, places) for path, source in files.items()]
 
 

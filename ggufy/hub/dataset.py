@@ -115,7 +115,7 @@ def send(wish: Wish, may: access.Access, scratch: Path, made: Contents) -> push.
 def _settle(room: Run, target: Target, scratch: Path, *, force: bool) -> list[File]:
     """Move the files to their folder, never over somebody else's; and note them as ours before they are sent."""
     written = {path.relative_to(scratch).as_posix(): path for path in sorted(scratch.rglob("*")) if path.is_file()}
-    files = bundle.from_sources(written, room.path)
+    files = _files(room, written)
     own = receipt.own(room, target.name)
     for file in files:
         there = room.path / file.path
@@ -130,7 +130,13 @@ def _settle(room: Run, target: Target, scratch: Path, *, force: bool) -> list[Fi
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, final)
         sync(final)
-    return bundle.from_sources({name: room.path / name for name in written}, room.path)
+    return _files(room, {name: room.path / name for name in written})
+
+
+def _files(room: Run, paths: Mapping[str, Path]) -> list[File]:
+    rows = {name: path for name, path in paths.items() if name.startswith("data/")}
+    rest = {name: path for name, path in paths.items() if name not in rows}
+    return [*bundle.from_sources(rest, room.path), *bundle.from_sources(rows, None)]
 
 
 def card(repo: str, made: Contents, stated: Asked) -> str:
