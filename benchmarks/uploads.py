@@ -50,6 +50,8 @@ def main() -> None:
         finally:
             server.kill()
             server.wait()
+    if not sent:
+        sys.exit("nothing arrived on the Hub, so nothing was measured")
     off, on = median(seconds["off"]), median(seconds["every_save"])
     print(f"{options.steps} steps: {off:.2f} s without, {on:.2f} s while {sent / options.rounds:.0f} commits were sent")
     print(f"ratio {on / off:.3f}; rounds without differ by {max(seconds['off']) / min(seconds['off']):.3f}")
@@ -65,7 +67,7 @@ def ask(url: str, what: str, values: object) -> dict[str, dict[str, dict[str, in
 def train(folder: Path, url: str, mode: str, number: int, options: argparse.Namespace) -> float:
     run = f"{mode}-{number}"
     settings = {
-        "lora.r": 128,
+        "lora.r": 64,
         "train.max_steps": options.steps,
         "train.save_steps": options.every,
         "hub.checkpoints": mode,

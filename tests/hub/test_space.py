@@ -18,7 +18,7 @@ from subprocess import CompletedProcess
 import pytest
 import yaml
 
-from tests.hub.conftest import Hub
+from tests.hub.conftest import Hub, emptied
 
 ASK = """
 import sys
@@ -53,15 +53,27 @@ def test_a_space(hub: Hub, quick: Path, run: Callable[..., CompletedProcess[str]
     assert alone.stdout.decode().splitlines()[0] == here.stdout.splitlines()[0]
 
 
-TASK = {
-    "title": "Study cards",
-    "inputs": [{"name": "topic", "label": "Topic"}],
-    "prompt": "Study cards on {topic}, {{short}}",
-    "output": "cards",
-    "max_tokens": 12,
-    "temperature": 0.0,
-    "examples": [{"topic": "leaves"}],
+ROWS = {
+    "Study cards on leaves, {short}": "What is green?\nA leaf.\n\nWhat is <b>wet</b>?\nThe rain.",
+    "Study cards on cats, {short}": "Who purrs?\nA cat.",
+    "Who feeds the cat?": "You do, at seven.",
 }
+RECIPE = """
+extends: tiny
+data: {source: rows.jsonl, train_size: null}
+train: {max_steps: 40, batch_size: 3, save_steps: 40}
+hub: {examples: ["Who feeds the cat?"]}
+space:
+  system: Be brief.
+  task:
+    title: Study cards
+    inputs: [{name: topic, label: Topic}]
+    prompt: "Study cards on {topic}, {{short}}"
+    output: cards
+    max_tokens: 64
+    temperature: 0
+    examples: [{topic: leaves}]
+"""
 # The app, in a process of its own: a text as cards, and its address.
 SERVE = """
 import sys
@@ -73,24 +85,32 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture
-def talk(hub: Hub, quick: Path) -> Iterator[tuple[str, Callable[[str, str], str], str]]:
-    """A Space of quick with a form, running: its address, what `ggufy chat` says, and some text as cards."""
+@pytest.fixture(scope="module")
+def talk(
+    served: tuple[dict[str, str], subprocess.Popen[str]],
+    run: Callable[..., CompletedProcess[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, str]]:
+    """A Space of a run that was taught three answers, running: its address, and some text as cards."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed: pip install 'ggufy[ui]'")
-    record = quick / "runs" / "quick" / "run.json"
-    frozen = json.loads(record.read_text())
-    frozen["recipe"]["space"] = {"system": "Be brief.", "task": TASK}
-    frozen["recipe"]["hub"]["examples"] = ["Who feeds the cat?"]
-    record.write_text(json.dumps(frozen))
-    hub.works("push", "quick", "--repo", "ann/Llama-quick", "--what", "gguf", cwd=quick)
-    hub.works("space", "quick", "--repo", "ann/talk", cwd=quick)
-    folder = quick / "spaces" / "talk"
-    env = {**hub.env, "PYTHONPATH": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    cwd, hub = tmp_path_factory.mktemp("space"), emptied(*served)
+    system = {"role": "system", "content": "Be brief."}
+    with (cwd / "rows.jsonl").open("w") as file:
+        for question, answer in ROWS.items():
+            turns = [system, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    (cwd / "cards.yaml").write_text(RECIPE)
+    for command in (("train", "--recipe", "cards.yaml"), ("export", "--quant", "q8_0", "--no-logits")):
+        done = run(*command, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+    hub.works("push", "--repo", "ann/Llama-cards", "--what", "gguf", cwd=cwd)
+    hub.works("space", "--repo", "ann/talk", cwd=cwd)
+    folder = cwd / "spaces" / "talk"
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, "<i>a</i>\nb & c\n\nd"],
         cwd=folder,
-        env=env,
+        env={**hub.env, "PYTHONPATH": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -98,22 +118,15 @@ def talk(hub: Hub, quick: Path) -> Iterator[tuple[str, Callable[[str, str], str]
     )
     assert process.stdout is not None
     assert process.stdin is not None
-
-    def chat(question: str, tokens: str) -> str:
-        sampling = ("--temperature", "0", "--max-tokens", tokens, "--system", "Be brief.")
-        said = hub.works("chat", "quick", "--prompt", question, *sampling, cwd=quick)
-        return said.rpartition("\n[")[0]
-
     shown = process.stdout.readline()
-    url = process.stdout.readline().strip().rstrip("/")
-    yield url, chat, ast.literal_eval(shown)
+    yield process.stdout.readline().strip().rstrip("/"), ast.literal_eval(shown)
     process.stdin.close()
     process.wait()
     process.stdout.close()
 
 
-def test_the_app_answers_as_chat_does(talk: tuple[str, Callable[[str, str], str], str]) -> None:
-    url, chat, shown = talk
+def test_the_app_answers_as_it_was_taught(talk: tuple[str, str]) -> None:
+    url, shown = talk
     assert "<summary>&lt;i&gt;a&lt;/i&gt;</summary>" in shown
     assert "b &amp; c" in shown
     assert shown.count("<details") == 2
@@ -129,33 +142,31 @@ def test_the_app_answers_as_chat_does(talk: tuple[str, Callable[[str, str], str]
         found = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
         return [values[0] if values else "" for values in found]
 
-    answers = ask("chat", "Where is my bike?", "Be brief.", 0, 32)
-    assert len(set(answers)) > 4, "it came in one piece"
-    assert answers[-1].strip() == chat("Where is my bike?", "32").strip()
-    cards = html.unescape(re.sub("<[^>]*>", "", ask("work", "leaves")[-1]))
-    assert "".join(cards.split()) == "".join(chat("Study cards on leaves, {short}", "12").split())
+    answers = ask("chat", "Who feeds the cat?", "Be brief.", 0, 32)
+    assert answers[-1] == ROWS["Who feeds the cat?"]
+    assert len(set(answers)) > 3, "it came in one piece"
+    cards = ask("work", "leaves")[-1]
+    fronts = [html.unescape(front) for front in re.findall("<summary>(.*?)</summary>", cards)]
+    assert fronts == ["What is green?", "What is <b>wet</b>?"]
 
 
-def test_the_app_in_a_browser(talk: tuple[str, Callable[[str, str], str], str]) -> None:
+def test_the_app_in_a_browser(talk: tuple[str, str]) -> None:
     """The form, its example and its cards; what is empty; then the chat, with the example of the recipe."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no browser: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="no driver for the browser: pip install playwright")
-    url, chat, _ = talk
+    url, _ = talk
     with playwright.sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
         page.goto(url)
         page.get_by_role("button", name="Study cards").click()
         page.get_by_text("Topic is empty.").wait_for()
         page.get_by_text("leaves", exact=True).click()
-        expected = chat("Study cards on leaves, {short}", "12")
         page.get_by_role("button", name="Study cards").click()
-        page.wait_for_function(
-            "wanted => [...document.querySelectorAll('details.card')].map(c => c.textContent).join('')"
-            ".replace(/\\s/g, '') == wanted",
-            arg="".join(expected.split()),
-        )
+        card = page.locator("details.card").nth(1)
+        card.get_by_text("What is <b>wet</b>?", exact=True).click()
+        card.get_by_text("The rain.", exact=True).wait_for()
         page.get_by_role("tab", name="Chat").click()
         page.get_by_text("Who feeds the cat?", exact=True).click()
         page.wait_for_function("[...document.querySelectorAll('textarea')].some(t => t.value == 'Who feeds the cat?')")
