@@ -218,6 +218,7 @@ def _tag(api: Any, plan: _Plan, commit: str) -> None:
         api.create_tag(target.repo, tag=tag, revision=commit, repo_type=target.kind, exist_ok=True)
 
     session.ask(f"set the tag {tag}", set_tag, name=target.repo, kind=target.kind)
+    log.info("the tag %s is at %s", tag, commit[:12])
 
 
 def receipt_of(target: Target, tag: str | None, done: upload.Sent) -> dict[str, Any]:
