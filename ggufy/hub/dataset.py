@@ -128,8 +128,10 @@ def _settle(room: Run, target: Target, scratch: Path, *, force: bool) -> list[Fi
     for name, path in written.items():
         final = room.path / name
         final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, final)
-        sync(final)
+        beside = final.with_name(f".{final.name}.partial")
+        shutil.move(path, beside)
+        sync(beside)
+        beside.replace(final)
     return _files(room, {name: room.path / name for name in written})
 
 
