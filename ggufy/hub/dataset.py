@@ -116,7 +116,9 @@ def _settle(room: Run, target: Target, scratch: Path, *, force: bool) -> list[Fi
     """Move the files to their folder, never over somebody else's; and note them as ours before they are sent."""
     written = {path.relative_to(scratch).as_posix(): path for path in sorted(scratch.rglob("*")) if path.is_file()}
     files = _files(room, written)
-    own = receipt.own(room, target.name)
+    # Whatever was written here before, for whichever branch.
+    noted = receipt.read(room)
+    own = set().union(*(receipt.own(room, name) for name in (*noted["pushes"], *noted["pending"])))
     for file in files:
         there = room.path / file.path
         if there.exists() and not force and not {digest.of_file(there)} & (own | {file.sha256}):

@@ -81,6 +81,9 @@ def test_again_nothing_is_sent_and_a_split_that_has_gone_goes(hub: Hub, work: Pa
     assert (work / "datasets/chats/hub.json").read_bytes() == receipt
     held = json.loads(receipt)["pushes"]["ann/chats@main"]
     assert held["commit"] == hub.state("ann/chats", "dataset")["branches"]["main"]
+    hub.works(*PUSH, "--branch", "short", "--set", "data.train_size=2", cwd=work)
+    assert "made" not in hub.works(*PUSH, cwd=work)
+    assert hub.state("ann/chats", "dataset")["branches"].keys() == {"main", "short"}
     edit = {"kind": "dataset", "name": "ann/chats", "branch": "main", "path": "data/theirs.parquet", "text": "theirs"}
     hub.control("edit", edit)
     hub.works(*PUSH, "--set", "data.eval_source=null", cwd=work)
