@@ -6,7 +6,7 @@ import logging
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,6 +118,7 @@ class _Export:
         self.models = self._modelfiles()
         self.matrix = imatrix.read(wish.imatrix_file) if wish.imatrix_file else None
         self.verifier = Verifier(this, self.threads, logits=wish.check_logits)
+        self.closeness: dict[str, dict[str, Any]] = {}
 
     def make(self) -> dict[str, Artifact]:
         made: dict[str, Artifact] = {}
@@ -209,12 +210,22 @@ class _Export:
             stage.export(request, self.threads)
             for name, place in by_name.items() if self.wish.check_files else ():
                 if name not in MERGED:
-                    log.info("verified %s", self.verifier.verify(place).text())
+                    self._verify(name, place)
 
         self._verify_there(files)
         unverified = () if self.wish.check_files else [o for o, inputs in files.items() if _can_verify(inputs)]
         made = self.this.room.make(files, build, force=self.wish.force, unverified=unverified)
+        for output, inputs in files.items():
+            if "modelfile" not in inputs and (near := self.closeness.get(str(inputs["quant"]))):
+                self.this.room.note_closeness(output, near)
         return {_label(files[output]): artifact for output, artifact in made.items()}
+
+    def _verify(self, name: str, path: Path) -> None:
+        """Raises Unverified."""
+        found = self.verifier.verify(path)
+        log.info("verified %s", found.text())
+        if found.closeness:
+            self.closeness[name] = asdict(found.closeness)
 
     def _verify_there(self, files: Mapping[str, Mapping[str, Any]]) -> None:
         """Verify what an earlier export made without it. What is not sound is made again."""
@@ -224,7 +235,7 @@ class _Export:
             if there is None:
                 continue
             try:
-                log.info("verified %s", self.verifier.verify(there.path).text())
+                self._verify(str(inputs["quant"]), there.path)
             except Unverified as error:
                 log.warning("%s; it was made with --no-verify, and is made again", error.message)
                 room.note_verified(output, sound=False)

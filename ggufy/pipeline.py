@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
 from ggufy.errors import ChatError, ExportError, RecipeError, TrainError
-from ggufy.hub import checkpoints, pull, push
+from ggufy.hub import checkpoints, dataset, pull, push
 from ggufy.recipe import Recipe
 from ggufy.run import Run
 from ggufy.stamps import Artifact
@@ -100,11 +101,13 @@ def train(
                 identity=digest.of_values({**identity, "recipe": record.training(wanted)}),
                 change_gpus=change_gpus,
             )
-            with checkpoints.uploading(this, wanted):
-                ranks.fit(work, places["adapter"])
+            sending.enter_context(checkpoints.uploading(this, wanted))
+            ranks.fit(work, places["adapter"])
 
-        # Forced: `data` and `adapter` in a run are ggufy's own names, and one that has lost its stamp is made again.
-        adapter = this.make({"adapter": identity}, build, force=True)["adapter"]
+        # What is still being sent is waited for when the adapter is in its place.
+        with ExitStack() as sending:
+            # Forced: `data` and `adapter` in a run are ggufy's own names; one that has lost its stamp is made again.
+            adapter = this.make({"adapter": identity}, build, force=True)["adapter"]
     log.info("%s %s", adapter.path.as_posix(), "is up to date" if adapter.reused else "is trained")
     return this
 
@@ -207,6 +210,26 @@ def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()
     rows = record.rows(wanted, None)
     with TemporaryDirectory(prefix="ggufy-") as folder:
         return report.make(rows, wanted.data, base, model.max_length, record.today(), Path(folder))
+
+
+def push_data(what: str | os.PathLike[str] | Recipe, wish: dataset.Wish, overrides: Iterable[str] = ()) -> push.Pushed:
+    """Prepare a recipe's data as training would, and send its rows to the Hub as a data set."""
+    from tempfile import TemporaryDirectory
+
+    from ggufy.base import resolve
+    from ggufy.data import publish
+
+    wanted = check(what, overrides)
+    may = dataset.check(wish)
+    model, texts = wanted.model, source.sample_texts()
+    base = resolve.tokenizer(model.base, model.revision, offline=wanted.hub.offline, builtin_texts=texts)
+    rows = record.rows(wanted, None)
+    frozen = {"recipe": wanted.model_dump(mode="json"), "data": record.places(wanted, rows)}
+    with TemporaryDirectory(prefix="ggufy-") as folder:
+        scratch = Path(folder)
+        day, check_row = record.today(), dataset.checker()
+        made = publish.publish(rows, wanted.data, base, model.max_length, day, scratch, check_row)
+        return dataset.send(wish, may, scratch, dataset.contents(frozen, made.columns, made.rows, made.counts))
 
 
 @arguments.checked(arguments.EXPORT)

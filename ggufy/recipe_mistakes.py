@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
@@ -101,7 +102,10 @@ def _written_key(location: Sequence[str | int]) -> Key:
 def _inner(kind: Any, part: str | int) -> Any:
     """The type of a section's key, or of a list's item."""
     if _is_section(kind):
-        return kind.model_fields[part].annotation if part in kind.model_fields else None
+        found = kind.model_fields[part].annotation if part in kind.model_fields else None
+        # A section that may be left out.
+        inner = [one for one in get_args(found) if _is_section(one)] if NoneType in get_args(found) else []
+        return inner[0] if inner else found
     return get_args(kind)[0] if get_origin(kind) is tuple else None
 
 
@@ -119,6 +123,8 @@ def _explain(problem: dict[str, Any], key: Key, document: Document) -> str:
     expected = expected.replace(", unable to parse string as a number", "")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         expected = "a section with keys"
+    if kind in ("too_short", "string_too_short"):
+        expected = "at least one" if kind == "too_short" else "a text that is not empty"
     if kind == "string_pattern_mismatch":
         expected = "letters, digits, '.', '_' and '-'"
     if kind == "finite_number":

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 MODULE_GROUPS = {"attention": ATTENTION, "mlp": MLP, "all": ATTENTION + MLP}
 
 # Sections that may change in a run that is already trained: they say what is made of it, not what it is.
-LATE_SECTIONS = frozenset({"description", "export", "hub", "tracking"})
+LATE_SECTIONS = frozenset({"description", "export", "hub", "space", "tracking"})
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -210,6 +210,18 @@ class Export(Section):
 PLACEHOLDERS = ("recipe", "run", "r", "n")
 
 
+def check_placeholders(text: str) -> None:
+    """Raises ValueError for a name that cannot be filled in."""
+    try:
+        wanted = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{text!r} cannot be filled in: {error}") from None
+    for name, form, conversion in wanted:
+        if name not in PLACEHOLDERS or form or conversion:
+            known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
+            raise ValueError(f"{{{name}}} is nothing that can be filled in; there are {known}")
+
+
 class Hub(Section):
     """The Hugging Face Hub. In names {recipe}, {run}, {r} (rank) and {n} (training conversations) are filled in."""
 
@@ -227,6 +239,8 @@ class Hub(Section):
     """Set on the commit."""
     message: str | None = None
     """The commit's message."""
+    language: tuple[Annotated[str, Field(pattern=r"^([a-z]{2,3}|multilingual|code)$")], ...] = ()
+    """Of the data, for the card: en, de, ...; if not given, what the data sets' own cards on the Hub say."""
     examples: tuple[str, ...] = ()
     """Questions that a Space offers."""
     checkpoints: Literal["every_save", "end", "off"] = "off"
@@ -240,15 +254,75 @@ class Hub(Section):
     @field_validator("repo", "branch", "tag", "message")
     @classmethod
     def _known_placeholders(cls, value: str | None) -> str | None:
-        try:
-            wanted = [name for _, name, _, _ in Formatter().parse(value or "") if name is not None]
-        except ValueError as error:
-            raise ValueError(f"{value!r} cannot be filled in: {error}") from None
-        for name in wanted:
-            if name not in PLACEHOLDERS:
-                known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
-                raise ValueError(f"{{{name}}} is nothing that can be filled in; there are {known}")
+        check_placeholders(value or "")
         return value
+
+
+class TaskInput(Section):
+    """One field of a task's form."""
+
+    name: str = Field(pattern=r"^[A-Za-z]\w*$")
+    """By which the task's prompt names it."""
+    label: str = ""
+    """What stands over it; its name if not given."""
+    choices: tuple[str, ...] = ()
+    """A list to choose from, instead of a text."""
+    lines: Annotated[int, Field(ge=1, le=50)] = 1
+    """How high the field for a text is."""
+
+
+class Task(Section):
+    """A form that makes one prompt, instead of a chat."""
+
+    title: str = Field(min_length=1)
+    inputs: tuple[TaskInput, ...]
+    """Its fields, each a list item with name, label, and choices or lines."""
+    prompt: str = Field(min_length=1)
+    """What the model is asked, as in training, with the fields in braces: "[{task}] {text}"."""
+    output: Literal["text", "markdown", "cards"] = "markdown"
+    """How the answer is shown; cards: parts between empty lines, each a card whose first line is its front."""
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 512
+    """Longest answer."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
+    examples: tuple[dict[str, str], ...] = ()
+    """Fields filled in, to choose from: {topic: Photosynthesis}."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_is_a_template(cls, value: str) -> str:
+        template_fields(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Task:
+        if not self.inputs:
+            raise ValueError("needs at least one input")
+        names = [one.name for one in self.inputs]
+        if double := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two inputs have the name {double}")
+        wanted = template_fields(self.prompt)
+        for name in wanted:
+            if name not in names:
+                raise ValueError(f"the prompt names {{{name}}}, and the inputs are {', '.join(names)}")
+        if unused := next((name for name in names if name not in wanted), None):
+            raise ValueError(f"the prompt does not name the input {{{unused}}}")
+        choices = {one.name: one.choices for one in self.inputs if one.choices}
+        for example in self.examples:
+            if example.keys() != set(names):
+                raise ValueError(f"an example fills in {', '.join(example)}, and the inputs are {', '.join(names)}")
+            for name, known in choices.items():
+                if example[name] not in known:
+                    raise ValueError(f"an example has {example[name]!r} for {name}, which is none of its choices")
+        return self
+
+
+class Space(Section):
+    """What a Gradio Space (`ggufy space`) shows."""
+
+    system: str = ""
+    """Its system prompt, which a visitor may change."""
+    task: Task | None = None
+    """A form: title, inputs, prompt, output, max_tokens, temperature, examples."""
 
 
 class Tracking(Section):
@@ -271,6 +345,7 @@ class Recipe(Section):
     eval: Eval = Eval()
     export: Export = Export()
     hub: Hub = Hub()
+    space: Space = Space()
     tracking: Tracking = Tracking()
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:

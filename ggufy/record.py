@@ -82,13 +82,11 @@ def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool)
         "ggufy": __version__,
         "recipe": wanted.model_dump(mode="json"),
         "base": {"name": found.name, "commit": found.commit, "fingerprint": found.fingerprint},
-        "data": {"name": data.name, "commit": data.commit, "fingerprint": data.fingerprint},
+        "data": {**places(wanted, data), "fingerprint": data.fingerprint},
         "seed": wanted.train.seed,
         "date": today().isoformat(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
-    if data.more:
-        new["data"]["more"] = [[part.name, part.commit] for part in data.more]
     if fresh or not this.exists:
         return new
     old = this.frozen
@@ -109,6 +107,16 @@ def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool)
     if taken:
         log.info("going on with what may change in a run: %s", "; ".join(taken))
     return {**old, "recipe": new["recipe"], **_other_versions(this, old, new["versions"])}
+
+
+def places(wanted: Recipe, data: Source) -> dict[str, Any]:
+    """Where a recipe's rows come from: names, and the commits of what is on the Hub."""
+    found: dict[str, Any] = {"name": data.name, "commit": data.commit}
+    if data.more:
+        found["more"] = [[part.name, part.commit] for part in data.more]
+    if wanted.data.eval_source and data.held_out:
+        found["held_out"] = [data.held_out.name, data.held_out.commit]
+    return found
 
 
 def _other_versions(this: Run, old: dict[str, Any], now: dict[str, str]) -> dict[str, Any]:

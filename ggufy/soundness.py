@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from ggufy import exports, run, subject
-from ggufy.errors import ChatError, Unverified
+from ggufy.errors import ChatError, RunError, Unverified
 from ggufy.export import stage
 from ggufy.export import verify as verifying
 from ggufy.export.request import ADAPTER
@@ -82,4 +84,9 @@ def _models(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Ite
                 f"{(this.path / output).as_posix()} was made from another state of its base or adapter",
                 "export it again",
             )
-        yield verifier.verify(this.path / output).text()
+        checked = verifier.verify(this.path / output)
+        if checked.closeness:
+            # For the model card. A run that is in use, or may not be written to, is verified all the same.
+            with suppress(RunError, OSError), this.lock():
+                this.note_closeness(output, asdict(checked.closeness))
+        yield checked.text()

@@ -73,6 +73,16 @@ class Stamped:
         # Which output is the newest goes by this time.
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
+    def note_closeness(self, output: str, measured: Mapping[str, Any]) -> None:
+        """Write into its stamp how near an output came to the training model when it was verified."""
+        stamp, path = self.stamp(output), self._stamp_path(output)
+        if stamp is None or stamp.get("closeness") == measured:
+            return
+        state = path.stat()
+        write_json(path, {**stamp, "closeness": dict(measured)})
+        # Which output is the newest goes by this time.
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
     def damage(self, output: str) -> str | None:
         """Re-hash an output: what is wrong with it against its stamp, or None."""
         stamp = self.stamp(output)

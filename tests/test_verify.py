@@ -105,8 +105,15 @@ def test_a_template_with_two_bos_is_refused_and_kept_for_a_look(base: Path, run:
 
 
 def test_verify_a_run_and_a_damaged_one(quick: Path, run: Run) -> None:
+    stamp = quick / "runs/quick/stamps/export--quick-q8_0.gguf.json"
+    noted = json.loads(stamp.read_text())
+    near = noted.pop("closeness")
+    stamp.write_text(json.dumps(noted))
     done = run("verify", "quick", cwd=quick)
     assert done.returncode == 0, done.stderr
+    # What was found is noted, as the export had noted it.
+    assert json.loads(stamp.read_text())["closeness"] == pytest.approx(near)
+    assert f"{100 * near['agreement']:.1f}% same top token" in done.stdout
     assert "adapter: as it was made" in done.stdout
     assert "quick-q8_0.gguf: 39 tensors valid" in done.stdout
     path = quick / "runs/quick/export/quick-q8_0.gguf"

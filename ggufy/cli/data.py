@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,13 +26,31 @@ def _bracketed(text: str) -> str:
 )
 @click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Also the histogram as a picture.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def command(recipe: str, overrides: tuple[str, ...], png: Path | None, as_json: bool) -> None:
+@click.option("--push", "repo", metavar="user/name", help="Send the prepared rows to the Hub, as a data set.")
+@click.option("--branch", default="main", show_default=True, help="With --push: made if it is not there.")
+@click.option("--private", is_flag=True, help="With --push: a data set that has to be made.")
+@click.option("--message", metavar="TEXT", help="With --push: the commit's message.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --push: the folder it is written to; datasets/NAME.")
+@click.option("--force", is_flag=True, help="With --push: write over files that are others.")
+def command(
+    recipe: str, overrides: tuple[str, ...], png: Path | None, as_json: bool, repo: str | None, **wish: Any
+) -> None:
     """Show how long the rows of a recipe's data are, what is cut, and one row with what is trained on marked.
 
-    The data is read and tokenized as for training. Of the base only the tokenizer is downloaded.
+    The data is read and tokenized as for training. Of the base only the tokenizer is downloaded. With --push the rows
+    that a training would see, of all splits, become a data set on the Hub: Parquet files, and a card.
     """
     from ggufy import pipeline, plots
+    from ggufy.hub.dataset import Wish
 
+    if repo is not None:
+        if png or as_json:
+            raise click.UsageError("--push sends the rows; leave out --png and --json")
+        for line in pipeline.push_data(recipe, Wish(repo, **wish), overrides).lines():
+            click.echo(line)
+        return
+    if any(wish[name] for name in ("private", "message", "out", "force")) or wish["branch"] != "main":
+        raise click.UsageError("--branch, --private, --message, --out and --force are for --push")
     if png is not None:
         plots.check_name(png)
     report = pipeline.inspect(recipe, overrides)

@@ -17,7 +17,9 @@ def command(repo: str, branch: str | None, run_name: str | None) -> None:
     from ggufy.hub import pull
 
     this = pull.pull(repo, branch, run_name)
-    if this.stamp("adapter"):
+    if this.stamped("export/"):
         click.echo(f"next: ggufy chat {this.name}")
+    elif this.stamp("adapter"):
+        click.echo(f"next: ggufy export {this.name}")
     else:
         click.echo(f"next: ggufy train --from-hub {repo}{f' --run {run_name}' if run_name else ''}")

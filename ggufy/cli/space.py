@@ -18,13 +18,17 @@ import click
 def command(
     what_run: str | None, repo: str, quant: str | None, out: Path | None, send: bool, private: bool, force: bool
 ) -> None:
-    """Write a Gradio Space that talks with a pushed GGUF file of a run, on the free CPU tier."""
+    """Write a Gradio Space that talks with a pushed GGUF file of a run, on the free CPU tier.
+
+    With a form, too, where the recipe has a space.task.
+    """
     from ggufy import run
     from ggufy.hub import names, space
 
     this = run.find(what_run)
     folder = out or Path("spaces") / names.check_repository(repo).partition("/")[2]
-    written = space.write(this, repo, folder, quant=quant, force=force)
-    click.echo(f"{folder.as_posix()}: {len(written)} files")
-    if send:
-        click.echo(space.send(folder, written, repo, private=private, force=force))
+    with this.lock():
+        written = space.write(this, repo, folder, quant=quant, force=force)
+        click.echo(f"{folder.as_posix()}: {len(written)} files")
+        if send:
+            click.echo(space.send(this, folder, written, repo, private=private, force=force))

@@ -20,6 +20,7 @@ from ggufy.template import Message
 class Cut(NamedTuple):
     """A row within its budget."""
 
+    sample: Sample
     example: Example
     cut: bool = False
     """A prompt of it was over the budget."""
@@ -35,13 +36,13 @@ class Budget:
     def encode(self, sample: Sample) -> Cut:
         """Ids and labels of a row whose prompts keep to the budget. Raises BadRow."""
         if self.budget is None:
-            return Cut(self.tokenizer.encode(sample))
+            return Cut(sample, self.tokenizer.encode(sample))
         within = self._shortened(sample, self.budget)
         example = self.tokenizer.encode(within)
         if len(example.input_ids) <= self.max_length or not any(_prompts(within)):
-            return Cut(example, within != sample)
+            return Cut(within, example, within != sample)
         shorter = self._give_way(within, example, self.budget)
-        return Cut(self.tokenizer.encode(shorter), within != sample or shorter != within, shorter != within)
+        return Cut(shorter, self.tokenizer.encode(shorter), shorter != sample, shorter != within)
 
     def _give_way(self, within: Sample, example: Example, budget: int) -> Sample:
         """With prompts so much shorter that the row fits, or where it cannot, that its first answer has its room."""

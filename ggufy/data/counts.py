@@ -75,8 +75,8 @@ class Counts:
         lengths = {str(length): self.lengths[length] for length in sorted(self.lengths)}
         return {**{name: value for name, value in vars(self).items() if name != "lengths"}, "lengths": lengths}
 
-    def text(self) -> str:
-        """One line for people."""
+    def text(self, *, places: bool = True) -> str:
+        """One line for people; without `places` it names no file."""
         several = f" in {self.kept:,} rows" if self.kept != self.used else ""
         parts = [
             f"{self.used:,} of {self.rows:,} conversations{several}",
@@ -87,7 +87,7 @@ class Counts:
             further = f" ({self.prompts_cut_further:,} further, to fit)" if self.prompts_cut_further else ""
             parts.append(f"{self.prompts_cut:,} with a prompt cut to the budget{further}")
         if self.truncated:
-            parts.append(f"{self.truncated:,} truncated{self._absurd()}")
+            parts.append(f"{self.truncated:,} truncated{self._absurd(places=places)}")
         if self.split_long:
             parts.append(f"{self.split_long:,} split into several")
         if self.dropped_long:
@@ -95,11 +95,13 @@ class Counts:
         if self.without_answer:
             parts.append(f"{self.without_answer:,} without an answer once truncated")
         if self.skipped_bad:
-            parts.append(f"{self.skipped_bad:,} unusable and skipped (first: {self.first_bad[0]})")
+            first = f" (first: {self.first_bad[0]})" if places else ""
+            parts.append(f"{self.skipped_bad:,} unusable and skipped{first}")
         return ", ".join(parts)
 
-    def _absurd(self) -> str:
+    def _absurd(self, *, places: bool) -> str:
         if not self.truncated_absurdly:
             return ""
         where, length = self.longest_truncated
-        return f" ({self.truncated_absurdly:,} by more than nine tenths; the longest: {where}, {length:,} tokens)"
+        longest = f"{where}, {length:,} tokens" if places else f"{length:,} tokens"
+        return f" ({self.truncated_absurdly:,} by more than nine tenths; the longest: {longest})"

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from datetime import date
+from functools import partial
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def prepare(
     source: Source, data: Data, base: Path, max_length: int, day: date, out: Path, processes: int | None = None
 ) -> dict[str, Counts]:
     """Write to the folder `out`: `train.arrow`, `eval.arrow` (columns input_ids and labels) and `report.json`."""
+    stage, splits = opened(source, data, base, max_length, day, out, processes)
+    report = {name: stage.split(name, part, partial(_write, out / f"{name}.arrow")) for name, part in splits.items()}
+    write_json(out / "report.json", {name: counts.values() for name, counts in report.items()})
+    return report
+
+
+def opened(
+    source: Source, data: Data, base: Path, max_length: int, day: date, out: Path, processes: int | None = None
+) -> tuple[Stage, dict[str, Iterator[Row]]]:
+    """What prepares the splits of a recipe's data, and the rows of each; they are to be read in this order."""
     out.mkdir(parents=True, exist_ok=True)
     sources = [source, *source.more]
     apart = [] if source.held_out is None else [source.held_out]
@@ -56,10 +67,7 @@ def prepare(
         splits["eval"] = islice(held_out, data.eval_size or None)
     elif data.eval_size:
         splits["eval"] = islice(rows, data.eval_size)
-    stage = _Stage(plan, [one for one, _ in parts], processes or pool.cores())
-    report = {name: stage.split(name, part, out / f"{name}.arrow") for name, part in splits.items()}
-    write_json(out / "report.json", {name: counts.values() for name, counts in report.items()})
-    return report
+    return Stage(plan, [one for one, _ in parts], processes or pool.cores()), splits
 
 
 def format_of(source: Source, part: Any, data: Data) -> str:
@@ -77,7 +85,7 @@ def format_of(source: Source, part: Any, data: Data) -> str:
     raise first or DataError(f"{source.name}: the data set is empty", "check data.source and data.split")
 
 
-class _Stage:
+class Stage:
     """The preparation of the splits of one data set."""
 
     def __init__(self, plan: Plan, sources: list[Source], processes: int) -> None:
@@ -85,7 +93,8 @@ class _Stage:
         self.places: dict[int, Callable[[int], str]] = {}
         self.seen: set[tuple[int, int]] = set()
 
-    def split(self, name: str, rows: Iterator[Row], path: Path) -> Counts:
+    def split(self, name: str, rows: Iterator[Row], write: Callable[[Iterator[Result]], None]) -> Counts:
+        """Prepare one split; `write` reads all the results."""
         counts = Counts()
         data, main = self.plan.data, self.sources[0].name
         asked = data.train_size if name == "train" else data.eval_size
@@ -93,7 +102,7 @@ class _Stage:
         total = asked or sum(
             source.count() for source in (self.sources[-1:] if apart else self.sources[: 1 + len(data.more)])
         )
-        _write(path, self._counted(rows, counts, total))
+        write(self._counted(rows, counts, total))
         if not counts.rows and name == "eval" and not apart:
             raise DataError(
                 f"{main}: no rows left to hold out: all rows are used for training",
@@ -140,18 +149,19 @@ class _Stage:
             limit = self.plan.max_length
             hint = "raise model.max_length, or set data.overflow to truncate or drop"
             raise DataError(
-                f"{self._where(outcome)}: {outcome.length:,} tokens, but model.max_length is {limit:,}", hint
+                f"{self.place(outcome)}: {outcome.length:,} tokens, but model.max_length is {limit:,}", hint
             )
         if outcome.problem:
-            where = self._where(outcome)
+            where = self.place(outcome)
             if self.plan.data.on_bad_row == "error":
                 raise _bad(where, outcome.problem)
             counts.skipped_bad += 1
             counts.first_bad = counts.first_bad or [f"{where}: {outcome.problem}"]
             return
-        counts.add(outcome, self.plan.max_length, self.plan.data.overflow, self._where)
+        counts.add(outcome, self.plan.max_length, self.plan.data.overflow, self.place)
 
-    def _where(self, outcome: Outcome) -> str:
+    def place(self, outcome: Outcome) -> str:
+        """Where a row is from, for people."""
         if outcome.source not in self.places:
             self.places[outcome.source] = self.sources[outcome.source].where()
         return self.places[outcome.source](outcome.number)

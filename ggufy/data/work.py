@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ggufy.data import files
 from ggufy.data.budget import Budget
 from ggufy.data.files import BadRow
-from ggufy.data.formats import Reader
+from ggufy.data.formats import Reader, Sample
 from ggufy.data.mix import Row
 from ggufy.data.tokenize import Example, Tokenizer
 from ggufy.recipe import Data
@@ -96,13 +96,18 @@ class Worker:
                 break
         return result
 
+    def sample(self, row: Row) -> Sample:
+        """A usable row as it is to be tokenized."""
+        source, _, item = row
+        return self.budget.encode(self.readers[source].read(files.parse(item))).sample
+
     def _row(self, row: Row, result: Result) -> Outcome:
         source, number, item = row
         identity = None
         try:
             values = files.parse(item)
             identity = _identity(values) if self.plan.data.unique_ids else None
-            example, cut, further = self.budget.encode(self.readers[source].read(values))
+            _, example, cut, further = self.budget.encode(self.readers[source].read(values))
         except BadRow as problem:
             return Outcome(source, number, str(problem), identity=identity)
         length = len(example.input_ids)

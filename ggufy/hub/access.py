@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ggufy.errors import HubError
 from ggufy.hub import facts, session
+from ggufy.hub.facts import Asked, Place
 
 log = logging.getLogger("ggufy")
 
+# What the Hub takes for a language: an ISO 639 code, maybe with a script or a country.
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
 _KINDS = {"model": "a model", "dataset": "a data set", "space": "a Space"}
 
 
@@ -20,28 +26,37 @@ class Access:
 
     user: str
     exists: bool
-    license: str | None = None
-    """Of the base, as its own card says."""
+    private: bool = False
+    asked: Asked = field(default_factory=Asked)
 
 
 def check(api: Any, name: str, base: str | None, kind: str = "model") -> Access:
     """Raises HubError where a push to `name` could not work, with the page to visit."""
-    user = check_token(api, name)
-    exists = _exists(api, name, kind)
-    if exists:
+    user = check_token(api, name, kind)
+    there = _there(api, name, kind)
+    if there is not None:
         # A read-only token may "create" a repository that is there, so that is no proof; this is.
         session.ask(f"write to {name}", lambda: api.auth_check(name, repo_type=kind, write=True), name=name, kind=kind)
     else:
         for other in _KINDS.keys() - {kind}:
-            if _exists(api, name, other):
+            if _there(api, name, other) is not None:
                 raise HubError(
                     f"{name} is {_KINDS[other]} already ({session.page(name, other)}), not {_KINDS[kind]}",
-                    "choose another --repo",
+                    f"choose another {'--push' if kind == 'dataset' else '--repo'}",
                 )
-    return Access(user, exists, check_base(api, base))
+    return Access(user, there is not None, bool(there and there.private), check_base(api, base))
 
 
-def check_token(api: Any, name: str) -> str:
+def check_private(name: str, may: Access, *, private: bool, kind: str = "model") -> None:
+    """Raises HubError where something private would go to a repository that everybody can read."""
+    if private and may.exists and not may.private:
+        raise HubError(
+            f"{name} is there already, and is public, and this is to be private",
+            f"make it private at {session.page(name, kind, '/settings')}, or choose another name",
+        )
+
+
+def check_token(api: Any, name: str, kind: str) -> str:
     """The user of the token. Raises HubError where it cannot write in the namespace of `name`."""
     from huggingface_hub import get_token
 
@@ -60,15 +75,15 @@ def check_token(api: Any, name: str) -> str:
         ours = f" or an organization of yours ({', '.join(orgs)})" if orgs else ""
         raise HubError(
             f"{owner} is not you: the token is of {user}, who may not write there",
-            f"--repo {user}/{name.partition('/')[2]}{ours}",
+            f"{'--push' if kind == 'dataset' else '--repo'} {user}/{name.partition('/')[2]}{ours}",
         )
     return user
 
 
-def check_base(api: Any, base: str | None) -> str | None:
+def check_base(api: Any, base: str | None) -> Asked:
     """The licence that the card of a base on the Hub names. Raises HubError where the base is gated for this token."""
     if base is None or facts.on_the_hub(base) is None:
-        return None
+        return Asked()
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     def look() -> Any:
@@ -86,22 +101,51 @@ def check_base(api: Any, base: str | None) -> str | None:
     info = session.ask(f"look at the base {base}", look, name=base)
     if info is None:
         log.warning("the base %s is not on the Hub, or is private: others cannot use the adapter without it", base)
-        return None
+        return Asked()
     card = info.card_data or {}
-    found = card.get("license")
-    return str(found) if isinstance(found, str) and found != "other" else str(card.get("license_name") or "") or None
+    found, link = card.get("license"), card.get("license_link")
+    if not isinstance(found, str) or found != "other":
+        return Asked(found if isinstance(found, str) else None)
+    if link and "://" not in str(link):
+        link = session.page(base, rest=f"/blob/main/{link}")
+    return Asked("other", str(card.get("license_name") or "") or None, str(link) if link else None)
 
 
-def _exists(api: Any, name: str, kind: str) -> bool:
+def of_data(api: Any, places: Iterable[Place]) -> Asked:
+    """The languages that the cards of the data sets on the Hub name, and the licence, where it is the same for all.
+
+    A data set that cannot be asked names none.
+    """
+
+    def look(name: str) -> Any:
+        return api.dataset_info(name).card_data or {}
+
+    languages: list[str] = []
+    licenses: set[str | None] = set()
+    for place in places:
+        card: Any = {}
+        if place.on_the_hub:
+            try:
+                card = session.ask(f"look at {place.name}", partial(look, place.name), name=place.name, kind="dataset")
+            except HubError as error:
+                log.info("what the card of the data %s says is not known: %s", place.name, error.message)
+        said, found = card.get("language"), card.get("license")
+        languages += [said] if isinstance(said, str) else map(str, said or ())
+        licenses.add(found if isinstance(found, str) and found != "other" else None)
+    known = tuple(dict.fromkeys(name for name in languages if _LANGUAGE.fullmatch(name)))
+    return Asked(license=licenses.pop() if len(licenses) == 1 else None, language=known)
+
+
+def _there(api: Any, name: str, kind: str) -> Any | None:
+    """What the Hub says of a repository; None where there is none that this token may see."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    def there() -> bool:
+    def look() -> Any | None:
         try:
-            api.repo_info(name, repo_type=kind)
+            return api.repo_info(name, repo_type=kind)
         except RepositoryNotFoundError as error:
             if session.status_of(error) == 401:
                 raise
-            return False
-        return True
+            return None
 
-    return session.ask(f"look at {name}", there, name=name, kind=kind)
+    return session.ask(f"look at {name}", look, name=name, kind=kind)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -72,10 +72,11 @@ def kind_of(stamp: Mapping[str, Any]) -> str | None:
     return "gguf"
 
 
-def collect(run: Run, what: Iterable[str], *, insist: bool) -> Bundle:
+def collect(run: Run, what: Iterable[str], *, insist: bool, sent: Collection[str] = ()) -> Bundle:
     """The files of a run that are to be sent. Raises RunError where there is nothing, or, with `insist`, not all.
 
-    Only outputs whose stamp holds are sent: nothing unfinished, and nothing that somebody changed.
+    Only outputs whose stamp holds are sent: nothing unfinished, and nothing that somebody changed. Outputs of other
+    kinds that lie there already, by the hashes that were `sent`, stay a part of it: of the card, and of what is pulled.
     """
     wanted = tuple(dict.fromkeys(what))
     # A run that is sent is a public thing: the folders of this disk are no part of it.
@@ -83,7 +84,7 @@ def collect(run: Run, what: Iterable[str], *, insist: bool) -> Bundle:
     for output in run.stamped():
         stamp = run.stamp(output)
         kind = kind_of(stamp) if stamp else None
-        if stamp is None or kind not in wanted:
+        if stamp is None or kind is None or not (kind in wanted or _lies_there(run, stamp, sent)):
             continue
         names.check_path(output)
         if run.valid(output) is None:
@@ -99,10 +100,20 @@ def collect(run: Run, what: Iterable[str], *, insist: bool) -> Bundle:
         if (run.path / name).is_file():
             path = name if name.endswith(".png") else f"ggufy/{name}"
             bundle.sources[path] = (inside(run, run.path / name), name)
-    if counts := _counts(run):
-        bundle.sources["ggufy/data.json"] = (as_json(counts), "data/report.json")
+    if counted := counts(run):
+        bundle.sources["ggufy/data.json"] = (as_json(counted), "data/report.json")
     bundle.sources["ggufy/run.json"] = (as_json(bundle.frozen), "run.json")
     return bundle
+
+
+def _lies_there(run: Run, stamp: Mapping[str, Any], sent: Collection[str]) -> bool:
+    """Whether all of an output that is sent unchanged was sent before."""
+    hashes = {
+        facts["sha256"]
+        for name, facts in stamp["files"].items()
+        if kind_of(stamp) != "adapter" or PurePosixPath(name).name in ("adapter_model.safetensors", "tokenizer.json")
+    }
+    return bool(hashes) and hashes <= set(sent) and run.valid(stamp["output"]) is not None
 
 
 def _add(bundle: Bundle, stamp: dict[str, Any], kind: str | None) -> None:
@@ -137,10 +148,14 @@ def _public_config(path: Path, facts: dict[str, Any]) -> tuple[Path | bytes, dic
     return data, {**facts, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def finish(bundle: Bundle, card: str) -> list[File]:
-    """All files with their hashes, read once; smallest first. Raises HubError for what must not leave."""
+def finish(bundle: Bundle, texts: Mapping[str, str]) -> list[File]:
+    """All files with their hashes, read once, and texts that are made for the Hub only; smallest first.
+
+    Raises HubError for what must not leave.
+    """
     known, places = leaks.known_keys(), leaks.places(bundle.run.path)
-    sources = {**{path: source for path, (source, _) in bundle.sources.items()}, "README.md": card.encode()}
+    sources = {path: source for path, (source, _) in bundle.sources.items()}
+    sources |= {path: text.encode() for path, text in texts.items()}
     files = [_file(path, source, known, places) for path, source in sorted(sources.items())]
     expected = {name: facts["sha256"] for stamp in bundle.stamps for name, facts in stamp["files"].items()}
     by_path = {file.path: file for file in files}
@@ -163,9 +178,9 @@ def manifest_of(run: str, files: Mapping[str, Any], stamps: Iterable[Mapping[str
     return {"format": FORMAT, "ggufy": __version__, "run": run, "files": dict(files), "stamps": list(stamps)}
 
 
-def from_sources(files: Mapping[str, Path | bytes], folder: Path) -> list[File]:
-    """Files that are no output of a run: a checkpoint's, a Space's, a data set's."""
-    known, places = leaks.known_keys(), leaks.places(folder)
+def from_sources(files: Mapping[str, Path | bytes], folder: Path | None) -> list[File]:
+    """Files that are no output of a run: a checkpoint's, a Space's, a data set's. Without a folder any may be named."""
+    known, places = leaks.known_keys(), leaks.places(folder) if folder else []
     return [_file(path, source, known, places) for path, source in files.items()]
 
 
@@ -227,17 +242,16 @@ def _unfinished(run: Run, missing: list[str]) -> RunError:
 
 def conversations(run: Run) -> int | None:
     """How many conversations were trained on, as counted when the data was prepared."""
-    counts = _counts(run).get("train", {})
-    return int(counts["kept"]) if "kept" in counts else None
+    return counts(run).get("train", {}).get("kept")
 
 
-def _counts(run: Run) -> dict[str, dict[str, int]]:
+def counts(run: Run) -> dict[str, dict[str, int]]:
     """What was counted when the data was prepared: numbers only, no word of the data."""
     try:
         report = json.loads((run.path / "data" / "report.json").read_text(encoding="utf-8"))
         return {
-            split: {key: value for key, value in counts.items() if isinstance(value, int)}
-            for split, counts in report.items()
+            split: {key: value for key, value in found.items() if isinstance(value, int)}
+            for split, found in report.items()
         }
     except (OSError, ValueError, AttributeError):
         return {}

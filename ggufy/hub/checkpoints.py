@@ -9,6 +9,7 @@ tried again. It ends when the training does, however that ends, after what was s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -17,9 +18,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ggufy.errors import GgufyError, HubError, from_lower
 from ggufy.hub import access, bundle, names, push, receipt, session, upload
@@ -36,7 +38,9 @@ _LOOK_SECONDS = 0.5
 _WAITS = (5.0, 10.0, 20.0, 40.0, 60.0)
 # What is tried after the training has ended, before giving up.
 _LAST_TRIES = 3
-_NOT_SENT = ("manifest.json", "training_args.bin")
+# Peft's README.md and the trainer's pickled arguments name folders of this machine, and no resume reads them.
+_NOT_SENT = ("manifest.json", "training_args.bin", "README.md")
+_CONFIG = "adapter_config.json"
 
 
 def target_of(wanted: Recipe, run: Run) -> Target | None:
@@ -46,8 +50,10 @@ def target_of(wanted: Recipe, run: Run) -> Target | None:
         return None
     if hub.repo is None:
         raise HubError(f"hub.checkpoints is {hub.checkpoints}, and no repository is named", "set hub.repo=user/name")
-    for key, value in (("model.base", wanted.model.base), ("data.source", wanted.data.source)):
-        if bundle.without_places(value) != value:
+    data = wanted.data
+    places = [("model.base", wanted.model.base), ("data.source", data.source), ("data.eval_source", data.eval_source)]
+    for key, value in (*places, *(("data.more", part.source) for part in data.more)):
+        if value and bundle.without_places(value) != value:
             raise HubError(
                 f"hub.checkpoints: {key} is {value}, which is on this machine only",
                 f"name {key} by its repository, or relative to the folder ggufy is started in",
@@ -102,8 +108,15 @@ class Sender:
 
     def work(self) -> None:
         """Send until the training has ended and its last checkpoint has arrived, or cannot."""
-        shutil.rmtree(self.holding, ignore_errors=True)
         threading.Thread(target=self._wait_for_the_end, daemon=True).start()
+        self.holding.parent.mkdir(parents=True, exist_ok=True)
+        # That of a training that was killed may still be sending what was saved last.
+        with receipt.held(self.holding.parent):
+            shutil.rmtree(self.holding, ignore_errors=True)
+            self._work()
+            shutil.rmtree(self.holding, ignore_errors=True)
+
+    def _work(self) -> None:
         failures = 0
         while True:
             ended = self.ended.is_set()
@@ -128,7 +141,6 @@ class Sender:
                     time.sleep(_WAITS[0])
                 else:
                     self.ended.wait(_WAITS[min(failures, len(_WAITS)) - 1])
-        shutil.rmtree(self.holding, ignore_errors=True)
 
     def _wait_for_the_end(self) -> None:
         sys.stdin.buffer.read()
@@ -143,29 +155,38 @@ class Sender:
         held = self.holding / newest.name
         if not (held / "manifest.json").is_file():
             shutil.rmtree(self.holding, ignore_errors=True)
-            held.mkdir(parents=True)
             try:
-                listed = json.loads((newest / "manifest.json").read_text(encoding="utf-8"))["files"]
-                for name in (*listed, "manifest.json"):
-                    (held / name).parent.mkdir(parents=True, exist_ok=True)
-                    _hold(newest / name, held / name)
+                for folder in {newest, self._best(newest)}:
+                    _hold_folder(folder, self.holding / folder.name)
             except FileNotFoundError:
                 # Removed at this moment, because a newer one is there.
                 return None
         return held
 
+    def _best(self, newest: Path) -> Path:
+        """The checkpoint whose weights the adapter gets as things stand: with train.keep_best not the newest."""
+        if not self.run.frozen["recipe"]["train"].get("keep_best"):
+            return newest
+        history = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        evaluated = [entry for entry in history if "eval_loss" in entry]
+        best = min(evaluated, key=lambda entry: entry["eval_loss"], default=None)
+        return newest.with_name(f"checkpoint-{best['step']}") if best else newest
+
     def _send(self, folder: Path) -> None:
-        files = self._files(folder)
+        files = self._files()
         api = session.client()
         target = self.target
         if not self.ready:
-            if not access.check(api, target.repo, None).exists:
-                push.create(api, target, private=self.run.frozen["recipe"]["hub"].get("private", False))
+            private = bool(self.run.frozen["recipe"]["hub"].get("private", False))
+            may = access.check(api, target.repo, None)
+            access.check_private(target.repo, may, private=private)
+            if not may.exists:
+                push.create(api, target, private=private)
             push.make_branch(api, target)
             self.ready = True
         paths = {file.path for file in files}
 
-        def stale(there: Iterable[str]) -> list[str]:
+        def stale(there: Mapping[str, Any]) -> list[str]:
             return [path for path in there if path.startswith("checkpoints/") and path not in paths]
 
         done = upload.upload(
@@ -182,15 +203,24 @@ class Sender:
         self.sent = _step(folder)
         log.info("%s is on the Hub: %s, %s", folder.name, target.name, amount(sum(file.size for file in files)))
 
-    def _files(self, folder: Path) -> list[File]:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        # The trainer's pickled arguments name folders of this machine, and no resume reads them.
-        manifest["files"] = {name: facts for name, facts in manifest["files"].items() if name not in _NOT_SENT}
-        at = f"checkpoints/{folder.name}"
-        sources: dict[str, tuple[Path | bytes, str]] = {
-            f"{at}/{name}": (folder / names.check_path(name), f"{at}/{name}") for name in manifest["files"]
-        }
-        sources[f"{at}/manifest.json"] = (bundle.as_json(manifest), f"{at}/manifest.json")
+    def _files(self) -> list[File]:
+        """Those of the checkpoints that are held, and of the run what a training needs to go on."""
+        sources: dict[str, tuple[Path | bytes, str]] = {}
+        sealed: dict[str, str] = {}
+        for folder in sorted(path.parent for path in self.holding.glob("*/manifest.json")):
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            manifest["files"] = {name: facts for name, facts in manifest["files"].items() if name not in _NOT_SENT}
+            at = f"checkpoints/{folder.name}"
+            for name, facts in manifest["files"].items():
+                sources[f"{at}/{name}"] = (folder / names.check_path(name), f"{at}/{name}")
+                sealed[f"{at}/{name}"] = facts["sha256"]
+            if _CONFIG in manifest["files"]:
+                data = self._public_config(folder / _CONFIG)
+                sha256 = hashlib.sha256(data).hexdigest()
+                sources[f"{at}/{_CONFIG}"] = (data, f"{at}/{_CONFIG}")
+                sealed[f"{at}/{_CONFIG}"] = sha256
+                manifest["files"][_CONFIG] = {"size": len(data), "sha256": sha256}
+            sources[f"{at}/manifest.json"] = (bundle.as_json(manifest), f"{at}/manifest.json")
         sources["ggufy/run.json"] = (bundle.as_json(self.run.frozen), "run.json")
         metrics = self.run.path / "metrics.jsonl"
         if metrics.is_file():
@@ -198,14 +228,19 @@ class Sender:
             whole = metrics.read_bytes()
             sources["ggufy/metrics.jsonl"] = (whole[: whole.rfind(b"\n") + 1], "metrics.jsonl")
         files = bundle.from_sources({path: source for path, (source, _) in sources.items()}, self.run.path)
-        for name, facts in manifest["files"].items():
-            sent = next(file for file in files if file.path == f"{at}/{name}")
-            if sent.sha256 != facts["sha256"]:
-                raise HubError(f"{name} of {folder.name} is not what was sealed", "the next checkpoint will be sent")
+        for file in files:
+            if sealed.get(file.path, file.sha256) != file.sha256:
+                raise HubError(f"{file.path} is not what was sealed", "the next checkpoint will be sent")
         listed = {f.path: {"path": sources[f.path][1], "size": f.size, "sha256": f.sha256} for f in files}
         made = bundle.as_json(bundle.manifest_of(self.run.name, listed, []))
         files += bundle.from_sources({bundle.MANIFEST: made}, self.run.path)
         return sorted(files, key=lambda file: (file.size, file.path))
+
+    def _public_config(self, path: Path) -> bytes:
+        """Peft's configuration, with the base's name in the place of the folder it was loaded from."""
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = self.run.frozen["base"]["name"]
+        return bundle.as_json(bundle.without_places(config))
 
     def _say(self, folder: Path | None, error: GgufyError, *, last: bool) -> None:
         then = "giving up; it is on this disk" if last else "trying again"
@@ -217,6 +252,14 @@ class Sender:
             hint,
             then,
         )
+
+
+def _hold_folder(folder: Path, held: Path) -> None:
+    """Hold a sealed checkpoint, its manifest last. Raises FileNotFoundError where it is being removed."""
+    listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    for name in (*listed, "manifest.json"):
+        (held / name).parent.mkdir(parents=True, exist_ok=True)
+        _hold(folder / name, held / name)
 
 
 def _hold(path: Path, held: Path) -> None:

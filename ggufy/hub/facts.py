@@ -22,6 +22,64 @@ _LLAMA = (
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What the Hub was asked for a card: nothing of it where it was not."""
+
+    license: str | None = None
+    """Of the base, as its own card says: one of the Hub's names for licences."""
+    license_name: str | None = None
+    """Of a base whose licence has none of these names."""
+    license_link: str | None = None
+    language: tuple[str, ...] = ()
+    """Of the data sets, as their own cards say."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows came from."""
+
+    name: str
+    commit: str | None
+    """Of a data set on the Hub; what is on a disk has none."""
+
+    @property
+    def on_the_hub(self) -> bool:
+        return self.commit is not None
+
+    def said(self) -> str:
+        if not self.on_the_hub:
+            return f"`{self.name}`, which is not on the Hub"
+        return f"[{self.name}](https://huggingface.co/datasets/{self.name}) at commit `{str(self.commit)[:12]}`"
+
+
+def trained_on(frozen: dict[str, Any]) -> list[Place]:
+    """The sources of the training conversations, each once."""
+    data = frozen["data"]
+    places = [Place(data["name"], data["commit"]), *(Place(name, commit) for name, commit in data.get("more", []))]
+    return list(dict.fromkeys(places))
+
+
+def held_out(frozen: dict[str, Any]) -> list[Place]:
+    """The sources of the held-out conversations."""
+    wanted, apart = frozen["recipe"]["data"], frozen["data"].get("held_out")
+    if wanted.get("eval_source"):
+        # A run of an earlier version did not note which commit that was at.
+        return [Place(*apart)] if apart else [Place(wanted["eval_source"], None)]
+    return trained_on(frozen)[:1] if wanted.get("eval_split") else trained_on(frozen)
+
+
+def hardware(summary: dict[str, Any]) -> str | None:
+    """What a run was trained on, as it was found there."""
+    found = summary.get("hardware") or {}
+    if not found.get("device"):
+        return None
+    memory = "gpu_memory_bytes" if found.get("gpu_memory_bytes") else "memory_bytes"
+    gpus = f"{summary['gpus']} × " if (summary.get("gpus") or 1) > 1 else ""
+    kind = f"{found['cores']} cores of a CPU ({found['machine']})" if found["device"] == "cpu" else found["device"]
+    return f"{gpus}{kind}, {amount(found[memory])} of memory" if found.get(memory) else f"{gpus}{kind}"
+
+
+@dataclass(frozen=True)
 class Gguf:
     """One GGUF model of a push; one that is split counts as one."""
 
@@ -32,6 +90,14 @@ class Gguf:
     size: int
     bits: float | None
     """Bits a weight, over all tensors; not for an adapter."""
+    closeness: dict[str, Any] | None = None
+    """To the training model, as measured when the file was verified."""
+
+    @property
+    def parts(self) -> int:
+        """In how many files it is."""
+        found = re.search(r"-of-(\d{5})\.gguf$", self.first)
+        return int(found[1]) if found else 1
 
 
 def ggufs(bundle: Bundle) -> list[Gguf]:
@@ -45,7 +111,8 @@ def ggufs(bundle: Bundle) -> list[Gguf]:
         by_name = {name: path for path, (_, name) in bundle.sources.items()}
         size = sum(facts["size"] for facts in stamp["files"].values())
         bits = None if quant == "adapter" else bits_a_weight(bundle.run.path / name for name in files)
-        found.append(Gguf(stamp["output"].rpartition("/")[2], by_name[files[0]], quant, size, bits))
+        name = stamp["output"].rpartition("/")[2]
+        found.append(Gguf(name, by_name[files[0]], quant, size, bits, stamp.get("closeness")))
     return sorted(found, key=lambda gguf: (gguf.size, gguf.name))
 
 
@@ -91,6 +158,11 @@ def llama(base: str) -> tuple[str, str] | None:
 def on_the_hub(name: str) -> str | None:
     """The name, if it is of a repository and not of something on this disk or built in."""
     return name if hubfetch.is_repository(name) and not Path(name).exists() else None
+
+
+def base_on_the_hub(frozen: dict[str, Any]) -> str | None:
+    """The base of a run, if that was downloaded from the Hub; what is on a disk has no commit."""
+    return str(frozen["base"]["name"]) if frozen["base"]["commit"] else None
 
 
 def amount(size: int) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ggufy import keys
+from ggufy import cache, keys
 from ggufy.errors import HubError
 
 _BLOCK = 1 << 22
@@ -17,7 +17,12 @@ _OVERLAP = 1 << 10
 # Beginning -> how a key goes on. Searched for by the beginning, which is what makes gigabytes quick.
 _KEYS = (
     (b"hf_", re.compile(rb"hf_[A-Za-z0-9]{30,}"), "a Hugging Face token"),
-    (b"sk-", re.compile(rb"sk-(?:proj-|svcacct-|admin-)?[A-Za-z0-9_-]{32,}"), "an OpenAI key"),
+    # At the beginning of a word, and with capitals and digits in it: addresses of pages have long words with hyphens.
+    (
+        b"sk-",
+        re.compile(rb"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{32,}"),
+        "an OpenAI key",
+    ),
     (b"wandb_v1_", re.compile(rb"wandb_v1_[A-Za-z0-9_]{20,}"), "a W&B key"),
     (b"WANDB_API_KEY", re.compile(rb"WANDB_API_KEY[\"']?\s*[=:]\s*[\"']?[0-9a-f]{40}"), "a W&B key"),
 )
@@ -38,7 +43,9 @@ def known_keys() -> list[bytes]:
 
 def places(folder: Path) -> list[bytes]:
     """Absolute paths that say where on this disk a run was made."""
-    here = {folder.resolve(), folder.resolve().parent, Path.cwd(), Path.home()}
+    from huggingface_hub import constants
+
+    here = {folder.resolve(), folder.resolve().parent, Path.cwd(), Path.home(), cache.folder(), Path(constants.HF_HOME)}
     return [f"{path.as_posix()}/".encode() for path in here if path != Path(path.anchor)]
 
 
@@ -50,26 +57,28 @@ def sha256(path: str, source: Path | bytes, known: Sequence[bytes], paths: Seque
     digest = hashlib.sha256()
     tokenizer = Path(path).name.startswith("tokenizer")
     tail = b""
+    where = source.as_posix() if isinstance(source, Path) else path
     for block in _blocks(source):
         digest.update(block)
         window = tail + block
-        found = next((what for start, pattern, what in _KEYS if _matches(window, start, pattern)), None)
-        if found or any(key in window for key in known):
-            raise HubError(
-                f"{_said(path, source)} holds {found or 'a key that this environment holds'}; nothing was sent",
-                "take it out of the file, and make a new one where it may have been seen",
-            )
-        if not tokenizer and (place := next((place for place in paths if place in window), None)):
-            raise HubError(
-                f"{_said(path, source)} names a folder of this machine ({place.decode()}); nothing was sent",
-                "name files relative to the folder ggufy is started in",
-            )
+        look(where, window, known, () if tokenizer else paths)
         tail = window[-_OVERLAP:]
     return digest.hexdigest()
 
 
-def _said(path: str, source: Path | bytes) -> str:
-    return source.as_posix() if isinstance(source, Path) else path
+def look(where: str, content: bytes, known: Sequence[bytes], paths: Sequence[bytes]) -> None:
+    """Raises HubError, which names the place and never the key, where a key or a path of this disk is in a content."""
+    found = next((what for start, pattern, what in _KEYS if _matches(content, start, pattern)), None)
+    if found or any(key in content for key in known):
+        raise HubError(
+            f"{where} holds {found or 'a key that this environment holds'}; nothing was sent",
+            "take it out of there, and make a new one where it may have been seen",
+        )
+    if place := next((place for place in paths if place in content), None):
+        raise HubError(
+            f"{where} names a folder of this machine ({place.decode()}); nothing was sent",
+            "name files relative to the folder ggufy is started in",
+        )
 
 
 def _blocks(source: Path | bytes) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ggufy.errors import HubError
+from ggufy.recipe_types import check_placeholders
 
 _PART = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 _REF = re.compile(r"[A-Za-z0-9_](?:[\w./+-]*[A-Za-z0-9_+])?", re.ASCII)
@@ -14,6 +15,10 @@ _REF = re.compile(r"[A-Za-z0-9_](?:[\w./+-]*[A-Za-z0-9_+])?", re.ASCII)
 
 def fill(text: str, run: str, frozen: Mapping[str, Any], conversations: int | None) -> str:
     """A name with {recipe}, {run}, {r} and {n} filled in."""
+    try:
+        check_placeholders(text)
+    except ValueError as error:
+        raise HubError(str(error), "a brace that is meant as one is doubled: {{") from None
     recipe = frozen["recipe"]
     n = recipe["data"]["train_size"] or conversations
     if "{n}" in text and n is None:
@@ -47,7 +52,8 @@ def check_ref(name: str, what: str) -> str:
 def check_path(path: str) -> str:
     """A path inside a repository or a run. Raises HubError for one that leads out of it."""
     parts = path.split("/")
-    if not path or path.startswith(("/", "~")) or "\\" in path or "\0" in path or {"", ".", ".."} & set(parts):
+    odd = any(character in "\\:" or not character.isprintable() for character in path)
+    if not path or odd or path.startswith(("/", "~")) or {"", ".", ".."} & set(parts):
         raise HubError(
             f"{path!r} is no name of a file in a repository", "nothing was written; the repository is not ggufy's"
         )

@@ -139,12 +139,15 @@ def gguf(repo: str, branch: str | None = None, quant: str | None = None) -> Path
 
 
 def choose(models: dict[str, int], quant: str | None) -> str | None:
-    """Which of the files (path -> size) is meant."""
+    """Which of the files (path -> size) is meant; of a model in several files, the first of them."""
+    sizes: dict[str, int] = {}
+    for path, size in models.items():
+        sizes[_group(path)] = sizes.get(_group(path), 0) + size
     for wanted in (quant,) if quant else ("q4_k_m", None):
         pattern = re.compile(rf"(^|[-._/]){re.escape(wanted or '')}([-._]|$)", re.IGNORECASE)
         fitting = [path for path in models if wanted is None or pattern.search(path.removesuffix(".gguf"))]
         if fitting:
-            return min(fitting, key=lambda path: (models[path], path))
+            return min(fitting, key=lambda path: (sizes[_group(path)], path))
     return None
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ggufy import recipe
 from ggufy.errors import HubError
-from ggufy.hub import access, bundle, card, facts, names, receipt, session, upload
+from ggufy.hub import access, bundle, card, facts, leaks, names, receipt, session, upload
 from ggufy.hub.bundle import File
+from ggufy.hub.facts import Asked
 from ggufy.hub.upload import Target
 from ggufy.run import Run
 
@@ -66,7 +67,9 @@ def push(run: Run, wish: Wish) -> Pushed:
     target = plan.target
     api = session.client()
     may = access.check(api, target.repo, str(plan.bundle.frozen["base"]["name"]))
-    files = _files(plan, may.license)
+    access.check_private(target.repo, may, private=plan.private)
+    of_data = access.of_data(api, facts.trained_on(plan.bundle.frozen))
+    files = _files(plan, replace(may.asked, language=of_data.language))
     if not may.exists:
         create(api, target, private=plan.private)
     make_branch(api, target)
@@ -89,7 +92,7 @@ def push(run: Run, wish: Wish) -> Pushed:
 def dry_run(run: Run, wish: Wish) -> tuple[str, list[str]]:
     """The card, and what would be sent, without asking the Hub anything."""
     plan = _plan(run, wish)
-    files = _files(plan, None)
+    files = _files(plan, Asked())
     listed = [f"{facts.amount(file.size):>10}  {file.sha256[:12]}  {file.path}" for file in files]
     total = facts.amount(sum(file.size for file in files))
     return _source(files, "README.md").decode(), [*listed, f"{total:>10}  in all, to {plan.target.name}"]
@@ -103,7 +106,8 @@ def check_before_training(wanted: recipe.Recipe, run_name: str) -> None:
     frozen = {"recipe": wanted.model_dump(mode="json")}
     repo = names.check_repository(names.fill(hub.repo, run_name, frozen, 1))
     try:
-        access.check(session.client(), repo, wanted.model.base)
+        may = access.check(session.client(), repo, wanted.model.base)
+        access.check_private(repo, may, private=hub.private)
     except session.Unreachable as error:
         log.warning("whether %s may be written to is not known: %s", repo, error.message)
 
@@ -123,7 +127,9 @@ def target_of(run: Run, repo: str | None, branch: str | None) -> Target:
 def _plan(run: Run, wish: Wish) -> _Plan:
     hub = recipe.from_values(run.frozen["recipe"]).hub
     target = target_of(run, wish.repo, wish.branch)
-    parts = bundle.collect(run, wish.what or hub.what, insist=wish.what is not None)
+    known = receipt.read(run)["pushes"].get(target.name, {}).get("files", {})
+    sent = {facts["sha256"] for facts in known.values()}
+    parts = bundle.collect(run, wish.what or hub.what, insist=wish.what is not None, sent=sent)
     for kind in parts.what:
         if not parts.paths(kind):
             log.info("no %s files yet, so none are sent; `ggufy export %s` makes them", kind, run.name)
@@ -134,16 +140,18 @@ def _plan(run: Run, wish: Wish) -> _Plan:
     )
     if tag:
         names.check_ref(tag, "tag")
+    leaks.look("the commit's message", (message or "").encode(), leaks.known_keys(), ())
     kinds = [kind for kind in parts.what if parts.paths(kind)]
     return _Plan(target, parts, private, tag, message or f"{run.name}: {', '.join(kinds)}")
 
 
-def _files(plan: _Plan, license_of_base: str | None) -> list[File]:
-    text = card.render(plan.bundle, plan.target.repo, plan.target.branch, license_of_base)
+def _files(plan: _Plan, asked: Asked) -> list[File]:
+    text = card.render(plan.bundle, plan.target.repo, plan.target.branch, asked)
     card.check(text)
-    if rule := card.naming_rule(plan.bundle, plan.target.repo, license_of_base):
+    if rule := card.naming_rule(plan.bundle, plan.target.repo, asked):
         log.warning("%s; %s does not", rule, plan.target.repo)
-    return bundle.finish(plan.bundle, text)
+    notice = card.notice(plan.bundle, asked)
+    return bundle.finish(plan.bundle, {"README.md": text, **({"NOTICE": notice} if notice else {})})
 
 
 def _source(files: Iterable[File], path: str) -> bytes:
@@ -210,6 +218,7 @@ def _tag(api: Any, plan: _Plan, commit: str) -> None:
         api.create_tag(target.repo, tag=tag, revision=commit, repo_type=target.kind, exist_ok=True)
 
     session.ask(f"set the tag {tag}", set_tag, name=target.repo, kind=target.kind)
+    log.info("the tag %s is at %s", tag, commit[:12])
 
 
 def receipt_of(target: Target, tag: str | None, done: upload.Sent) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ggufy.disk import write_json
@@ -34,24 +38,45 @@ def own(run: Run, target: str) -> set[str]:
     }
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Wait until no other process of ggufy holds the folder, and hold it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems lock no folders; there two processes at once may both write.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def begin(run: Run, target: str, files: Iterable[File]) -> None:
     """Note, before a commit, what it will hold: its answer may be lost."""
-    values = read(run)
-    before = values["pending"].get(target, {}).get("files", {})
-    values["pending"][target] = {"files": before | _plain(files)}
-    write_json(run.path / "hub.json", values)
+    with held(run.path):
+        values = read(run)
+        before = values["pending"].get(target, {}).get("files", {})
+        values["pending"][target] = {"files": before | _plain(files)}
+        write_json(run.path / "hub.json", values)
 
 
 def finish(run: Run, target: str, files: Iterable[File], facts: dict[str, Any], *, alone: bool = False) -> None:
     """Note a finished push; `alone`: of what was there before only this is left."""
+    with held(run.path):
+        _finish(run, target, files, facts, alone=alone)
+
+
+def _finish(run: Run, target: str, files: Iterable[File], facts: dict[str, Any], *, alone: bool) -> None:
     values = read(run)
     pending = values["pending"].pop(target, None)
     known = values["pushes"].get(target, {})
     url = facts.pop("file_url")
     held = {path: {**held, "url": f"{url}/{path}"} for path, held in _plain(files).items()}
     entry = {**facts, "files": held if alone else known.get("files", {}) | held}
-    if pending is None and {**entry, "finished": None} == {**known, "finished": None}:
-        return
+    if {**entry, "finished": None} == {**known, "finished": None}:
+        if pending is None:
+            return
+        entry = known
     values["pushes"][target] = entry
     write_json(run.path / "hub.json", values if values["pending"] else {"pushes": values["pushes"]})
 

@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _WAITS = (1.0, 2.0, 4.0, 8.0)
 TOKENS = "https://huggingface.co/settings/tokens"
-OFFLINE = "export, verify and chat work without it; push again later: what has arrived is not sent twice"
+OFFLINE = "export, verify and chat work without it; the same command again later goes on with what has not arrived yet"
 
 
 class Unreachable(HubError):
@@ -36,7 +36,9 @@ def client() -> Any:
     if not sys.stderr.isatty():
         disable_progress_bars()
     if constants.HF_HUB_OFFLINE:
-        raise Unreachable("HF_HUB_OFFLINE is set, so the Hub is not asked", f"unset it to push; {OFFLINE}")
+        raise Unreachable(
+            "HF_HUB_OFFLINE is set, so the Hub is not asked", "unset it; export, verify and chat work without the Hub"
+        )
     return HfApi(library_name="ggufy", library_version=__version__)
 
 
@@ -121,6 +123,10 @@ def explain(error: Exception, what: str, name: str, kind: str) -> HubError:
     at = page(name, kind)
     if isinstance(error, errors.LocalTokenNotFoundError):
         return no_token()
+    if isinstance(error, UnicodeEncodeError):
+        return HubError(
+            "the token for the Hub holds characters that no token has", "check HF_TOKEN, or `hf auth login`"
+        )
     if isinstance(error, errors.GatedRepoError):
         return HubError(f"{name}: access is gated", f"accept the licence at {at} with the account of your token")
     if isinstance(error, errors.RevisionNotFoundError):
@@ -131,7 +137,7 @@ def explain(error: Exception, what: str, name: str, kind: str) -> HubError:
         401: ("the Hub does not accept this token", f"make a new one at {TOKENS}, then `hf auth login` or HF_TOKEN"),
         403: (f"this token may not write to {name}", f"give it write access at {TOKENS}, or choose another --repo"),
         404: ("the Hub has no such thing", f"check {at}"),
-        409: ("something of that name is there already, or being made", f"see {at}, and push again"),
+        409: ("something of that name is there already, or being made", f"see {at}, and try again"),
         413: ("the Hub takes no file of that size", "`ggufy export --split-max-size 20G` makes smaller ones"),
     }
     if status in by_status:
@@ -142,7 +148,7 @@ def explain(error: Exception, what: str, name: str, kind: str) -> HubError:
     if status is not None:
         return Unreachable(
             f"{what}: the Hub still answers {status} after several tries",
-            "push again later: what has arrived is not sent twice",
+            "the same command again later goes on with what has not arrived yet",
         )
     if isinstance(root(error), httpx.TransportError | OSError | errors.OfflineModeIsEnabled):
         return Unreachable(f"{what}: the Hub cannot be reached: {hubfetch.deepest(error)}", OFFLINE)

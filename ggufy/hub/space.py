@@ -5,12 +5,13 @@ The Space holds ggufy's own modules for chatting, so that template, date and tok
 
 from __future__ import annotations
 
+import json
 import logging
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from ggufy import recipe
+from ggufy import digest, recipe
 from ggufy.errors import HubError, RunError
 from ggufy.hub import access, bundle, facts, names, push, receipt, session, upload
 from ggufy.hub.pull import choose
@@ -26,12 +27,17 @@ _CONTEXT = 4096
 
 
 def write(run: Run, repo: str, out: Path, *, quant: str | None = None, force: bool = False) -> list[Path]:
-    """Write the Space to a folder. Raises RunError where the run has no GGUF file on the Hub yet."""
+    """Write the Space to a folder, or what has changed of it; never over what somebody else has written.
+
+    Raises RunError where the run has no GGUF file on the Hub yet.
+    """
     files = contents(run, repo, quant)
+    own = receipt.own(run, _noted(repo))
     for name, data in files.items():
         path = out / name
-        if path.exists() and path.read_bytes() != data and not force:
+        if path.exists() and not force and path.read_bytes() != data and digest.of_file(path) not in own:
             raise HubError(f"{path.as_posix()} is there already, and is another", "--out FOLDER, or --force")
+    receipt.begin(run, _noted(repo), bundle.from_sources(files, out))
     for name, data in files.items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,17 +45,40 @@ def write(run: Run, repo: str, out: Path, *, quant: str | None = None, force: bo
     return [out / name for name in files]
 
 
-def send(out: Path, names_of_files: list[Path], repo: str, *, private: bool, force: bool) -> str:
+def send(run: Run, out: Path, names_of_files: list[Path], repo: str, *, private: bool, force: bool) -> str:
     """Upload a written Space; returns its address."""
     target = Target(repo, "main", "space")
     files = bundle.from_sources({path.relative_to(out).as_posix(): path for path in names_of_files}, out)
     api = session.client()
-    if not access.check(api, repo, None, "space").exists:
+    may = access.check(api, repo, None, "space")
+    access.check_private(repo, may, private=private, kind="space")
+    if not may.exists:
         push.create(api, target, private=private, space_sdk="gradio")
         # What the Hub puts into a new Space is nobody's work.
         force = True
-    upload.upload(api, target, files, "ggufy space", own=set, before=lambda: None, force=force)
+    done = upload.upload(
+        api,
+        target,
+        files,
+        "ggufy space",
+        own=lambda: receipt.own(run, _noted(repo)),
+        before=lambda: receipt.begin(run, _noted(repo), files),
+        force=force,
+    )
+    receipt.finish(run, _noted(repo), files, push.receipt_of(target, None, done), alone=True)
+    model = json.loads((out / "model.json").read_text(encoding="utf-8"))["repo"]
+    if session.ask(f"look at {model}", lambda: api.repo_info(model), name=model).private:
+        log.warning(
+            "%s is private, so the Space needs a token that may read it, as the secret HF_TOKEN in %s",
+            model,
+            session.page(repo, "space", "/settings"),
+        )
     return session.page(repo, "space")
+
+
+def _noted(repo: str) -> str:
+    """The name of a Space in hub.json."""
+    return f"spaces/{repo}@main"
 
 
 def contents(run: Run, repo: str, quant: str | None) -> dict[str, bytes]:
@@ -57,15 +86,16 @@ def contents(run: Run, repo: str, quant: str | None) -> dict[str, bytes]:
     names.check_repository(repo)
     frozen = bundle.without_places(run.frozen)
     model = _model(run, quant)
-    hub = recipe.from_values(run.frozen["recipe"]).hub
+    wanted = recipe.from_values(run.frozen["recipe"])
     known = facts.llama(str(frozen["base"]["name"]))
     about = {
         **model,
         "context": _CONTEXT,
         "title": repo.partition("/")[2],
         "description": f"{model['file']} of {model['repo']}, made with ggufy{'. Built with Llama.' if known else ''}",
-        "system": "",
-        "examples": list(hub.examples),
+        "system": wanted.space.system,
+        "examples": list(wanted.hub.examples),
+        "task": wanted.space.task.model_dump(mode="json") if wanted.space.task else None,
     }
     header = [
         f"title: {about['title']}",
@@ -96,8 +126,9 @@ def _requirements() -> str:
 
 def _model(run: Run, quant: str | None) -> dict[str, Any]:
     """The GGUF file of the last push that had one."""
-    pushes = receipt.read(run)["pushes"].values()
-    for sent in sorted(pushes, key=lambda sent: sent["finished"] or "", reverse=True):
+    pushes = {name: sent for name, sent in receipt.read(run)["pushes"].items() if not name.startswith("spaces/")}
+    for sent in sorted(pushes.values(), key=lambda sent: sent["finished"] or "", reverse=True):
+        # Of a model in several files a Space would have to know them all.
         models = {p: f["size"] for p, f in sent["files"].items() if p.endswith(".gguf") and "/" not in p}
         fitting = {p: size for p, size in models.items() if not p.endswith(("-adapter.gguf", "-imatrix.gguf"))}
         if chosen := choose(fitting, quant):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -95,7 +95,7 @@ def upload(
     *,
     own: Callable[[], set[str]],
     before: Callable[[], None],
-    stale: Callable[[Iterable[str]], list[str]] | None = None,
+    stale: Callable[[Mapping[str, Any]], list[str]] | None = None,
     force: bool = False,
 ) -> Sent:
     """Bring the branch to hold these files; returns when the Hub names their hashes. Raises HubError, Unverified.

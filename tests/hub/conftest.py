@@ -163,7 +163,11 @@ def served(
 @pytest.fixture
 def hub(served: tuple[dict[str, str], subprocess.Popen[str]]) -> Hub:
     """An empty Hub with people."""
-    env, forks = served
+    return emptied(*served)
+
+
+def emptied(env: dict[str, str], forks: subprocess.Popen[str]) -> Hub:
+    """The server as a Hub that nobody has used yet."""
     hub = Hub(Path(), env["HF_ENDPOINT"], env, forks)
     hub.folder = Path(hub.control("reset")["folder"])
     hub.control("state", {"people": PEOPLE})

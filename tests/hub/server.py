@@ -422,7 +422,10 @@ class Handler(BaseHTTPRequestHandler):
         del body
         if "Authorization" in self.headers:
             return self._refuse(400, "", "a token was sent to the file store")
-        return self._send(self.server.store.object(oid), {"ETag": f'"{oid}"'})
+        path = self.server.store.object(oid)
+        if not path.is_file():
+            self.server.store.assemble(oid)
+        return self._send(path, {"ETag": f'"{oid}"'})
 
     def _send(self, path: Path, headers: dict[str, str]) -> None:
         data = path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
+from ggufy.hub.pull import choose
 from tests.conftest import snapshot
 from tests.hub.conftest import ANN, READER, Hub
 
@@ -122,6 +124,21 @@ def test_a_repository_that_is_not_as_ggufy_leaves_one(hub: Hub, there: Path, cas
     assert not list(there.rglob("*"))
 
 
+def test_what_to_do_next_can_be_done(hub: Hub, quick: Path, tmp_path: Path) -> None:
+    for what, said in (("adapter", "next: ggufy export quick"), ("gguf", "next: ggufy chat quick")):
+        folder = tmp_path / what
+        folder.mkdir()
+        repo = f"ann/Llama-{what}"
+        hub.works("push", "quick", "--repo", repo, "--what", what, cwd=quick)
+        assert said in hub.works("pull", repo, cwd=folder)
+
+
+def test_of_a_model_in_several_files_the_first_is_named() -> None:
+    parts = {f"m-q8_0/m-q8_0-{n:05}-of-00002.gguf": 700 for n in (2, 1)}
+    assert choose(parts, "q8_0") == "m-q8_0/m-q8_0-00001-of-00002.gguf"
+    assert choose({**parts, "m-q6_k.gguf": 1000}, None) == "m-q6_k.gguf"
+
+
 def test_another_run_here_stays(hub: Hub, there: Path) -> None:
     other = there / "runs" / "quick"
     other.mkdir(parents=True)
@@ -217,6 +234,62 @@ def test_uploads_that_fail_never_stop_a_training(
     assert not (work / "runs" / "quick" / "checkpoints" / ".sending").exists()
 
 
+@pytest.fixture
+def unsent(quick: Path) -> Path:
+    """A run with train.keep_best whose best checkpoint is not the newest, and neither is on the Hub."""
+    run = quick / "runs" / "quick"
+    frozen = json.loads((run / "run.json").read_text())
+    frozen["recipe"]["train"]["keep_best"] = True
+    (run / "run.json").write_text(json.dumps(frozen))
+    folder = run / "checkpoints" / "checkpoint-4"
+    state, manifest = (json.loads((folder / name).read_text()) for name in ("trainer_state.json", "manifest.json"))
+    state["log_history"] += [{"step": 2, "eval_loss": 1.0}, {"step": 4, "eval_loss": 2.0}]
+    data = json.dumps(state).encode()
+    (folder / "trainer_state.json").write_bytes(data)
+    manifest["files"]["trainer_state.json"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return quick
+
+
+def send(hub: Hub, cwd: Path) -> subprocess.Popen[str]:
+    """What sends checkpoints beside a training, after that has ended."""
+    command = [sys.executable, "-m", "ggufy.hub.checkpoints", "runs/quick", "ann/Llama-quick", "checkpoints", "end"]
+    # The base's folder, which peft writes into each checkpoint, lies in the home as it does elsewhere.
+    env = {**hub.env, "HF_TOKEN": ANN, "HOME": str(Path(hub.env["GGUFY_CACHE"]).parent)}
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_the_best_checkpoint_is_sent_with_the_newest(hub: Hub, unsent: Path, tmp_path: Path) -> None:
+    """Two of them at once, as after a kill: the second waits, and finds everything done."""
+    hub.control("faults", [{"method": "POST", "path": "/commit/", "hold": "before"}])
+    first = send(hub, unsent)
+    while not (hub.folder / "held").exists() and first.poll() is None:
+        time.sleep(0.01)
+    second = send(hub, unsent)
+    time.sleep(0.5)
+    hub.control("faults")
+    for sender in (first, second):
+        said = sender.communicate()[0]
+        assert sender.returncode == 0, said
+        assert "checkpoint-4 is on the Hub" in said
+        assert "not on the Hub yet" not in said
+    state = hub.state("ann/Llama-quick")
+    assert state["commits"] == 2
+    assert len(hub.stored()) == len(set(hub.stored()))
+    place = hub.env["GGUFY_CACHE"].encode()
+    assert place in (unsent / "runs/quick/checkpoints/checkpoint-4/adapter_config.json").read_bytes()
+    for path in [*(hub.folder / "bodies").iterdir(), *(hub.folder / "objects").iterdir()]:
+        assert place not in path.read_bytes()
+    there = tmp_path / "there"
+    there.mkdir()
+    hub.works("pull", "ann/Llama-quick", cwd=there)
+    for name in ("checkpoint-2/adapter_model.safetensors", "checkpoint-4/optimizer.pt"):
+        ours = unsent / "runs/quick/checkpoints" / name
+        assert (there / "runs/quick/checkpoints" / name).read_bytes() == ours.read_bytes()
+
+
 def test_checkpoints_that_would_be_of_no_use_are_refused(hub: Hub, tmp_path: Path) -> None:
     wanted = ("train", "--recipe", "tiny", "--set", "hub.checkpoints=end")
     assert "hub.repo" in hub.fails(*wanted, cwd=tmp_path)
@@ -224,4 +297,7 @@ def test_checkpoints_that_would_be_of_no_use_are_refused(hub: Hub, tmp_path: Pat
     said = hub.fails(*wanted, "--set", "hub.repo=ann/x", "--set", f"data.source={data}", cwd=tmp_path)
     assert "data.source" in said
     assert "this machine only" in said
+    for key, value in (("data.eval_source", str(data)), ("data.more", f"[{{source: {data}}}]")):
+        said = hub.fails(*wanted, "--set", "hub.repo=ann/x", "--set", f"{key}={value}", cwd=tmp_path)
+        assert f"{key} is" in said
     assert "may only read" in hub.fails(*wanted, "--set", "hub.repo=ann/x", cwd=tmp_path, token=READER)

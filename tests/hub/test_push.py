@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,42 @@ def test_through_xet(xet_hub: Hub, quick: Path) -> None:
     gguf = hashlib.sha256((quick / "runs/quick/export/quick-q8_0.gguf").read_bytes()).hexdigest()
     assert hub.files("ann/Llama-quick")["quick-q8_0.gguf"][0] == gguf
     assert "nothing was sent" in hub.works(*PUSH, cwd=quick)
+    there = quick.parent / "there"
+    there.mkdir()
+    hub.works("pull", "ann/Llama-quick", cwd=there)
+    for name in ("adapter/adapter_model.safetensors", "export/quick-q8_0.gguf"):
+        assert (there / "runs/quick" / name).read_bytes() == (quick / "runs/quick" / name).read_bytes()
+
+
+def test_killed_through_xet(xet_hub: Hub, quick: Path) -> None:
+    """What had arrived is not stored again: its blocks are the same files as before."""
+    hub = xet_hub
+    env = {**hub.env, "HF_TOKEN": ANN}
+    hub.control("faults", [{"method": "POST", "path": "/commit/", "hold": "before"}])
+    command = [sys.executable, "-m", "ggufy", *PUSH]
+    process = subprocess.Popen(
+        command, cwd=quick, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("sent adapter_model"):
+            break
+
+    def blocks() -> dict[str, tuple[int, int]]:
+        found = [path for path in hub.folder.rglob("xorbs/default.*") if path.suffix != ".tagset"]
+        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+
+    arrived = blocks()
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    hub.control("faults")
+    assert len(arrived) >= 2
+    hub.works(*PUSH, cwd=quick)
+    assert arrived.items() <= blocks().items()
+    gguf = hashlib.sha256((quick / "runs/quick/export/quick-q8_0.gguf").read_bytes()).hexdigest()
+    assert hub.files("ann/Llama-quick")["quick-q8_0.gguf"][0] == gguf
+    assert hub.state("ann/Llama-quick")["commits"] == 2
 
 
 def test_dry_run_asks_nothing_and_shows_a_valid_card(hub: Hub, quick: Path) -> None:
@@ -103,7 +141,7 @@ def test_card_of_a_llama_with_held_out_loss(hub: Hub, quick: Path) -> None:
     run = quick / "runs" / "quick"
     frozen, summary = (json.loads((run / name).read_text()) for name in ("run.json", "summary.json"))
     frozen["base"] = {**frozen["base"], "name": "meta/Llama-3.2-3B-Instruct", "commit": "c" * 40}
-    frozen["data"] = {**frozen["data"], "name": "someone/chats"}
+    frozen["data"] = {**frozen["data"], "name": "someone/chats", "commit": "d" * 40}
     frozen["recipe"]["data"]["eval_size"] = 7
     (run / "run.json").write_text(json.dumps(frozen))
     (run / "summary.json").write_text(json.dumps({**summary, "eval_loss": 1.25}))
@@ -116,7 +154,65 @@ def test_card_of_a_llama_with_held_out_loss(hub: Hub, quick: Path) -> None:
     assert card.data.datasets == ["someone/chats"]
     [result] = card.data.eval_results
     assert result.metric_value == 1.25
-    assert "Built with Llama" in card.text
+    assert "Built with Llama. Llama 3.2 is licensed under the Llama 3.2 Community License" in card.text
+    assert "  NOTICE" in card.text
+
+
+def test_card_of_a_mix_and_of_what_was_measured(hub: Hub, quick: Path) -> None:
+    """Every source is named, held-out rows are those that were counted, and the Hub's own cards have their say."""
+    run = quick / "runs" / "quick"
+    frozen, summary = (json.loads((run / name).read_text()) for name in ("run.json", "summary.json"))
+    frozen["base"] = {**frozen["base"], "name": "someone/model", "commit": "c" * 40}
+    places = {"name": "someone/chats", "commit": "d" * 40, "more": [["tasks.jsonl", None], ["lab/more", "e" * 40]]}
+    frozen["data"] = {**frozen["data"], **places, "held_out": ["lab/held", "f" * 40]}
+    frozen["recipe"]["data"] |= {"eval_source": "lab/held", "eval_size": 0}
+    (run / "run.json").write_text(json.dumps(frozen))
+    (run / "summary.json").write_text(json.dumps({**summary, "eval_loss": 1.25}))
+    (run / "data" / "report.json").write_text(json.dumps({"train": {"kept": 30}, "eval": {"rows": 9, "kept": 7}}))
+    license_of_base = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
+    cards = {"someone/chats": {"language": "en"}, "lab/more": {"language": ["de", "nonsense!"]}}
+    repos = [{"kind": "dataset", "name": name, "card": card} for name, card in cards.items()]
+    hub.control("state", {"repos": [*repos, {"kind": "model", "name": "someone/model", "card": license_of_base}]})
+    hub.works(*PUSH, cwd=quick)
+    card = ModelCard(hub.read("ann/Llama-quick", "README.md").decode())
+    assert card.data.datasets == ["someone/chats", "lab/more"]
+    assert card.data.language == ["en", "de"]
+    assert (card.data.license, card.data.license_name) == ("other", "mine")
+    assert card.data.license_link == f"{hub.url}/someone/model/blob/main/LICENSE"
+    [result] = card.data.eval_results
+    assert (result.dataset_type, result.dataset_revision) == ("lab/held", "f" * 40)
+    assert result.dataset_name == "lab/held, 7 held-out conversations"
+    assert "trained on 30 conversations of [someone/chats]" in card.text
+    assert "and of `tasks.jsonl`, which is not on the Hub and of [lab/more]" in card.text
+    cores = summary["hardware"]["cores"]
+    assert f"| hardware | {cores} cores of a CPU" in card.text
+    near = json.loads((run / "stamps" / "export--quick-q8_0.gguf.json").read_text())["closeness"]
+    assert f"| {100 * near['agreement']:.1f}% | {near['divergence']:.2g} |" in card.text
+    assert f"over {near['positions']} positions" in card.text
+
+
+def test_card_of_what_was_not_measured(hub: Hub, quick: Path) -> None:
+    stamp = quick / "runs" / "quick" / "stamps" / "export--quick-q8_0.gguf.json"
+    values = json.loads(stamp.read_text())
+    del values["closeness"]
+    stamp.write_text(json.dumps(values))
+    done = hub.run(*PUSH, "--dry-run", cwd=quick)
+    assert "was not measured" in done.stdout
+    assert "KL" not in done.stdout
+
+
+def test_what_is_there_already_stays_a_part(hub: Hub, quick: Path) -> None:
+    """Adapter first and GGUF later: the card and a pull know both."""
+    hub.works(*PUSH, "--what", "adapter", cwd=quick)
+    hub.works(*PUSH, "--what", "gguf", cwd=quick)
+    card = ModelCard(hub.read("ann/Llama-quick", "README.md").decode())
+    assert card.data.library_name == "peft"
+    assert {"lora", "gguf"} <= set(card.data.tags)
+    there = quick.parent / "there"
+    there.mkdir()
+    hub.works("pull", "ann/Llama-quick", cwd=there)
+    for name in ("adapter/adapter_model.safetensors", "export/quick-q8_0.gguf"):
+        assert (there / "runs/quick" / name).read_bytes() == (quick / "runs/quick" / name).read_bytes()
 
 
 @pytest.mark.parametrize("what", ["training_args.bin", "optimizer.pt"])
@@ -219,6 +315,11 @@ BAD = {
     "branch with dots": (("--repo", "ann/x", "--branch", "a/../b"), {}, "name of a branch", "letters"),
     "no repository": ((), {}, "no repository to push to", "--repo"),
     "no merged": (("--repo", "ann/x", "--what", "merged"), {}, "no merged files yet", "--merged"),
+    "an unknown placeholder": (("--repo", "ann/x", "--message", "{rows}"), {}, "{rows} is nothing", "doubled"),
+    "half a placeholder": (("--repo", "ann/x", "--branch", "N{n"), {}, "cannot be filled in", "doubled"),
+    "public already": (("--repo", "ann/open", "--private"), {}, "ann/open is there already, and is public", "settings"),
+    "a key in the message": (("--repo", "ann/x", "--message", ANN), {}, "the commit's message holds", "take it out"),
+    "a token that is none": (("--repo", "ann/x"), {"token": "größe"}, "characters that no token has", "HF_TOKEN"),
     "offline": (("--repo", "ann/x"), {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE", "export, verify and chat work"),
     "no network": (
         ("--repo", "ann/x"),
@@ -231,7 +332,8 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(hub: Hub, quick: Path, case: str) -> None:
-    hub.control("state", {"repos": [{"kind": "dataset", "name": "ann/set"}]})
+    repos = [{"kind": "dataset", "name": "ann/set"}, {"kind": "model", "name": "ann/open"}]
+    hub.control("state", {"repos": repos})
     options, how, error, hint = BAD[case]
     before = snapshot(quick)
     said = hub.fails("push", "quick", *options, cwd=quick, **how)

@@ -1,0 +1,143 @@
+"""The prepared rows as a data set for others: Parquet files of what is said, not of token ids.
+
+They are the rows that a training would see, in its order: selected, mixed, shuffled, with the prompts made and cut as
+the recipe says, and without those that are unusable. Trained on with the same settings they give the same token ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ggufy.data import prepare
+from ggufy.data.counts import Counts
+from ggufy.data.formats import Plain, Sample
+from ggufy.data.mix import Row
+from ggufy.data.source import Source
+from ggufy.data.work import Result, Worker
+from ggufy.errors import DataError, MissingExtra
+from ggufy.recipe import Data
+
+# By the names that others expect.
+SPLITS = {"train": "train", "eval": "validation"}
+_GROUP = 5_000
+# A file that is this large is followed by another.
+_LARGE = 400_000_000
+
+
+@dataclass
+class Published:
+    """What was written."""
+
+    columns: str = ""
+    """messages, prompt-completion or text."""
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    """By split."""
+    rows: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, Counts] = field(default_factory=dict)
+
+
+def publish(
+    source: Source,
+    data: Data,
+    base: Path,
+    max_length: int,
+    day: date,
+    out: Path,
+    check: Callable[[str, str], None],
+) -> Published:
+    """Write the splits below `out`/data. `check` is told where each row is from, and its text, before it is written."""
+    stage, splits = prepare.opened(source, data, base, max_length, day, out)
+    made = Published()
+    worker = Worker(stage.plan)
+    for split, rows in splits.items():
+        # The rows that are under way; their results come back in this order.
+        waiting: deque[Row] = deque()
+        write = partial(_write, made, stage, worker, waiting, out / "data", SPLITS[split], check)
+        made.counts[SPLITS[split]] = stage.split(split, _noted(rows, waiting), write)
+    return made
+
+
+def _noted(rows: Iterator[Row], waiting: deque[Row]) -> Iterator[Row]:
+    for row in rows:
+        waiting.append(row)
+        yield row
+
+
+def _write(
+    made: Published,
+    stage: prepare.Stage,
+    worker: Worker,
+    waiting: deque[Row],
+    folder: Path,
+    split: str,
+    check: Callable[[str, str], None],
+    results: Iterator[Result],
+) -> None:
+    def kept() -> Iterator[dict[str, Any]]:
+        for result in results:
+            for outcome in result.outcomes:
+                row = waiting.popleft()
+                if outcome.examples:
+                    columns, values = _values(worker.sample(row))
+                    where = stage.place(outcome)
+                    if made.columns not in ("", columns):
+                        raise DataError(
+                            f"{where}: a row of {columns}, and those before are of {made.columns}",
+                            "a data set has one kind of rows: make a recipe for each",
+                        )
+                    made.columns = columns
+                    check(where, json.dumps(values, ensure_ascii=False))
+                    yield values
+
+    made.files[split], made.rows[split] = _parquet(folder, split, kept())
+
+
+def _values(sample: Sample) -> tuple[str, dict[str, Any]]:
+    if not isinstance(sample, Plain):
+        return "messages", {"messages": [dict(message) for message in sample]}
+    if not sample.prompt:
+        return "text", {"text": sample.completion}
+    return "prompt-completion", {"prompt": sample.prompt, "completion": sample.completion}
+
+
+def _parquet(folder: Path, split: str, rows: Iterator[dict[str, Any]]) -> tuple[list[Path], int]:
+    """The rows in files named as the `datasets` library names them, and how many there were."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise MissingExtra("writing Parquet files", "train", "pyarrow") from None
+    text = pa.string()
+    kinds = {
+        "messages": pa.list_(pa.struct([("role", text), ("content", text)])),
+        **dict.fromkeys(("prompt", "completion", "text"), text),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: list[Path] = []
+    total, writer = 0, None
+    try:
+        while group := list(islice(rows, _GROUP)):
+            if writer is None:
+                schema = pa.schema([(name, kinds[name]) for name in group[0]])
+                parts.append(folder / f"{split}-{len(parts):05d}.part")
+                writer = parquet.ParquetWriter(parts[-1], schema, compression="zstd")
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            total += len(group)
+            if parts[-1].stat().st_size >= _LARGE:
+                writer.close()
+                writer = None
+    finally:
+        if writer is not None:
+            writer.close()
+    files = []
+    for number, part in enumerate(parts):
+        files.append(part.replace(folder / f"{split}-{number:05d}-of-{len(parts):05d}.parquet"))
+    return files, total
