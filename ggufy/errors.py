@@ -10,6 +10,7 @@
     ├── Unverified         a finished file is not what it was made from
     ├── ChatError          loading or running a GGUF
     ├── HubError           the Hugging Face Hub could not be used
+    ├── JudgeError         the model that judges answers could not be asked
     └── MissingExtra       a package that comes with an extra is not installed
     Interrupted            the user or the system asked to stop, and work was saved
 
@@ -69,6 +70,10 @@ class ChatError(GgufyError):
 
 
 class HubError(GgufyError):
+    pass
+
+
+class JudgeError(GgufyError):
     pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -42,8 +42,9 @@ class Interval:
         return f"{self.mean:+.{digits}f} ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
 
     def values(self) -> dict[str, Any]:
-        """For the report's JSON."""
-        return {**asdict(self), "level": LEVEL}
+        """For the report's JSON, which has no infinity: a bound that is not known is null."""
+        known = {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+        return {**known, "level": LEVEL}
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
@@ -75,7 +76,7 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMP
     return Interval(mean, min(float(low), mean), max(float(high), mean), n)
 
 
-@lru_cache(maxsize=None)
+@cache
 def student_t(freedom: int, level: float = LEVEL) -> float:
     """The t that a Student variable stays within, either side of 0, with probability `level`.
 

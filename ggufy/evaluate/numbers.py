@@ -2,14 +2,16 @@
 
 The rule by which a number is read, for answers and references alike:
 
-1. Among several numbers, the first with a currency sign, code or word counts ("2 for $30" is 30); without one, the first
-   after the last "=", "####" or "answer is"; without that, the first.
-2. "1,234.50" and "1.234,50" are the same: of two kinds of separator the last is the decimal one; one that comes several
-   times groups thousands; a single comma before exactly three digits does too, unless a 0 is before it; every other single
-   comma or dot is decimal. Narrow and non-breaking spaces and apostrophes group as well, and "1,23,456" is India's way.
+1. Among several numbers, the first with a currency sign, code or word counts ("2 for $30" is 30); without one, the
+   first after the last "=", "####" or "answer is"; without that, the first.
+2. "1,234.50" and "1.234,50" are the same: of two kinds of separator the last is the decimal one; one that comes
+   several times groups thousands, also in India's way ("1,23,456"); a single comma before exactly three digits does
+   too, unless a 0 is before it; every other single comma or dot is decimal. Narrow and non-breaking spaces and
+   apostrophes group as well.
 3. A minus sign counts where no digit or letter is before it ("10-20" is 10); "($5)" is -5 as in accounts.
 4. "1.5e3", "1.5 x 10^3", "12k", "3 million" and "$2bn" are what they say; "%" changes nothing.
-5. Digits inside a word ("RTX3060", "v2") are no number. Nor are numbers in words ("twelve"), or those too large for a float.
+5. Digits inside a word ("RTX3060", "v2") are no number. Nor are numbers in words ("twelve"), or those too large for a
+   float.
 """
 
 from __future__ import annotations
