@@ -9,6 +9,7 @@
     ├── ExportError        making GGUF files
     ├── Unverified         a finished file is not what it was made from
     ├── ChatError          loading or running a GGUF
+    ├── EvalError          an evaluation
     ├── HubError           the Hugging Face Hub could not be used
     └── MissingExtra       a package that comes with an extra is not installed
     Interrupted            the user or the system asked to stop, and work was saved
@@ -65,6 +66,10 @@ class Unverified(GgufyError):
 
 
 class ChatError(GgufyError):
+    pass
+
+
+class EvalError(GgufyError):
     pass
 
 
