@@ -9,6 +9,7 @@
     ├── ExportError        making GGUF files
     ├── Unverified         a finished file is not what it was made from
     ├── ChatError          loading or running a GGUF
+    ├── EvalError          an evaluation
     ├── HubError           the Hugging Face Hub could not be used
     ├── JudgeError         the model that judges answers could not be asked
     └── MissingExtra       a package that comes with an extra is not installed
@@ -66,6 +67,10 @@ class Unverified(GgufyError):
 
 
 class ChatError(GgufyError):
+    pass
+
+
+class EvalError(GgufyError):
     pass
 
 

@@ -104,10 +104,11 @@ class Forward:
             )
         return list(ids[:count])
 
-    def logits(self, tokens: Sequence[int]) -> Iterator[Any]:
+    def logits(self, tokens: Sequence[int], wanted: Sequence[bool] | None = None) -> Iterator[Any]:
         """The logits after each token of one text, float32 (n, vocabulary), batch by batch.
 
-        Each array is llama.cpp's own memory, good until the next is asked for. The batches are of nearly equal size.
+        With `wanted` only after the tokens marked there; a batch without any gives nothing. Each array is llama.cpp's
+        own memory, good until the next is asked for. The batches are of nearly equal size.
         """
         import numpy as np
 
@@ -118,16 +119,20 @@ class Forward:
         held = lib.llama_batch_init(self.batch, 0, 1)
         try:
             for start, stop in pairwise(edges):
-                count = held.n_tokens = stop - start
-                for i in range(count):
+                size = held.n_tokens = stop - start
+                for i in range(size):
                     held.token[i], held.pos[i] = tokens[start + i], start + i
-                    held.n_seq_id[i], held.seq_id[i][0], held.logits[i] = 1, 0, True
+                    held.n_seq_id[i], held.seq_id[i][0] = 1, 0
+                    held.logits[i] = wanted is None or bool(wanted[start + i])
+                count = size if wanted is None else sum(map(bool, wanted[start:stop]))
                 with interrupts.held(), ggml.quiet() as said:
                     failed = lib.llama_decode(self.context, held)
                 if self.failure:
                     raise self.failure
                 if failed:
                     raise ModelError(f"{self.path.as_posix()}: llama.cpp cannot evaluate it: {' '.join(said[-1:])}")
+                if not count:
+                    continue
                 found = lib.llama_get_logits(self.context)
                 yield np.ctypeslib.as_array(found, shape=(count * self.width,)).reshape(count, self.width)
         finally:

@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import ggml
+from ggufy import distributions, ggml
 from ggufy.errors import ModelError, Unverified
 from ggufy.forward import Forward
 from ggufy.template import ChatTemplate, Message, text_of
@@ -205,8 +205,7 @@ def closeness(model: Forward, reference: Reference) -> Closeness:
                 sums["moved"] += float(np.square(ours - before).sum())
                 sums["along"] += float(((ours - before) * (theirs - before)).sum())
             same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-            log_ours, log_theirs = _log_softmax(ours), _log_softmax(theirs)
-            divergence += float((np.exp(log_theirs) * (log_theirs - log_ours)).sum())
+            divergence += float(distributions.divergences(expected[part], found).sum())
             positions += len(found)
     length = max(sums["length"], 1e-30)
     relative = (sums["off"] / length) ** 0.5
@@ -225,13 +224,6 @@ def _centred(logits: Any) -> Any:
     wide = logits.astype(np.float64)
     wide -= wide.mean(axis=1, keepdims=True)
     return wide
-
-
-def _log_softmax(logits: Any) -> Any:
-    import numpy as np
-
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _judge(path: Path, near: Closeness, types: set[str]) -> None:
