@@ -43,6 +43,8 @@ class Settings:
     """Seconds for one reply."""
     most_tokens: int = 2048
     """Of one reply."""
+    pause: float = 0.5
+    """Seconds before a second attempt; each further one waits twice as long."""
 
 
 @dataclass
@@ -86,7 +88,9 @@ class _Asking:
         self.total = len(plan.open)
         self.done: queue.SimpleQueue[tuple[Call, list[Grades] | Failure | BaseException | None]] = queue.SimpleQueue()
         gate = Gate(self.stop, settings.per_minute)
-        self.client = Client(plan.where, gate, timeout=settings.timeout, most_tokens=settings.most_tokens)
+        self.client = Client(
+            plan.where, gate, timeout=settings.timeout, most_tokens=settings.most_tokens, pause=settings.pause
+        )
         self.lock = threading.Lock()
         self.unreached = 0
 
@@ -136,7 +140,6 @@ class _Asking:
                 call, result = self.done.get(timeout=0.1)
                 if isinstance(result, BaseException) and not isinstance(result, Failure):
                     error = error or result
-                    self.stop.set()
                 else:
                     yield call, result
         if error is not None:
@@ -152,7 +155,10 @@ class _Asking:
                 self.done.put((call, self._grades(call)))
             except Halted:
                 return
+            except Failure as error:
+                self.done.put((call, error))
             except Exception as error:  # noqa: BLE001 - carried to the main thread, which raises it or keeps it
+                self.stop.set()
                 self.done.put((call, error))
 
     def _grades(self, call: Call) -> list[Grades]:

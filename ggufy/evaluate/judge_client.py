@@ -96,8 +96,8 @@ class Gate:
 class Client:
     """Asks one endpoint; safe to use from several threads."""
 
-    def __init__(self, where: Endpoint, gate: Gate, *, timeout: float = 120.0, most_tokens: int = 2048) -> None:
-        self.where, self.gate, self.timeout = where, gate, timeout
+    def __init__(self, where: Endpoint, gate: Gate, *, timeout: float, most_tokens: int, pause: float) -> None:
+        self.where, self.gate, self.timeout, self.first_pause = where, gate, timeout, pause
         self.notes: list[str] = []
         """What the endpoint did not take, and is no longer sent."""
         headers = {"Authorization": f"Bearer {where.key}"} if where.key else {}
@@ -135,7 +135,7 @@ class Client:
         trouble = ("", "")
         for attempt in range(ATTEMPTS):
             self.gate.pass_through()
-            wait = 0.5 * 2**attempt * random.uniform(0.5, 1)
+            wait = self.first_pause * 2**attempt * random.uniform(0.5, 1)
             try:
                 status, headers, body = self._adapted(messages, count)
             except httpx.TimeoutException:
