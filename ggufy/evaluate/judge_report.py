@@ -57,8 +57,8 @@ def _about(where: Endpoint, estimate: Estimate, replies: Replies, price: Price |
     yield (
         f"{where.model} at {where.url} graded each answer from 1 to 5 for correctness, completeness and faithfulness "
         "to the instruction. Two answers to a question are shown together and graded twice, the second time in the "
-        "other order; an answer's grade is the mean of both. A difference is given with its 95% interval, by a bootstrap "
-        'over the questions; where that holds 0 it says "no difference".'
+        "other order; an answer's grade is the mean of both. A difference is given with its 95% interval, by a "
+        'bootstrap over the questions; where that holds 0 it says "no difference".'
     )
     yield f"{replies.asked:,} questions were asked now, {estimate.known:,} replies were there from before."
     if replies.tokens_in or replies.tokens_out:
