@@ -89,6 +89,32 @@ class Forward:
         """Whether generation stops after a token."""
         return bool(self._library.llama_vocab_is_eog(self.vocab, token))
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the file asks for a BOS before every text."""
+        return self.bos is not None and bool(self._library.llama_vocab_get_add_bos(self.vocab))
+
+    @property
+    def trained_context(self) -> int:
+        """The longest text that the model was made for, in tokens."""
+        return int(self._library.llama_model_n_ctx_train(self.model))
+
+    def specials(self) -> dict[str, int]:
+        """The control tokens, by how they are written."""
+        found = (n for n in range(self.width) if self._library.llama_vocab_is_control(self.vocab, n))
+        return {self.piece(number).decode("utf-8", "replace"): number for number in found}
+
+    def piece(self, token: int) -> bytes:
+        """What a token stands for; a control token is written out."""
+        room = 256
+        text = ctypes.create_string_buffer(room)
+        count = self._library.llama_token_to_piece(self.vocab, token, text, room, 0, True)
+        if count < 0:
+            room = -count
+            text = ctypes.create_string_buffer(room)
+            count = self._library.llama_token_to_piece(self.vocab, token, text, room, 0, True)
+        return text.raw[:count]
+
     def tokenize(self, text: str, *, special: bool, ends: bool = False) -> list[int]:
         """The tokens of a text. With `special`, marks such as <|eot_id|> are read as their tokens.
 

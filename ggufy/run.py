@@ -345,6 +345,11 @@ class Run:
         # Which output is the newest goes by this time.
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
+    def discard(self, output: str) -> None:
+        """Remove an output that is not needed any more, its stamp last: half removed, it is not valid."""
+        _remove(self.path / output)
+        self._stamp_path(output).unlink(missing_ok=True)
+
     def damage(self, output: str) -> str | None:
         """Re-hash an output: what is wrong with it against its stamp, or None."""
         stamp = self.stamp(output)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files as resources
-from pathlib import Path
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -67,14 +66,24 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A paragraph that explains what is shown. It is left out where the figures alone are printed."""
+
+    text: str
+
+
+Part = str | Note | Table | Plot
+"""A text is a paragraph."""
+
+
+@dataclass(frozen=True)
 class Section:
     """One part of the report."""
 
     key: str
     """Its name in report.json."""
     title: str
-    parts: Sequence[str | Table | Plot]
-    """In order; a text is a paragraph."""
+    parts: Sequence[Part]
     values: Mapping[str, Any]
     """What report.json says of it."""
 
@@ -91,11 +100,9 @@ class Report:
         sections = {section.key: dict(section.values) for section in self.sections}
         return {"schema": SCHEMA, "title": self.title, "facts": dict(self.facts), "sections": sections}
 
-    def write(self, page: Path, data: Path) -> None:
-        """Write both files, in place."""
-        text = json.dumps(self.values(), indent=2, ensure_ascii=False, allow_nan=False)
-        data.write_text(text + "\n", encoding="utf-8")
-        page.write_text(self.html(), encoding="utf-8")
+    def json(self) -> str:
+        """report.json."""
+        return json.dumps(self.values(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def html(self) -> str:
         style = (resources("ggufy") / "evaluate" / "report.css").read_text(encoding="utf-8")
@@ -118,7 +125,9 @@ def _section(section: Section) -> str:
     return f'<section id="{escape(section.key)}">\n<h2>{escape(section.title)}</h2>\n{parts}</section>\n'
 
 
-def _part(part: str | Table | Plot) -> str:
+def _part(part: Part) -> str:
+    if isinstance(part, Note):
+        return f'<p class="quiet">{escape(part.text)}</p>\n'
     if isinstance(part, str):
         return f"<p>{escape(part)}</p>\n"
     if isinstance(part, Plot):
@@ -128,7 +137,11 @@ def _part(part: str | Table | Plot) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
+    right = [_is_number(table, column) for column in range(len(table.columns))]
+    head = "".join(
+        f"<th{' class=number' if number else ''}>{escape(name)}</th>"
+        for name, number in zip(table.columns, right, strict=True)
+    )
     lines = []
     for row, cells in enumerate(table.rows):
         shown = "".join(_cell(table, row, column) for column in range(len(cells)))
@@ -139,6 +152,10 @@ def _table(table: Table) -> str:
         f'<div class="scroll"><table class="{kind}">{caption}<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{''.join(lines)}</tbody></table></div>\n"
     )
+
+
+def _is_number(table: Table, column: int) -> bool:
+    return any(isinstance(row[column], int | float) for row in table.rows)
 
 
 def _cell(table: Table, row: int, column: int) -> str:

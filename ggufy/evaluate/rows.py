@@ -37,7 +37,7 @@ def write(
     keys: Sequence[str],
     do: Callable[[int], Mapping[str, Any]],
     known: Iterable[Mapping[str, Row]] = (),
-    done: Callable[[int], None] = lambda count: None,
+    done: Callable[[int], object] = bool,
 ) -> list[Row]:
     """Write the rows of these keys to `place`, in order, doing those that are neither there nor in `known`.
 

@@ -124,12 +124,12 @@ def verify(
 
     Raises Unverified, naming the cause: data, loading, tokenizer, template or weights.
     """
-    files = _files(path)
+    parts = files(path)
     try:
-        headers = [ggml.read_gguf(file, (TEMPLATE, "general.type")) for file in files]
+        headers = [ggml.read_gguf(file, (TEMPLATE, "general.type")) for file in parts]
     except ModelError as error:
         raise Unverified(error.message, error.hint) from None
-    for file, header in zip(files, headers, strict=True):
+    for file, header in zip(parts, headers, strict=True):
         _check_data(file, header, threads)
     tensors = [tensor for header in headers for tensor in header.tensors]
     texts = headers[0].texts
@@ -137,7 +137,7 @@ def verify(
         return Verified(path, len(tensors), 0, loaded=False)
     context = max((len(text) for text in reference.texts), default=_CONTEXT) if reference else _CONTEXT
     try:
-        model = Forward(files[0], max(context, _CONTEXT), threads)
+        model = Forward(parts[0], max(context, _CONTEXT), threads)
     except ModelError as error:
         raise Unverified(error.message, error.hint) from None
     with model:
@@ -149,25 +149,25 @@ def verify(
     return Verified(path, len(tensors), probes, near, rows)
 
 
-def _files(path: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
     """All files of a model. Raises Unverified where one is missing."""
     again = "export it again"
     if path.is_dir():
-        files = sorted(path.glob("*.gguf"))
-        if not files:
+        found = sorted(path.glob("*.gguf"))
+        if not found:
             raise Unverified(f"{path.as_posix()}: no .gguf file is in it", again)
-        models = {_SPLIT.sub(r"-of-\2", file.name) for file in files}
+        models = {_SPLIT.sub(r"-of-\2", file.name) for file in found}
         if len(models) > 1:
             raise Unverified(f"{path.as_posix()}: the files of {len(models)} models are in it", "name one of them")
-        path = files[0]
-    found = _SPLIT.search(path.name)
-    if found is None:
+        path = found[0]
+    split = _SPLIT.search(path.name)
+    if split is None:
         return [path]
-    count = int(found[2])
-    files = [path.with_name(_SPLIT.sub(rf"-{n:05}-of-\2.gguf", path.name)) for n in range(1, count + 1)]
-    if missing := [file for file in files if not file.is_file()]:
+    count = int(split[2])
+    parts = [path.with_name(_SPLIT.sub(rf"-{n:05}-of-\2.gguf", path.name)) for n in range(1, count + 1)]
+    if missing := [file for file in parts if not file.is_file()]:
         raise Unverified(f"{missing[0].as_posix()} is missing; the model is in {count} files", again)
-    return files
+    return parts
 
 
 # As llama.cpp names the files of a model in several.

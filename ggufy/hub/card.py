@@ -61,11 +61,13 @@ def _header(bundle: Bundle, models: list[Gguf], license_of_base: str | None) -> 
     adapter, merged = bool(bundle.paths("adapter")), bool(bundle.paths("merged"))
     results = None
     if (loss := facts.summary(bundle.run.path).get("eval_loss")) is not None:
+        # Of another source all of it may be held out, which the recipe does not count.
+        counted = f"{size} " if (size := frozen["recipe"]["data"]["eval_size"]) else ""
         results = [
             EvalResult(
                 task_type="text-generation",
                 dataset_type=data or "local",
-                dataset_name=f"{data or 'local data'}, {frozen['recipe']['data']['eval_size']} held-out conversations",
+                dataset_name=f"{data or 'local data'}, {counted}held-out conversations",
                 metric_type="loss",
                 metric_name="Loss on held-out conversations",
                 metric_value=round(float(loss), 6),
