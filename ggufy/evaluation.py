@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ggufy import __version__, contenders, digest, evaluator, exports, run, subject
+from ggufy import __version__, contenders, digest, evaluator, exports, judging, run, scoring, subject
 from ggufy.contenders import Contender
-from ggufy.errors import EvalError
+from ggufy.errors import EvalError, GgufyError
 from ggufy.evaluate import heldout_section, prompts, prompts_section, quants_section, terminal
 from ggufy.evaluate.answers import Question
 from ggufy.evaluate.measure import Loss
@@ -35,6 +35,8 @@ class Evaluation:
     report: Report
     page: Artifact
     data: Artifact
+    trouble: GgufyError | None = None
+    """What ended a part early: what it had by then is in the report."""
 
     def lines(self) -> Iterator[str]:
         """For a terminal."""
@@ -50,8 +52,11 @@ def make(what: Sequence[str | os.PathLike[str] | Run | None], wish: Wish) -> Eva
         _check_together(opened)
         # The divergences first: the losses come along with them.
         order = sorted(wish.only, key=lambda name: name != "quants")
-        made = {name: PARTS[name](opened, wish) for name in order}
-        report = Report(_title(opened), _facts(opened, wish), [made[name] for name in PARTS if name in made])
+        made = {name: PARTS[name](opened, wish) for name in order if name != "judge"}
+        asked = [(one, _asked(one)) for one in opened] if wish.judge else []
+        made["judge"], trouble = judging.section(asked, wish)
+        sections = [section for name in (*PARTS, "judge") if (section := made.get(name))]
+        report = Report(_title(opened), _facts(opened, wish), sections)
         room = opened[0].room
         if len(opened) > 1:
             room = Run(wish.out or OUT / "-".join(one.name for one in opened))
@@ -59,7 +64,7 @@ def make(what: Sequence[str | os.PathLike[str] | Run | None], wish: Wish) -> Eva
         page, data = _write(room, report)
         for one in opened:
             one.close()
-    return Evaluation(report, page, data)
+    return Evaluation(report, page, data, trouble)
 
 
 def heldout_loss(what: str | os.PathLike[str] | Run, wish: Wish = Wish()) -> Loss:  # noqa: B008 - frozen
@@ -135,20 +140,31 @@ def _model(one: Evaluator, each: Contender, questions: Sequence[Question], named
     return prompts_section.Model(named + name, said, found)
 
 
-PARTS: dict[str, Callable[[Sequence[Evaluator], Wish], Section]] = {
+def _references(opened: Sequence[Evaluator], wish: Wish) -> Section | None:
+    return scoring.likeness([(one, _asked(one)) for one in opened], wish)
+
+
+def _numbers(opened: Sequence[Evaluator], wish: Wish) -> Section | None:
+    return scoring.errors([(one, _asked(one)) for one in opened], wish)
+
+
+PARTS: dict[str, Callable[[Sequence[Evaluator], Wish], Section | None]] = {
     "heldout": _heldout,
     "quants": _quants,
     "prompts": _prompts,
+    "references": _references,
+    "numbers": _numbers,
 }
-"""In the order of the report."""
+"""In the order of the report; last comes the judge, who is asked when all else is done."""
 
 
 def _check(wish: Wish) -> None:
     """What can be said against a wish before anything is opened."""
-    if unknown := [name for name in wish.only if name not in PARTS]:
-        raise EvalError(f"--only {unknown[0]}: there is no such part", f"the parts are {', '.join(PARTS)}")
-    if wish.prompts and "prompts" in wish.only:
+    if unknown := [name for name in wish.only if name not in evaluator.PARTS]:
+        raise EvalError(f"--only {unknown[0]}: there is no such part", f"the parts are {', '.join(evaluator.PARTS)}")
+    if wish.prompts:
         prompts.read(wish.prompts)
+    judging.check(wish)
 
 
 @contextmanager
@@ -184,7 +200,8 @@ def _file(what: str | os.PathLike[str] | Run | None) -> Path | None:
 def _check_together(opened: Sequence[Evaluator]) -> None:
     """Raise EvalError where several cannot be measured on the same conversations, or one has none."""
     wish = opened[0].wish
-    if not {"heldout", "quants"} & set(wish.only):
+    rows = {"references", "numbers"} if not wish.prompts else set()
+    if not ({"heldout", "quants"} | rows) & set(wish.only):
         return
     for one in opened:
         if one.heldout.keys != opened[0].heldout.keys:

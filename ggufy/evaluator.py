@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cached_property
 from importlib import metadata
@@ -20,8 +20,9 @@ from ggufy import contenders, digest, gguf_text, heldout, progress
 from ggufy.chat.model import ChatModel, Sampling
 from ggufy.contenders import Contender, Contenders
 from ggufy.errors import EvalError
-from ggufy.evaluate import answers, flags, measure, rows, torch_loss
+from ggufy.evaluate import answers, completions, flags, measure, rows, torch_loss
 from ggufy.evaluate.answers import Answer, Question
+from ggufy.evaluate.completions import Completer, Completion
 from ggufy.evaluate.flags import Flag
 from ggufy.evaluate.measure import Divergence, Loss
 from ggufy.evaluate.quants_section import File
@@ -34,7 +35,7 @@ from ggufy.template import ChatTemplate, text_of
 
 log = logging.getLogger("ggufy")
 
-PARTS = ("heldout", "quants", "prompts")
+PARTS = ("heldout", "quants", "prompts", "references", "numbers", "judge")
 _SPEED_TOKENS = 64
 _CONTEXT, _LEAST = 4096, 64
 
@@ -50,6 +51,8 @@ class Wish:
     limit: int = 100
     """The most held-out conversations."""
     prompts: Path | None = None
+    rows: int = 50
+    """The most held-out rows that models answer, to be held against the data's own answers."""
     max_kl: float = 0.05
     """The most that a quant may be off, as mean KL in nats a token, to be recommended."""
     max_tokens: int = 256
@@ -63,10 +66,34 @@ class Wish:
     out: Path | None = None
     keep: bool = False
     """Files made for the comparison stay."""
+    judge: str | None = None
+    """The model that judges the answers to the prompts, by an OpenAI-compatible endpoint."""
+    judge_url: str | None = None
+    """Where it is, if not at OpenAI."""
+    judge_price: tuple[float, float] | None = None
+    """Of a million tokens in and out."""
+    judge_parallel: int = 4
+    judge_per_minute: float | None = None
+    """The most questions a minute."""
+    judge_timeout: float = 120.0
+    """Seconds for one reply."""
+    judge_tokens: int = 2048
+    """The longest reply."""
+    judge_again: bool = False
+    """Also what it was asked before."""
+    yes: bool = False
+    """The judge may cost what it costs."""
+    confirm: Callable[[str], bool] | None = None
+    """Asks whoever is there; without that and `yes` no judge is asked."""
 
     @property
     def cores(self) -> int:
         return self.threads or stage.cores()
+
+    @property
+    def insisted(self) -> Sequence[str]:
+        """The parts that somebody named: there an error is better than nothing."""
+        return () if tuple(self.only) == PARTS else self.only
 
 
 class Wishes(TypedDict, total=False):
@@ -86,6 +113,17 @@ class Wishes(TypedDict, total=False):
     adapter: bool
     out: Path | None
     keep: bool
+    rows: int
+    judge: str | None
+    judge_url: str | None
+    judge_price: tuple[float, float] | None
+    judge_parallel: int
+    judge_per_minute: float | None
+    judge_timeout: float
+    judge_tokens: int
+    judge_again: bool
+    yes: bool
+    confirm: Callable[[str], bool] | None
 
 
 class Evaluator:
@@ -221,6 +259,30 @@ class Evaluator:
 
             self._make(output, inputs, build)
         return answers.read(self.room.path / output, questions, keys)
+
+    def completions(self, one: Contender) -> list[Completion]:
+        """What a model says in the place of the last answer of each held-out row: asked once, always the likeliest."""
+        gaps = [gap for text in self.heldout.texts if (gap := completions.gap(text))][: self.wish.rows]
+        most = completions.longest_answer(gaps, self.wish.max_tokens)
+        context = self.wish.context or max((len(gap.prompt) + most for gap in gaps), default=0)
+        same = {"measure": "completions", "model": one.identity, "most": most, "context": context, **_runtime()}
+        keys = [digest.of_values([same, gap.prompt, gap.answer]) for gap in gaps]
+        output, inputs = f"eval/completions/{one.label}.jsonl", {**same, "rows": digest.of_values(keys)}
+
+        def compute(place: Path, paths: list[Path]) -> None:
+            known = [rows.read(self.room.path / output)]
+            what = f"{one.name} answering"
+            with Completer(paths[0], context, self.wish.cores) as model, progress.bar(what, len(gaps)) as bar:
+                rows.write(
+                    place,
+                    keys,
+                    lambda index: asdict(model.complete(gaps[index], most)),
+                    known,
+                    lambda count: bar.update(count, f"{count} answers"),
+                )
+
+        found = self._keep(output, inputs, [one], compute) if gaps else []
+        return [Completion(row["expected"], row["text"], row["tokens"], row["ended"]) for row in found]
 
     @cached_property
     def day(self) -> date:

@@ -1,16 +1,17 @@
-"""The judge's part of the report, and the lines that a terminal shows of it."""
+"""The judge's part of the report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ggufy.evaluate.intervals import Interval
 from ggufy.evaluate.judge import Replies
 from ggufy.evaluate.judge_endpoint import Endpoint
 from ggufy.evaluate.judge_plan import BASE, TUNED, Estimate, Price
 from ggufy.evaluate.judge_prompt import CRITERIA
 from ggufy.evaluate.judge_verdict import MEAN, Failed, Graded, Verdict
-from ggufy.evaluate.report import Cell, Marked, Section, Table
+from ggufy.evaluate.report import Cell, Kind, Marked, Note, Part, Section, Table
 
 # Failures that are named one by one.
 _NAMED = 20
@@ -20,9 +21,10 @@ def section(
     where: Endpoint, estimate: Estimate, replies: Replies, verdicts: Sequence[Verdict], price: Price | None
 ) -> Section:
     """What was asked of whom, what came back, and what it says."""
-    parts: list[str | Table] = [" ".join(_about(where, estimate, replies, price))]
+    parts: list[Part] = [f"{verdict.model}: {headline(verdict)}." for verdict in verdicts]
     if replies.stopped:
-        parts.append(f"The judging ended early: {replies.stopped.message}. {replies.stopped.hint or ''}".strip())
+        parts.append(f"The judging ended early: {replies.stopped.message}; {replies.stopped.hint}.")
+    parts.append(Note(" ".join(_about(where, estimate, replies, price))))
     parts.append(_summary(verdicts))
     if any(verdict.rows for verdict in verdicts):
         parts.append(_criteria(verdicts))
@@ -32,13 +34,6 @@ def section(
         if verdict.rows:
             parts.append(_rows(verdict))
     return Section("judge", "What a judge says", parts, _values(where, estimate, replies, verdicts, price))
-
-
-def lines(verdicts: Sequence[Verdict], replies: Replies) -> Iterator[str]:
-    """For the terminal."""
-    for verdict in verdicts:
-        yield f"{verdict.model}: {headline(verdict)}"
-    yield from replies.notes
 
 
 def headline(verdict: Verdict) -> str:
@@ -74,7 +69,6 @@ def _summary(verdicts: Sequence[Verdict]) -> Table:
     for verdict in verdicts:
         interval = verdict.interval()
         better, same, worse = verdict.better_same_worse()
-        kind = {"better": "good", "worse": "bad"}.get(verdict.says, "quiet")
         rows.append(
             (
                 verdict.model,
@@ -82,7 +76,7 @@ def _summary(verdicts: Sequence[Verdict]) -> Table:
                 verdict.average(BASE) if verdict.paired else None,
                 verdict.average(),
                 interval.text() if interval else None,
-                Marked(verdict.says, kind) if interval else None,  # type: ignore[arg-type]
+                _says(interval) if interval else None,
                 f"{better} / {same} / {worse}" if interval else None,
                 f"{verdict.first_advantage:+.2f}" if verdict.first_advantage is not None else None,
                 verdict.turned if interval else None,
@@ -106,13 +100,18 @@ def _summary(verdicts: Sequence[Verdict]) -> Table:
     )
 
 
+def _says(interval: Interval) -> Marked:
+    kinds: dict[str, Kind] = {"better": "good", "worse": "bad"}
+    return Marked(interval.verdict(), kinds.get(interval.verdict(), "quiet"))
+
+
 def _criteria(verdicts: Sequence[Verdict]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for verdict in verdicts:
         for name in CRITERIA:
             interval = verdict.interval(name)
             if verdict.rows:
-                said = (interval.text(), interval.verdict()) if interval else (None, None)
+                said = (interval.text(), _says(interval)) if interval else (None, None)
                 rows.append((verdict.model, name, _base(verdict, name), verdict.average(TUNED, name), *said))
     columns = ("model", "criterion", "base", "tuned", "difference", "verdict")
     return Table(columns, tuple(rows), formats={"base": ".2f", "tuned": ".2f"})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ggufy.evaluate import numbers, plots, references
 from ggufy.evaluate.intervals import Interval
 from ggufy.evaluate.numbers import FAR, NEAR, Numbers, Row
 from ggufy.evaluate.references import METRICS, TITLES, References
-from ggufy.evaluate.report import Cell, Kind, Marked, Plot, Section, Table
+from ggufy.evaluate.report import Cell, Kind, Marked, Note, Part, Plot, Section, Table
 
 # Answers without a number that are shown, of each model.
 _NAMED = 20
@@ -18,21 +18,25 @@ _EDGE = 2.0
 _POINTS = 200
 
 
-def likeness(scores: Mapping[str, References], base: str | None) -> Section:
-    """The section on references. `base` names the model that the others are compared with."""
+def likeness(scores: Mapping[str, References], base: str | None, told: str = "", seed: int = 0) -> Section:
+    """The section on references. `base` names the model that the others are compared with; `told`, which rows."""
     rows: list[tuple[Cell, ...]] = []
     changes: dict[str, dict[str, object]] = {}
     for model, score in scores.items():
         cells: list[Cell] = [model, len(score.rows), *(getattr(score, metric) for metric in METRICS)]
-        found = {m: references.difference(score, scores[base], m) for m in METRICS} if base and model != base else {}
+        found = (
+            {m: references.difference(score, scores[base], m, seed) for m in METRICS} if base and model != base else {}
+        )
         changes[model] = {metric: interval.values() for metric, interval in found.items() if interval}
         shown = "chrf" if score.complete else "exact_normalised"
         rows.append((*cells, *_change(found.get(shown), digits=1)))
     complete = all(score.complete for score in scores.values())
-    about = "How like the answers are to those in the data: 0 is nothing in common, 100 the same text."
+    complete = all(score.complete for score in scores.values())
+    about = f"{told} How like the answers are to those in the data: 0 is nothing in common, 100 the same text."
+    parts: list[Part] = []
     if not complete:
         gone = references.missing()
-        about += f" BLEU, chrF and ROUGE-L are not computed without the package {gone}: pip install 'ggufy[eval]'."
+        parts.append(f"BLEU, chrF and ROUGE-L need the package {gone}, which is not there: pip install 'ggufy[eval]'.")
     compared = TITLES["chrf" if complete else "exact_normalised"]
     names = ("model", "answers", *(TITLES[metric] for metric in METRICS), f"{compared} against base", "verdict")
     formats = dict.fromkeys((TITLES[metric] for metric in METRICS), ".1f")
@@ -44,26 +48,30 @@ def likeness(scores: Mapping[str, References], base: str | None) -> Section:
     )
 
 
-def errors(scores: Mapping[str, Numbers], base: str | None) -> Section:
+def errors(scores: Mapping[str, Numbers], base: str | None, told: str = "", seed: int = 0) -> Section:
     """The section on numbers."""
     rows: list[tuple[Cell, ...]] = []
     changes: dict[str, Interval | None] = {}
     for model, score in scores.items():
-        change = numbers.difference(score, scores[base]) if base and model != base else None
+        change = numbers.difference(score, scores[base], seed) if base and model != base else None
         changes[model] = change
         figures = (score.mae, score.mse, score.r2, score.share(NEAR), score.share(FAR))
         rows.append((model, f"{len(score.read)} of {len(score.rows)}", *figures, *_change(change, less_is_better=True)))
     about = (
-        "Answers that are numbers. Mean absolute and mean squared error and R² are over the answers in which a number "
-        "could be read; the shares within 20% and 40% of the truth are over all rows, and an answer without a number "
-        "is outside. The difference is of the mean absolute error, over the rows where base and this model both gave a "
-        "number."
+        f"{told} Answers that are numbers. Mean absolute and mean squared error and R² are over the answers in which a "
+        "number could be read; the shares within 20% and 40% of the truth are over all rows, and an answer without a "
+        "number is outside. The difference is of the mean absolute error, over the rows where base and this model "
+        "both gave a number."
     )
     names = ("model", "numbers read", "MAE", "MSE", "R²", "within 20%", "within 40%", "MAE against base", "verdict")
     formats = {"MAE": ",.4g", "MSE": ",.4g", "R²": ".3f", "within 20%": ".1%", "within 40%": ".1%"}
-    parts: list[str | Table | Plot] = [about, Table(names, tuple(rows), formats=formats)]
+    parts: list[Part] = [
+        f"{model}: no number in {len(score.unread)} of {len(score.rows)} answers: rows {_list(score.unread)}."
+        for model, score in scores.items()
+        if score.unread
+    ]
+    parts += [*_left_out(scores), Note(about.strip()), Table(names, tuple(rows), formats=formats)]
     parts += [_unread(model, score) for model, score in scores.items() if score.unread]
-    parts += _left_out(scores)
     parts += [_scatter(model, score) for model, score in scores.items() if score.read]
     if drawn := [_running(model, score) for model, score in scores.items() if len(score.read) > 1]:
         caption = "The mean absolute error after so many answers, with its 95% band."
@@ -73,24 +81,6 @@ def errors(scores: Mapping[str, Numbers], base: str | None) -> Section:
         for model, score in scores.items()
     }
     return Section("numbers", "Numbers", parts, values)
-
-
-def lines(likenesses: Mapping[str, References], numeric: Mapping[str, Numbers], base: str | None) -> Iterator[str]:
-    """For the terminal."""
-    for model, score in likenesses.items():
-        known = {TITLES[m]: getattr(score, m) for m in METRICS if getattr(score, m) is not None}
-        yield f"{model}: {len(score.rows)} answers, " + ", ".join(
-            f"{name} {value:.1f}" for name, value in known.items()
-        )
-    for model, error in numeric.items():
-        mae, r2 = error.mae, error.r2
-        figures = [f"MAE {mae:,.4g}"] if mae is not None else []
-        figures += [f"R² {r2:.3f}"] if r2 is not None else []
-        figures += [f"{error.share(NEAR) or 0:.0%} within 20%, {error.share(FAR) or 0:.0%} within 40%"]
-        unread = f"; no number in {len(error.unread)} answers: rows {_list(error.unread)}" if error.unread else ""
-        change = numbers.difference(error, numeric[base]) if base and model != base else None
-        said = f"; MAE against base {_text(change)}: {change.verdict('worse', 'better')}" if change else ""
-        yield f"{model}: {len(error.read)} of {len(error.rows)} numbers read, {', '.join(figures)}{said}{unread}"
 
 
 def _list(rows: Sequence[Row]) -> str:
@@ -115,10 +105,12 @@ def _unread(model: str, score: Numbers) -> Table:
     more = len(score.unread) - _NAMED
     rest = f"; {more} more are in report.json" if more > 0 else ""
     rows = tuple((row.number, row.why, row.text[:200]) for row in score.unread[:_NAMED])
-    return Table(("row", "why", "answer"), rows, f"{model}: {len(score.unread)} answers without a number{rest}")
+    return Table(
+        ("row", "why", "answer"), rows, f"{model}: {len(score.unread)} answers without a number{rest}", wide=True
+    )
 
 
-def _left_out(scores: Mapping[str, Numbers]) -> list[str | Table | Plot]:
+def _left_out(scores: Mapping[str, Numbers]) -> list[Part]:
     gone = next(iter(scores.values())).no_truth
     if not gone:
         return []
