@@ -24,13 +24,11 @@ def likeness(scores: Mapping[str, References], base: str | None, told: str = "",
     changes: dict[str, dict[str, object]] = {}
     for model, score in scores.items():
         cells: list[Cell] = [model, len(score.rows), *(getattr(score, metric) for metric in METRICS)]
-        found = (
-            {m: references.difference(score, scores[base], m, seed) for m in METRICS} if base and model != base else {}
-        )
+        other = scores[base] if base and model != base else None
+        found = {metric: references.difference(score, other, metric, seed) for metric in METRICS} if other else {}
         changes[model] = {metric: interval.values() for metric, interval in found.items() if interval}
         shown = "chrf" if score.complete else "exact_normalised"
         rows.append((*cells, *_change(found.get(shown), digits=1)))
-    complete = all(score.complete for score in scores.values())
     complete = all(score.complete for score in scores.values())
     about = f"{told} How like the answers are to those in the data: 0 is nothing in common, 100 the same text."
     parts: list[Part] = []
@@ -43,9 +41,8 @@ def likeness(scores: Mapping[str, References], base: str | None, told: str = "",
     signatures = next(iter(scores.values())).signatures
     caption = f"sacrebleu: {signatures['bleu']}; {signatures['chrf']}" if signatures else ""
     values = {model: {**score.values(), "against_base": changes[model]} for model, score in scores.items()}
-    return Section(
-        "references", "Against the data's own answers", [about, Table(names, tuple(rows), caption, formats)], values
-    )
+    table = Table(names, tuple(rows), caption, formats)
+    return Section("references", "Against the data's own answers", [*parts, Note(about.strip()), table], values)
 
 
 def errors(scores: Mapping[str, Numbers], base: str | None, told: str = "", seed: int = 0) -> Section:
