@@ -164,6 +164,7 @@ def _check(wish: Wish) -> None:
         raise EvalError(f"--only {unknown[0]}: there is no such part", f"the parts are {', '.join(evaluator.PARTS)}")
     if wish.prompts:
         prompts.read(wish.prompts)
+    scoring.check(wish)
     judging.check(wish)
 
 

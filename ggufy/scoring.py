@@ -27,14 +27,18 @@ class Answered:
     """Which rows these are, for people."""
 
 
+def check(wish: Wish) -> None:
+    """Raise MissingExtra where somebody asked for a part by name that needs what is not installed."""
+    if "references" in wish.insisted:
+        references.require()
+
+
 def likeness(asked: Asked, wish: Wish) -> Section | None:
     """BLEU, chrF, ROUGE-L and exact match; None where no row has an answer."""
     found = _answered(asked, wish)
     if found is None:
         _miss("references", wish)
         return None
-    if "references" in wish.insisted:
-        references.require()
     scores = {model: references.score(said, found.expected) for model, said in found.said.items()}
     return score_report.likeness(scores, found.base, found.told, wish.seed)
 

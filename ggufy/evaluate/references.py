@@ -59,7 +59,7 @@ class References:
 def require() -> None:
     """Raise MissingExtra where BLEU, chrF and ROUGE-L cannot be computed."""
     if gone := missing():
-        raise MissingExtra("BLEU, chrF and ROUGE-L", "eval", gone)
+        raise MissingExtra("comparing answers with references", "eval", gone)
 
 
 def missing() -> str | None:
