@@ -116,6 +116,13 @@ class Evaluator:
                 found = heldout.of_file(wish.data, gguf_text.GgufTokenizer(model, None, "responses"), wish.limit)
         return found
 
+    @cached_property
+    def heldout_questions(self) -> list[Question]:
+        """What the held-out conversations ask last, with the right answers. Raises EvalError where there are none."""
+        if self.subject is None:
+            raise EvalError(f"{self.name} is a file, of which no run is known", "name the run that it was made from")
+        return heldout.questions(self.subject, self.wish.data, self.wish.limit)
+
     @property
     def _first(self) -> Path:
         return contenders.first_file(self.contenders.files[0])
@@ -216,6 +223,7 @@ class Evaluator:
 
             def build(place: Path) -> None:
                 with self._chat(path) as chat:
+                    _check_room(chat, questions)
                     ask = lambda question: _asked(chat, question, self._sampling())  # noqa: E731
                     answers.collect(questions, keys, lambda: ask, place, known, f"asking {one.name}")
 
@@ -309,6 +317,16 @@ class Evaluator:
     def _make(self, output: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) -> None:
         # Forced: eval/ in a run is ggufy's own, and what has lost its stamp is made again.
         self.room.make({output: inputs}, lambda places: build(places[output]), force=True)
+
+
+def _check_room(chat: ChatModel, questions: Sequence[Question]) -> None:
+    """Raise EvalError before the first is asked, where one does not fit."""
+    for question in questions:
+        if (length := len(chat.tokens(question.conversation))) >= chat.context:
+            raise EvalError(
+                f"the question {question.id} is {length:,} tokens long, and the context holds {chat.context:,}",
+                "give a larger --context where the model has it, or shorten the question",
+            )
 
 
 def _asked(chat: ChatModel, question: Question, sampling: Sampling) -> Answer:

@@ -39,6 +39,11 @@ _LOOP = 4
 """So many times the same, one right after the other."""
 
 
+# Up to ten characters at the end, again and again; a line of dashes is one such character, and is none.
+_STUCK = re.compile(r"(\S{0,4}[^\W_]\S{0,5}?)\1{11,}\S{0,9}$")
+_TAIL = 400
+
+
 @dataclass(frozen=True)
 class Flag:
     name: str
@@ -120,6 +125,8 @@ def _echo(question: str, text: str) -> str | None:
 
 def _loop(text: str) -> str | None:
     """What a text says over and over: at its end, or in more than half of it."""
+    if found := _STUCK.search(text[-_TAIL:]):
+        return f"{found[1]} ({len(found[0]) // len(found[1])} times)"
     words = _words(text)
     for size in range(1, len(words) // _LOOP + 1):
         tail = words[-size:]
