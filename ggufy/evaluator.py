@@ -114,6 +114,8 @@ class Evaluator:
         else:
             with Forward(self._first, 64, 1) as model:
                 found = heldout.of_file(wish.data, gguf_text.GgufTokenizer(model, None, "responses"), wish.limit)
+        if wish.context is not None:
+            found.check_context(wish.context, "--context")
         return found
 
     @cached_property
@@ -265,9 +267,6 @@ class Evaluator:
 
     def _open(self, path: Path) -> Forward:
         """Of a context that holds every held-out conversation. Raises EvalError where the model's own does not."""
-        given = self.wish.context
-        if given is not None:
-            self.heldout.check_context(given, "--context")
         model = Forward(path, max(self.heldout.longest, _LEAST), self.wish.cores)
         try:
             self.heldout.check_context(model.trained_context, path.as_posix())

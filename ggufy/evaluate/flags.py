@@ -34,6 +34,8 @@ _RUN = 8
 _FIXED = 12
 """Characters of the template's own text that are no coincidence."""
 _ECHO = 0.8
+_BEFORE = 6
+"""So many words may come first, as in "You asked: ..."."""
 _FEWEST_WORDS = 4
 _LOOP = 4
 """So many times the same, one right after the other."""
@@ -113,8 +115,8 @@ def _echo(question: str, text: str) -> str | None:
     if len(asked) < _FEWEST_WORDS:
         return None
     head = max(_FEWEST_WORDS, round(_ECHO * len(asked)))
-    if said[:head] == asked[:head]:
-        return " ".join(said[:head])
+    if any(said[at : at + head] == asked[:head] for at in range(_BEFORE)):
+        return " ".join(asked[:head])
     if len(said) < _FEWEST_WORDS:
         return None
     # Mostly made of it: nearly all of its runs of four words are the question's.
