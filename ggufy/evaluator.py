@@ -181,14 +181,20 @@ class Evaluator:
         if there is None:
             if lacking := reference.missing(subject.base.path, subject.adapter):
                 return lacking
-            with reference.opened(subject.base.path, subject.adapter) as model:
-                _to_gpu(model)
-                what = "loss of the adapter model"
-                self._make(
-                    output,
-                    inputs,
-                    lambda place: self._each(output, place, inputs, what, lambda text: torch_loss.loss(model, text)),
-                )
+            try:
+                with reference.opened(subject.base.path, subject.adapter) as model:
+                    _to_gpu(model)
+                    what = "loss of the adapter model"
+                    self._make(
+                        output,
+                        inputs,
+                        lambda place: self._each(
+                            output, place, inputs, what, lambda text: torch_loss.loss(model, text)
+                        ),
+                    )
+            except (ImportError, ValueError, RuntimeError) as error:
+                # What the libraries raise for a model they cannot load or hold. The files are measured all the same.
+                return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return Loss.of(list(rows.read(self.room.path / output).values()))
 
     def file(self, one: Contender, question: Question) -> File:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ggufy import heldout, subject
 from ggufy.errors import EvalError
 from ggufy.evaluate import flags, language, prompts
 from ggufy.evaluate.answers import Answer, Question
-from ggufy.run import Run
 
 
 def answer(
@@ -168,10 +166,3 @@ def test_the_language_that_was_asked_for() -> None:
 )
 def test_languages(text: str, expected: str | None) -> None:
     assert language.of(text) == expected
-
-
-def test_what_a_run_held_out_is_asked_with_its_answers(taught_made: Path) -> None:
-    found = heldout.questions(subject.of_run(Run(taught_made / "runs" / "taught")), None, 5)
-    assert len(found) == 5
-    assert found[3].conversation == [{"role": "user", "content": "Which city is the capital of France?"}]
-    assert found[3].expected == "The capital of France is Paris."

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ggufy import distributions, gguf_text, heldout
+from ggufy import distributions, gguf_text, heldout, subject
 from ggufy.data.formats import Sample
 from ggufy.data.tokenize import Tokenizer
 from ggufy.errors import EvalError
@@ -84,7 +84,8 @@ def test_divergence_is_that_of_brute_force(
     assert found.tokens == len(apart) > 100
     np.testing.assert_allclose([kl for row in measured for kl in row["kl"]], apart, atol=1e-4)
     assert found.mean == pytest.approx(float(apart.mean()), abs=1e-4)
-    assert found.mean == pytest.approx(float(apart.mean()), rel=1e-2) > 1e-4
+    assert found.mean == pytest.approx(float(apart.mean()), rel=1e-2)
+    assert found.mean > 1e-4
     assert found.high == pytest.approx(float(torch.quantile(apart, 0.99)), rel=1e-2)
     assert found.same == pytest.approx(float(torch.cat(same).double().mean()))
     own = Loss.of(measured)
@@ -242,3 +243,10 @@ def test_rows_are_done_once(tmp_path: Path) -> None:
     fewer = rows.write(tmp_path / "fewer.jsonl", ["e", "b", "new"], do, [rows.read(place)])
     assert [row["key"] for row in fewer] == ["e", "b", "new"]
     assert asked[6:] == [2]
+
+
+def test_what_a_run_held_out_is_asked_with_its_answers(taught_made: Path) -> None:
+    found = heldout.questions(subject.of_run(Run(taught_made / "runs" / "taught")), None, 5)
+    assert len(found) == 5
+    assert found[3].conversation == [{"role": "user", "content": "Which city is the capital of France?"}]
+    assert found[3].expected == "The capital of France is Paris."
