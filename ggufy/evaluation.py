@@ -47,6 +47,9 @@ class Evaluation:
 def make(what: Sequence[str | os.PathLike[str] | Run | None], wish: Wish) -> Evaluation:
     """Evaluate runs, folders of exports or GGUF files: measure what was not measured yet, and write the report."""
     _check(wish)
+    named = [os.fspath(one.path if isinstance(one, Run) else one) for one in what if one is not None]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise EvalError(f"{twice[0]} is named twice", "name each once")
     with ExitStack() as stack:
         opened = [stack.enter_context(_opened(one, wish)) for one in what or (None,)]
         _check_together(opened)
@@ -106,7 +109,9 @@ def _quants(opened: Sequence[Evaluator], wish: Wish) -> Section:
             )
         lines = []
         compared = [each for each in one.contenders.quants if each != standard]
-        evaluator.same_tokenizer([contenders.first_file(each) for each in (*compared, standard) if each.path])
+        if standard.role == "file":
+            # Of one run all files have the base's.
+            evaluator.same_tokenizer([contenders.first_file(each) for each in (standard, *compared)])
         measured = {each: one.divergence(each, standard) for each in compared}
         lines = [quants_section.Line(standard.name, one.file(standard, question), one.loss(standard), None)]
         for each, (apart, loss) in measured.items():

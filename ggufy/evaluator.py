@@ -152,7 +152,16 @@ class Evaluator:
         else:
             with Forward(self._first, 64, 1) as model:
                 found = heldout.of_file(wish.data, gguf_text.GgufTokenizer(model, None, "responses"), wish.limit)
+        if wish.context is not None:
+            found.check_context(wish.context, "--context")
         return found
+
+    @cached_property
+    def heldout_questions(self) -> list[Question]:
+        """What the held-out conversations ask last, with the right answers. Raises EvalError where there are none."""
+        if self.subject is None:
+            raise EvalError(f"{self.name} is a file, of which no run is known", "name the run that it was made from")
+        return heldout.questions(self.subject, self.wish.data, self.wish.limit)
 
     @property
     def _first(self) -> Path:
@@ -210,14 +219,20 @@ class Evaluator:
         if there is None:
             if lacking := reference.missing(subject.base.path, subject.adapter):
                 return lacking
-            with reference.opened(subject.base.path, subject.adapter) as model:
-                _to_gpu(model)
-                what = "loss of the adapter model"
-                self._make(
-                    output,
-                    inputs,
-                    lambda place: self._each(output, place, inputs, what, lambda text: torch_loss.loss(model, text)),
-                )
+            try:
+                with reference.opened(subject.base.path, subject.adapter) as model:
+                    _to_gpu(model)
+                    what = "loss of the adapter model"
+                    self._make(
+                        output,
+                        inputs,
+                        lambda place: self._each(
+                            output, place, inputs, what, lambda text: torch_loss.loss(model, text)
+                        ),
+                    )
+            except (ImportError, ValueError, RuntimeError) as error:
+                # What the libraries raise for a model they cannot load or hold. The files are measured all the same.
+                return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return Loss.of(list(rows.read(self.room.path / output).values()))
 
     def file(self, one: Contender, question: Question) -> File:
@@ -254,6 +269,7 @@ class Evaluator:
 
             def build(place: Path) -> None:
                 with self._chat(path) as chat:
+                    _check_room(chat, questions)
                     ask = lambda question: _asked(chat, question, self._sampling())  # noqa: E731
                     answers.collect(questions, keys, lambda: ask, place, known, f"asking {one.name}")
 
@@ -319,9 +335,6 @@ class Evaluator:
 
     def _open(self, path: Path) -> Forward:
         """Of a context that holds every held-out conversation. Raises EvalError where the model's own does not."""
-        given = self.wish.context
-        if given is not None:
-            self.heldout.check_context(given, "--context")
         model = Forward(path, max(self.heldout.longest, _LEAST), self.wish.cores)
         try:
             self.heldout.check_context(model.trained_context, path.as_posix())
@@ -371,6 +384,16 @@ class Evaluator:
     def _make(self, output: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) -> None:
         # Forced: eval/ in a run is ggufy's own, and what has lost its stamp is made again.
         self.room.make({output: inputs}, lambda places: build(places[output]), force=True)
+
+
+def _check_room(chat: ChatModel, questions: Sequence[Question]) -> None:
+    """Raise EvalError before the first is asked, where one does not fit."""
+    for question in questions:
+        if (length := len(chat.tokens(question.conversation))) >= chat.context:
+            raise EvalError(
+                f"the question {question.id} is {length:,} tokens long, and the context holds {chat.context:,}",
+                "give a larger --context where the model has it, or shorten the question",
+            )
 
 
 def _asked(chat: ChatModel, question: Question, sampling: Sampling) -> Answer:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ggufy import calibration, recipe
+from ggufy import calibration, recipe, record
 from ggufy.data import prepare, source
 from ggufy.data.formats import BadRow, Reader
 from ggufy.data.tokenize import Tokenizer
+from ggufy.data.work import Worker
 from ggufy.errors import DataError, EvalError, MissingExtra
+from ggufy.evaluate.answers import Question
 from ggufy.evaluate.texts import HeldOut, Text
 from ggufy.recipe import Data
 from ggufy.recipe_types import template_fields
 from ggufy.run import Run
 from ggufy.subject import Subject
+from ggufy.template import Message
 
 _CHUNK = 512
 _PLAIN = (".txt", ".md")
@@ -68,6 +73,61 @@ def of_file(file: Path, tokenizer: Tokenizer, limit: int, *, like: Data | None =
     if not texts:
         raise EvalError(f"{file.as_posix()}: nothing in it is said by the assistant", "name a file with answers in it")
     return HeldOut(file.name, texts, total, places)
+
+
+def questions(this: Subject, file: Path | None, limit: int) -> list[Question]:
+    """What the held-out conversations, or those in a file, ask last, each with the answer that was given.
+
+    Raises EvalError where the data that a run was trained on has changed or is gone.
+    """
+    tokenizer = tokenizer_of(this)
+    found: list[Question] = []
+    for sample in _samples(this) if file is None else _samples_of_file(file, tokenizer, data_of(this)):
+        last = next((n for n in range(len(sample) - 1, -1, -1) if sample[n]["role"] == "assistant"), None)
+        # A text without turns asks nothing.
+        if last:
+            found.append(Question(str(len(found) + 1), sample[:last], sample[last]["content"]))
+        if len(found) == limit:
+            break
+    if not found:
+        raise EvalError(f"{this.name} has held out no questions with answers", "give some with --data FILE")
+    return found
+
+
+def _samples(this: Subject) -> Iterator[list[Message]]:
+    """What a run has held out, read again from where its data came from."""
+    if not this.folder:
+        raise EvalError(f"{this.name} is no run, so it has held out no conversations", "give some with --data FILE")
+    frozen = this.room.frozen
+    wanted = recipe.from_values(frozen["recipe"])
+    rows = record.rows(wanted, frozen)
+    if rows.fingerprint != frozen["data"]["fingerprint"]:
+        raise EvalError(f"the data {rows.name} has changed since {this.name} was trained", "give some with --data FILE")
+    _, plan = prepare.planned(rows, wanted.data, this.base.path, wanted.model.max_length, this.day)
+    worker = Worker(plan)
+    with TemporaryDirectory(prefix="ggufy-") as scratch:
+        parts = prepare.splits(rows, wanted.data, Path(scratch))
+        if rows.held_out is None:
+            # They are counted off one after the other.
+            deque(parts["train"], maxlen=0)
+        for row in parts.get("eval", ()):
+            try:
+                sample = worker.sample(row)
+            except BadRow:
+                # It was left out of what was held out, too: else the training would have refused it.
+                continue
+            if isinstance(sample, list):
+                yield sample
+
+
+def _samples_of_file(file: Path, tokenizer: Tokenizer, like: Data | None) -> Iterator[list[Message]]:
+    for where, reader, row in _rows(file, tokenizer, like):
+        try:
+            sample = reader.read(row)
+        except BadRow as problem:
+            raise DataError(f"{where}: {problem}", "mend the row, or leave it out") from None
+        if isinstance(sample, list):
+            yield sample
 
 
 def data_of(this: Subject) -> Data | None:

@@ -40,26 +40,38 @@ def prepare(
 ) -> dict[str, Counts]:
     """Write to the folder `out`: `train.arrow`, `eval.arrow` (columns input_ids and labels) and `report.json`."""
     out.mkdir(parents=True, exist_ok=True)
-    sources = [source, *source.more]
-    apart = [] if source.held_out is None else [source.held_out]
-    parts = [*zip(sources, (data, *data.more), strict=True), *((one, data) for one in apart)]
-    plan = Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
+    sources, plan = planned(source, data, base, max_length, day)
     odd = next((form for _, form in plan.parts if form != "text"), None)
     if data.overflow == "split" and odd:
         raise DataError(
             f"data.overflow: split is for plain text, but {source.name} is {odd}", "truncate, drop or refuse"
         )
-    rows = mix.rows(sources, data, out)
-    splits: dict[str, Iterator[Row]] = {"train": islice(rows, data.train_size)}
-    if source.held_out is not None:
-        held_out = ((len(sources), number, item) for number, item in source.held_out.raw())
-        splits["eval"] = islice(held_out, data.eval_size or None)
-    elif data.eval_size:
-        splits["eval"] = islice(rows, data.eval_size)
-    stage = _Stage(plan, [one for one, _ in parts], processes or pool.cores())
-    report = {name: stage.split(name, part, out / f"{name}.arrow") for name, part in splits.items()}
+    stage = _Stage(plan, sources, processes or pool.cores())
+    parts = splits(source, data, out)
+    report = {name: stage.split(name, part, out / f"{name}.arrow") for name, part in parts.items()}
     write_json(out / "report.json", {name: counts.values() for name, counts in report.items()})
     return report
+
+
+def planned(source: Source, data: Data, base: Path, max_length: int, day: date) -> tuple[list[Source], Plan]:
+    """All sources of a recipe, that of what is held out last, and how their rows are read."""
+    apart = [] if source.held_out is None else [source.held_out]
+    sources = [source, *source.more, *apart]
+    parts = zip(sources, (data, *data.more, *(data for _ in apart)), strict=True)
+    return sources, Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
+
+
+def splits(source: Source, data: Data, scratch: Path) -> dict[str, Iterator[Row]]:
+    """The rows that are trained on, and those that are held out, to be read in this order."""
+    sources = [source, *source.more]
+    rows = mix.rows(sources, data, scratch)
+    found: dict[str, Iterator[Row]] = {"train": islice(rows, data.train_size)}
+    if source.held_out is not None:
+        held_out = ((len(sources), number, item) for number, item in source.held_out.raw())
+        found["eval"] = islice(held_out, data.eval_size or None)
+    elif data.eval_size:
+        found["eval"] = islice(rows, data.eval_size)
+    return found
 
 
 def format_of(source: Source, part: Any, data: Data) -> str:

@@ -92,6 +92,11 @@ class Worker:
                 break
         return result
 
+    def sample(self, row: Row) -> Sample:
+        """What a row says, its prompts cut to the budget. Raises BadRow."""
+        source, _, item = row
+        return self._within_budget(self.readers[source].read(files.parse(item)))[0]
+
     def _row(self, row: Row, result: Result) -> Outcome:
         source, number, item = row
         identity = None

@@ -34,9 +34,16 @@ _RUN = 8
 _FIXED = 12
 """Characters of the template's own text that are no coincidence."""
 _ECHO = 0.8
+_BEFORE = 6
+"""So many words may come first, as in "You asked: ..."."""
 _FEWEST_WORDS = 4
 _LOOP = 4
 """So many times the same, one right after the other."""
+
+
+# Up to ten characters at the end, again and again; a line of dashes is one such character, and is none.
+_STUCK = re.compile(r"(\S{0,4}[^\W_]\S{0,5}?)\1{11,}\S{0,9}$")
+_TAIL = 400
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,8 @@ def _echo(question: str, text: str) -> str | None:
     if len(asked) < _FEWEST_WORDS:
         return None
     head = max(_FEWEST_WORDS, round(_ECHO * len(asked)))
-    if said[:head] == asked[:head]:
-        return " ".join(said[:head])
+    if any(said[at : at + head] == asked[:head] for at in range(_BEFORE)):
+        return " ".join(asked[:head])
     if len(said) < _FEWEST_WORDS:
         return None
     # Mostly made of it: nearly all of its runs of four words are the question's.
@@ -120,6 +127,8 @@ def _echo(question: str, text: str) -> str | None:
 
 def _loop(text: str) -> str | None:
     """What a text says over and over: at its end, or in more than half of it."""
+    if found := _STUCK.search(text[-_TAIL:]):
+        return f"{found[1]} ({len(found[0]) // len(found[1])} times)"
     words = _words(text)
     for size in range(1, len(words) // _LOOP + 1):
         tail = words[-size:]

@@ -74,5 +74,5 @@ class HeldOut:
             if len(text.read) > context:
                 raise EvalError(
                     f"{self.place(index)} is {len(text.read):,} tokens long, and {whose} holds {context:,}",
-                    "give a larger --context where the model has it, or leave the conversation out with --data FILE",
+                    "give a larger --context where the model has it, or other conversations with --data FILE",
                 )
