@@ -5,6 +5,7 @@ A part makes a section of the report of what the evaluators measure; a further o
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from ggufy.evaluate.report import Report, Section
 from ggufy.evaluator import Evaluator, Wish
 from ggufy.hub import pull
 from ggufy.run import Artifact, Run
+
+log = logging.getLogger("ggufy")
 
 OUT = Path("evals")
 """Where the evaluation of a lone file goes, and that of several runs together."""
@@ -120,7 +123,10 @@ def _quants(opened: Sequence[Evaluator], wish: Wish) -> Section:
     return quants_section.section(groups)
 
 
-def _prompts(opened: Sequence[Evaluator], wish: Wish) -> Section:
+def _prompts(opened: Sequence[Evaluator], wish: Wish) -> Section | None:
+    if "prompts" not in wish.insisted and any(one.template is None for one in opened):
+        log.info("no prompts are asked: the base has no chat template")
+        return None
     questions = prompts.read(wish.prompts) if wish.prompts else prompts.own()
     models = []
     for one in opened:

@@ -72,6 +72,8 @@ class Wish:
     """Where it is, if not at OpenAI."""
     judge_price: tuple[float, float] | None = None
     """Of a million tokens in and out."""
+    judge_rows: int = 0
+    """Held-out questions that are judged too, beside the prompts."""
     judge_parallel: int = 4
     judge_per_minute: float | None = None
     """The most questions a minute."""
@@ -117,6 +119,7 @@ class Wishes(TypedDict, total=False):
     judge: str | None
     judge_url: str | None
     judge_price: tuple[float, float] | None
+    judge_rows: int
     judge_parallel: int
     judge_per_minute: float | None
     judge_timeout: float
@@ -242,8 +245,14 @@ class Evaluator:
 
         def compute(place: Path, paths: list[Path]) -> None:
             facts = contenders.facts(paths[0])
-            with self._chat(paths[0]) as chat:
-                speed = _speed(chat, question)
+            if self.template is None:
+                # Of a base without a template: what was held out is asked as it stands.
+                ids = self.heldout.texts[0].read
+                with Completer(paths[0], len(ids) + _SPEED_TOKENS, self.wish.cores) as model:
+                    speed = model.speed(ids, _SPEED_TOKENS)
+            else:
+                with self._chat(paths[0]) as chat:
+                    speed = _speed(chat, question)
             rows.write(place, ["file"], lambda _: {"size": facts.size, "bits": facts.bits, "speed": speed})
 
         [row] = self._keep(f"eval/files/{one.label}.jsonl", inputs, [one], compute)
@@ -282,7 +291,7 @@ class Evaluator:
         most = completions.longest_answer(gaps, self.wish.max_tokens)
         context = self.wish.context or max((len(gap.prompt) + most for gap in gaps), default=0)
         same = {"measure": "completions", "model": one.identity, "most": most, "context": context, **_runtime()}
-        keys = [digest.of_values([same, gap.prompt, gap.answer]) for gap in gaps]
+        keys = rows.distinct(digest.of_values([same, gap.prompt, gap.answer]) for gap in gaps)
         output, inputs = f"eval/completions/{one.label}.jsonl", {**same, "rows": digest.of_values(keys)}
 
         def compute(place: Path, paths: list[Path]) -> None:
@@ -357,7 +366,7 @@ class Evaluator:
         """Measure each held-out conversation that was not measured before with these inputs, such as with fewer."""
         texts = self.heldout.texts
         same = {key: value for key, value in inputs.items() if key != "texts"}
-        keys = [digest.of_values([same, key]) for key in self.heldout.keys]
+        keys = rows.distinct(digest.of_values([same, key]) for key in self.heldout.keys)
         known = [rows.read(self.room.path / output)]
         with progress.bar(what, len(texts)) as bar:
             rows.write(

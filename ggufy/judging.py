@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 
+from ggufy.contenders import Contender
 from ggufy.errors import EvalError, GgufyError
 from ggufy.evaluate import judge, judge_cache, judge_endpoint, judge_report, judge_verdict, prompts
+from ggufy.evaluate.answers import Question
 from ggufy.evaluate.judge import Settings
 from ggufy.evaluate.judge_cache import Cache
 from ggufy.evaluate.judge_client import Client, Gate
 from ggufy.evaluate.judge_plan import Item, Plan, Price
 from ggufy.evaluate.report import Section
-from ggufy.evaluator import Wish
+from ggufy.evaluator import Evaluator, Wish
 from ggufy.scoring import Asked, named
 
 log = logging.getLogger("ggufy")
@@ -60,19 +64,37 @@ def section(asked: Asked, wish: Wish) -> tuple[Section | None, GgufyError | None
 
 
 def _items(asked: Asked, wish: Wish) -> list[Item]:
-    """The answers to the prompts: of each tuned model beside those of its base."""
+    """The answers to the prompts, and to held-out questions if wanted: of each tuned model beside those of its base."""
     questions = prompts.read(wish.prompts) if wish.prompts else prompts.own()
     items = []
     for one, models in asked:
-        said = {each: [answer.text for answer in one.answers(each, questions)] for each in models}
-        base = next((each for each in models if each.role == "base"), None)
-        for each in models:
-            if each == base:
-                continue
-            name = named(one, each, several=len(asked) > 1)
-            for index, question in enumerate(questions):
-                beside = said[base][index] if base else None
-                items.append(
-                    Item(question.id, name, question.conversation, said[each][index], beside, question.expected)
-                )
+        if one.template is None:
+            raise EvalError(
+                f"the base of {one.name} has no chat template, so it was asked no questions that could be judged",
+                "leave --judge out: references and numbers say how good its completions are",
+            )
+        items += _beside(one, models, questions, "prompts", several=len(asked) > 1)
+        if wish.judge_rows:
+            held = [replace(question, id=f"held out {question.id}") for question in one.heldout_questions]
+            items += _beside(one, models, held[: wish.judge_rows], "heldout", several=len(asked) > 1)
     return items
+
+
+def _beside(
+    one: Evaluator, models: Sequence[Contender], questions: Sequence[Question], label: str, *, several: bool
+) -> list[Item]:
+    said = {each: [answer.text for answer in one.answers(each, questions, label)] for each in models}
+    base = next((each for each in models if each.role == "base"), None)
+    return [
+        Item(
+            question.id,
+            named(one, each, several=several),
+            question.conversation,
+            said[each][index],
+            said[base][index] if base else None,
+            question.expected,
+        )
+        for each in models
+        if each != base
+        for index, question in enumerate(questions)
+    ]

@@ -67,7 +67,7 @@ def test_prompts_with_answers_come_before_held_out_rows(run: Run, quick: Path) -
     assert re.search(r"row 2 \(no number\)", done.stdout)
 
 
-def test_what_has_no_answers(run: Run, fails: Callable[..., str], quick: Path) -> None:
+def test_what_has_no_answers(fails: Callable[..., str], quick: Path) -> None:
     (quick / "book.txt").write_text("It was a dark and stormy night. " * 40, "utf-8")
     text = ("eval", "quick", "--data", "book.txt")
     fails(*text, "--only", "references", cwd=quick, naming=["no row has an answer"], hinting=["--prompts"], works=True)

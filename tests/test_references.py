@@ -105,6 +105,14 @@ def test_exact_and_normalised() -> None:
     assert (normal("?"), normal("!")) == ("?", "!")
 
 
+def test_there_is_no_bleu_of_single_words() -> None:
+    found = score(["Paris", "12.00"], ["Paris", "12.00"])
+    assert (found.bleu, found.chrf, found.exact) == (None, 100, 100)
+    section = score_report.likeness({"tuned": found}, None)
+    assert "There is no BLEU" in str(section.parts[0])
+    assert score(["no", "12.00"], ["Paris is the capital of France", "12.00"]).bleu == pytest.approx(0, abs=1e-6)
+
+
 def test_the_difference_is_over_the_same_rows() -> None:
     said = [*SAID, *SAID]
     wanted = [*WANTED, *WANTED]

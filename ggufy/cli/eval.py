@@ -68,6 +68,7 @@ class _Price(click.ParamType[tuple[float, float]]):
 @click.option(
     "--judge-price", type=_Price(), metavar="IN,OUT", help="Of a million tokens, for the estimate of the cost."
 )
+@click.option("--judge-rows", type=click.IntRange(0), default=0, show_default=True, help="Held-out questions, too.")
 @click.option("--judge-parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Questions at a time.")
 @click.option("--judge-per-minute", type=click.FloatRange(0, min_open=True), help="The most questions a minute.")
 @click.option("--judge-timeout", type=click.FloatRange(1), default=120, show_default=True, help="Seconds for a reply.")

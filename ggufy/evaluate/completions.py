@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import ctypes
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,16 @@ class Completer:
                 break
         said.append(decoder.decode(b"", final=True))
         return Completion(self.text(one.answer), "".join(said), count, ended)
+
+    def speed(self, prompt: Sequence[int], count: int) -> float:
+        """Tokens a second while it goes on from a prompt, after the first, whose time is the prompt's."""
+        self._llama.reset()
+        stream = self._llama.generate(list(prompt), temp=0.0)
+        next(stream)
+        start = time.perf_counter()
+        for _ in range(count - 1):
+            next(stream)
+        return (count - 1) / (time.perf_counter() - start)
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of an answer, without the token that ends it."""

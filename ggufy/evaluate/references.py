@@ -35,7 +35,10 @@ _AROUND = " .,;:!?…\"'`*_()[]{}“”„‘’«»‹›。，、；：！？�
 
 @dataclass(frozen=True)
 class References:
-    """All from 0 to 100. `rows` holds what each answer got; BLEU is of all answers together, as it is meant to be."""
+    """All from 0 to 100. `rows` holds what each answer got; BLEU is of all answers together, as it is meant to be.
+
+    There is no BLEU of references that are all shorter than four words: it counts runs of four.
+    """
 
     bleu: float | None
     chrf: float | None
@@ -48,7 +51,7 @@ class References:
 
     @property
     def complete(self) -> bool:
-        return self.bleu is not None
+        return self.chrf is not None
 
     def values(self) -> dict[str, Any]:
         """For the report's JSON."""
@@ -126,13 +129,14 @@ def words(text: str) -> list[str]:
     return spaced.split()
 
 
-def _corpus(answers: Sequence[str], references: Sequence[str]) -> tuple[float, float, dict[str, str]]:
+def _corpus(answers: Sequence[str], references: Sequence[str]) -> tuple[float | None, float, dict[str, str]]:
     from sacrebleu.metrics import BLEU, CHRF
 
     bleu, chrf = BLEU(), CHRF()
-    figures = [metric.corpus_score(list(answers), [list(references)]).score for metric in (bleu, chrf)]
+    likeness, precision = (metric.corpus_score(list(answers), [list(references)]) for metric in (bleu, chrf))
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
-    return float(figures[0]), float(figures[1]), signatures
+    runs_of_four = bleu.corpus_score(list(references), [list(references)]).totals[-1]
+    return float(likeness.score) if runs_of_four else None, float(precision.score), signatures
 
 
 def _likeness(pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:

@@ -6,6 +6,7 @@ A line is written as soon as its row is done, so what a kill leaves is whole but
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ def read(path: Path) -> dict[str, Row]:
             continue
         if isinstance(row, dict) and isinstance(row.get(KEY), str):
             found[row[KEY]] = row
+    return found
+
+
+def distinct(keys: Iterable[str]) -> list[str]:
+    """Keys of which none comes twice: the second time a row is there, it is another row."""
+    counts: Counter[str] = Counter()
+    found = []
+    for key in keys:
+        counts[key] += 1
+        found.append(key if counts[key] == 1 else f"{key}-{counts[key]}")
     return found
 
 

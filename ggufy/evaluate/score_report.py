@@ -35,6 +35,8 @@ def likeness(scores: Mapping[str, References], base: str | None, told: str = "",
     if not complete:
         gone = references.missing()
         parts.append(f"BLEU, chrF and ROUGE-L need the package {gone}, which is not there: pip install 'ggufy[eval]'.")
+    elif any(score.bleu is None for score in scores.values()):
+        parts.append("There is no BLEU: it counts runs of four words, and no answer in the data has four.")
     compared = TITLES["chrf" if complete else "exact_normalised"]
     names = ("model", "answers", *(TITLES[metric] for metric in METRICS), f"{compared} against base", "verdict")
     formats = dict.fromkeys((TITLES[metric] for metric in METRICS), ".1f")
@@ -61,7 +63,11 @@ def errors(scores: Mapping[str, Numbers], base: str | None, told: str = "", seed
         "both gave a number."
     )
     names = ("model", "numbers read", "MAE", "MSE", "R²", "within 20%", "within 40%", "MAE against base", "verdict")
-    formats = {"MAE": ",.4g", "MSE": ",.4g", "R²": ".3f", "within 20%": ".1%", "within 40%": ".1%"}
+    formats = {"R²": ".3f", "within 20%": ".1%", "within 40%": ".1%"}
+    formats |= {
+        "MAE": _form([score.mae for score in scores.values()]),
+        "MSE": _form([score.mse for score in scores.values()]),
+    }
     parts: list[Part] = [
         f"{model}: no number in {len(score.unread)} of {len(score.rows)} answers: rows {_list(score.unread)}."
         for model, score in scores.items()
@@ -82,7 +88,7 @@ def errors(scores: Mapping[str, Numbers], base: str | None, told: str = "", seed
 
 def _list(rows: Sequence[Row]) -> str:
     named = ", ".join(str(row.number) for row in rows[:5])
-    return named + (", ..." if len(rows) > 5 else "")
+    return named + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
 
 
 def _change(change: Interval | None, *, digits: int | None = None, less_is_better: bool = False) -> tuple[Cell, Cell]:
@@ -94,8 +100,13 @@ def _change(change: Interval | None, *, digits: int | None = None, less_is_bette
 
 
 def _text(change: Interval) -> str:
-    """With the digits that its size asks for: prices may be cents or millions."""
-    return f"{change.mean:+,.3g} ({change.low:+,.3g} to {change.high:+,.3g})"
+    form = _form([change.mean])
+    return f"{change.mean:+{form}} ({change.low:+{form}} to {change.high:+{form}})"
+
+
+def _form(values: Sequence[float | None]) -> str:
+    """The digits that amounts ask for: prices may be cents or millions."""
+    return ",.2f" if max((abs(value) for value in values if value is not None), default=0.0) >= 1 else ".3g"
 
 
 def _unread(model: str, score: Numbers) -> Table:

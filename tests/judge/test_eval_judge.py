@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -24,7 +24,7 @@ Evaluate = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def answered(quick_made: Path, tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Iterator[Path]:
+def answered(quick_made: Path, tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Path:
     """A folder with runs/quick whose answers are there, so that only the judge is left to ask."""
     cwd = tmp_path_factory.mktemp("judged") / "cwd"
     subprocess.run(["cp", "-r", str(quick_made), str(cwd)], check=True)
@@ -32,7 +32,7 @@ def answered(quick_made: Path, tmp_path_factory: pytest.TempPathFactory, env: di
     (cwd / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     done = runner(env)(*ASK, cwd=cwd)
     assert done.returncode == 0, done.stderr
-    yield cwd
+    return cwd
 
 
 @pytest.fixture
@@ -92,6 +92,17 @@ def test_the_verdict_is_in_the_report_and_the_key_is_nowhere(
     assert again.returncode == 0, again.stderr
     assert "0 to ask, 8 known from before" in again.stderr
     assert len(server.graded()) == 6
+
+
+def test_held_out_questions_are_judged_too(evaluate: Evaluate, server: Judge, answered: Path) -> None:
+    rows = [{"prompt": f"Say {word}.", "completion": word} for word in ("yes", "no", "maybe")]
+    (answered / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    done = evaluate("--yes", "--judge-rows", "2", "--data", "held.jsonl")
+    assert done.returncode == 0, done.stderr
+    [verdict] = section(answered)["verdicts"]
+    assert [row["id"] for row in verdict["rows"]] == ["q0", "q1", "q2", "q3", "held out 1", "held out 2"]
+    assert sum("Say no." in body for body in server.graded()) == 2
+    assert not any("Say maybe." in body for body in server.graded())
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
