@@ -79,7 +79,7 @@ class Wish:
     """The most questions a minute."""
     judge_timeout: float = 120.0
     """Seconds for one reply."""
-    judge_tokens: int = 2048
+    judge_tokens: int = 1024
     """The longest reply."""
     judge_again: bool = False
     """Also what it was asked before."""

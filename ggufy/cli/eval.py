@@ -72,7 +72,7 @@ class _Price(click.ParamType[tuple[float, float]]):
 @click.option("--judge-parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Questions at a time.")
 @click.option("--judge-per-minute", type=click.FloatRange(0, min_open=True), help="The most questions a minute.")
 @click.option("--judge-timeout", type=click.FloatRange(1), default=120, show_default=True, help="Seconds for a reply.")
-@click.option("--judge-tokens", type=click.IntRange(64), default=2048, show_default=True, help="Longest reply.")
+@click.option("--judge-tokens", type=click.IntRange(64), default=1024, show_default=True, help="Longest reply.")
 @click.option("--judge-again", is_flag=True, help="Ask also what the judge was asked before.")
 @click.option("--yes", is_flag=True, help="Ask the judge without asking you first.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json.")

@@ -41,7 +41,7 @@ class Settings:
     per_minute: float | None = None
     timeout: float = 120.0
     """Seconds for one reply."""
-    most_tokens: int = 2048
+    most_tokens: int = 1024
     """Of one reply."""
     pause: float = 0.5
     """Seconds before a second attempt; each further one waits twice as long."""

@@ -160,7 +160,12 @@ class Client:
         while True:
             with self._lock:
                 options, form = dict(self._options), self._forms[0]
-            payload = {"model": self.where.model, "messages": list(messages), **options, **_form(form, count)}
+            payload = {
+                "model": self.where.model,
+                "messages": list(messages),
+                **options,
+                **_form(form, count, bounded=self.where.local),
+            }
             status, headers, body = self._send("POST", _CHAT, payload)
             if status not in (400, 422) or not self._adapt(body, options, form):
                 return status, headers, body
@@ -269,8 +274,8 @@ class Client:
         return " ".join("".join(c if c.isprintable() else " " for c in self.redacted(text)).split())[:200]
 
 
-def _form(form: str, count: int) -> dict[str, Any]:
-    schema = judge_prompt.schema(count)
+def _form(form: str, count: int, *, bounded: bool) -> dict[str, Any]:
+    schema = judge_prompt.schema(count, bounded=bounded)
     if form == "json_schema":
         named = {"name": "grades", "strict": True, "schema": schema}
         return {"response_format": {"type": "json_schema", "json_schema": named}}

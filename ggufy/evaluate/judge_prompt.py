@@ -30,6 +30,8 @@ Reply with one JSON object and nothing else, in this form:
 _REFERENCE = "The answer that the user hopes for is shown as reference; another answer may be as good in other words.\n"
 _AGAIN = "That was not the JSON object asked for: {why}. Reply with that JSON object and nothing else."
 
+# Characters of a reason, where that can be said.
+_REASON = 200
 _Grade = Annotated[int, Field(ge=1, le=5)]
 
 
@@ -70,13 +72,18 @@ def again(reply: str, why: str) -> list[Message]:
     return [{"role": "assistant", "content": reply}, {"role": "user", "content": _AGAIN.format(why=why)}]
 
 
-def schema(count: int) -> dict[str, Any]:
-    """The JSON schema of a reply about that many answers, without what only some endpoints know."""
+def schema(count: int, *, bounded: bool) -> dict[str, Any]:
+    """The JSON schema of a reply about that many answers, without what only some endpoints know.
+
+    `bounded` also says how long a reason may be. OpenAI's own schemas cannot say that; a small model behind llama.cpp
+    would otherwise go on until it is cut.
+    """
+    reason = {"type": "string", **({"maxLength": _REASON} if bounded else {})}
     grade = {"type": "integer", "enum": [1, 2, 3, 4, 5]}
     names = ["reason", *CRITERIA]
     one = {
         "type": "object",
-        "properties": {name: {"type": "string"} if name == "reason" else grade for name in names},
+        "properties": {name: reason if name == "reason" else grade for name in names},
         "required": names,
         "additionalProperties": False,
     }
@@ -98,9 +105,12 @@ def parse(reply: str, count: int) -> list[Grades]:
     if fenced := re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?\s*```", text, re.DOTALL | re.IGNORECASE):
         text = fenced[1]
     try:
-        read: Any = _form(count).model_validate_json(text)
+        # Small models leave a line break in a string as it is, which is no harm.
+        read: Any = _form(count).model_validate(json.loads(text, strict=False))
     except ValidationError as error:
         raise ValueError(_fault(error)) from None
+    except (ValueError, RecursionError):
+        raise ValueError("no JSON object") from None
     return [getattr(read, letter) for letter in LETTERS[:count]]
 
 
@@ -112,5 +122,5 @@ def _form(count: int) -> type[BaseModel]:
 def _fault(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    what = "no JSON object" if first["type"] == "json_invalid" else " ".join(first["msg"].split()).lower()
+    what = "not an object" if first["type"] == "model_type" else " ".join(first["msg"].split()).lower()
     return f"{place}: {what}" if place else what

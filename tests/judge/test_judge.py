@@ -242,7 +242,7 @@ def test_what_a_model_does_not_take_is_left_out(server: Judge, ask: Ask, items: 
     # Learnt from the first question, for all others.
     assert came == {"400 max_tokens": 1, "400 temperature": 1, "400 response_format": 3, "graded": 16}
     last = json.loads(server.graded()[-1])
-    assert last["max_completion_tokens"] == 2048
+    assert last["max_completion_tokens"] == 1024
     assert "response_format" not in last
     assert any("temperature" in note for note in replies.notes)
 
@@ -306,6 +306,7 @@ GOOD = {"reason": "fine", "correctness": 4, "completeness": 3, "faithfulness": 5
         (json.dumps({"A": GOOD}), None),
         (f"```json\n{json.dumps({'A': GOOD})}\n```", None),
         (f"<think>A is {{good}}</think>\n{json.dumps({'A': GOOD})}", None),
+        (json.dumps({"A": {**GOOD, "reason": "two\nlines"}}).replace("\\n", "\n"), None),
         (f"Here you are: {json.dumps({'A': GOOD})}", "no JSON object"),
         (f"{json.dumps({'A': GOOD})}\nI hope this helps", "no JSON object"),
         (json.dumps({"A": {**GOOD, "correctness": 6}}), "A.correctness: input should be less than or equal to 5"),
