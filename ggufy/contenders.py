@@ -19,6 +19,7 @@ from ggufy.export import foreign, stage, trial
 from ggufy.export import verify as verifying
 from ggufy.export.expected import Expected
 from ggufy.export.request import Request
+from ggufy.forward import Forward
 from ggufy.run import Run
 from ggufy.subject import Subject
 
@@ -191,5 +192,7 @@ def _of_file(path: Path) -> Contender:
             f"{path.as_posix()}: a model of the architecture {architecture} does not write text",
             "name the GGUF of a language model",
         )
+    # Whatever llama.cpp has against it is said before anything is measured.
+    Forward(path, 64, 1).close()
     parts = [digest.of_sample(file) for file in verifying.files(path)]
     return Contender(path.name, "file", path.stem, digest.of_values(parts), path)

@@ -258,9 +258,10 @@ class Evaluator:
         [row] = self._keep(f"eval/files/{one.label}.jsonl", inputs, [one], compute)
         return File(row["size"], row["bits"], row["speed"])
 
-    def answers(self, one: Contender, questions: Sequence[Question], label: str = "prompts") -> list[Answer]:
+    def answers(self, one: Contender, questions: Sequence[Question], label: str | None = None) -> list[Answer]:
         """What a model says to these questions: asked once. `label` tells sets of questions apart."""
         wish = self.wish
+        label = label or (wish.prompts.stem if wish.prompts else "prompts")
         sampling: dict[str, Any] = {
             "temperature": wish.temperature,
             "max_tokens": wish.max_tokens,

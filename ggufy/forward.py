@@ -190,5 +190,8 @@ def _show(address: int, watch: Watch) -> bool:
 
 
 def _cannot_load(path: Path, said: list[str]) -> ModelError:
-    reason = said[-1].partition(": ")[2] or said[-1] if said else "no reason given"
+    # llama.cpp says why in one line, and in the last that it could not.
+    told = [line.rpartition("error loading model: ")[2] for line in said if "error loading model: " in line]
+    last = said[-1].partition(": ")[2] or said[-1] if said else "no reason given"
+    reason = told[-1].removeprefix("error loading model architecture: ") if told else last
     return ModelError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again")

@@ -42,7 +42,7 @@ def of_run(this: Run, limit: int) -> HeldOut:
     texts = [text for text in rows if any(text.wanted)]
     if not texts:
         raise EvalError(f"{path.as_posix()}: no token of it counts, so there is nothing to measure", hint)
-    return HeldOut(f"held out by {this.name}", texts, total)
+    return HeldOut(f"what {this.name} held out", texts, total)
 
 
 def of_file(file: Path, tokenizer: Tokenizer, limit: int, *, like: Data | None = None) -> HeldOut:
