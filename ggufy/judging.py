@@ -73,15 +73,15 @@ def _items(asked: Asked, wish: Wish) -> list[Item]:
                 f"the base of {one.name} has no chat template, so it was asked no questions that could be judged",
                 "leave --judge out: references and numbers say how good its completions are",
             )
-        items += _beside(one, models, questions, "prompts", several=len(asked) > 1)
+        items += _beside(one, models, questions, None, several=len(asked) > 1)
         if wish.judge_rows:
             held = [replace(question, id=f"held out {question.id}") for question in one.heldout_questions]
-            items += _beside(one, models, held[: wish.judge_rows], "heldout", several=len(asked) > 1)
+            items += _beside(one, models, held[: wish.judge_rows], "held-out", several=len(asked) > 1)
     return items
 
 
 def _beside(
-    one: Evaluator, models: Sequence[Contender], questions: Sequence[Question], label: str, *, several: bool
+    one: Evaluator, models: Sequence[Contender], questions: Sequence[Question], label: str | None, *, several: bool
 ) -> list[Item]:
     said = {each: [answer.text for answer in one.answers(each, questions, label)] for each in models}
     base = next((each for each in models if each.role == "base"), None)
