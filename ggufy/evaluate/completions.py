@@ -109,7 +109,7 @@ class Completer:
             count += 1
             ended = self._ends(token)
             if not ended:
-                said.append(decoder.decode(self._piece(token)))
+                said.append(decoder.decode(piece(self._vocab, token)))
             if ended or count >= room:
                 break
         said.append(decoder.decode(b"", final=True))
@@ -128,17 +128,23 @@ class Completer:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of an answer, without the token that ends it."""
         kept = [token for token in tokens if not self._ends(token)]
-        return b"".join(map(self._piece, kept)).decode("utf-8", "replace")
-
-    def _piece(self, token: int) -> bytes:
-        # llama-cpp-python's own gives nothing for a token of more than 32 bytes, such as a deep indentation.
-        room = 32
-        while True:
-            text = ctypes.create_string_buffer(room)
-            count = self._library.llama_token_to_piece(self._vocab, token, text, room, 0, False)
-            if count >= 0:
-                return text.raw[:count]
-            room = -count
+        return b"".join(piece(self._vocab, token) for token in kept).decode("utf-8", "replace")
 
     def _ends(self, token: int) -> bool:
         return bool(self._library.llama_vocab_is_eog(self._vocab, token))
+
+
+def piece(vocab: Any, token: int) -> bytes:
+    """What a token stands for; nothing for a control token.
+
+    llama-cpp-python's own function gives nothing for a token of more than 32 bytes, such as a deep indentation.
+    """
+    import llama_cpp
+
+    room = 32
+    while True:
+        text = ctypes.create_string_buffer(room)
+        count = llama_cpp.llama_token_to_piece(vocab, token, text, room, 0, False)
+        if count >= 0:
+            return text.raw[:count]
+        room = -count

@@ -17,7 +17,7 @@ from ggufy import progress
 from ggufy.errors import JudgeError
 from ggufy.evaluate import judge_prompt
 from ggufy.evaluate.judge_cache import Cache
-from ggufy.evaluate.judge_client import Client, Failure, Gate, Halted, Reply, Unreached
+from ggufy.evaluate.judge_client import Client, Failure, Gate, Halted, Reply, Unreached, one_line
 from ggufy.evaluate.judge_plan import Call, Plan
 from ggufy.evaluate.judge_prompt import Grades
 
@@ -98,6 +98,7 @@ class _Asking:
         count = min(self.settings.parallel, self.total)
         threads: list[threading.Thread] = []
         try:
+            self.cache.prepare()
             self.client.check()
             # Daemons: one that waits for a reply does not hold up the end of the process.
             threads += [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
@@ -182,7 +183,7 @@ class _Asking:
                 grades = judge_prompt.parse(reply.text, count)
             except ValueError as error:
                 refused = _REFUSALS.match(reply.text)
-                said = " ".join(reply.text.split())[:120]
+                said = one_line(reply.text, 120)
                 failure = Failure("refusal", said) if refused else Failure("malformed", f"{error}, in: {said}")
                 facts = {"kind": failure.kind, **self._facts(reply)}
                 self.cache.add(call.key, reply.text, scored=False, facts=facts)

@@ -42,13 +42,17 @@ class Cache:
         found = self._replies.get(key)
         return found["reply"] if found else None
 
+    def prepare(self) -> None:
+        """Raise OSError where nothing could be kept, before anything is asked."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        _sync(self.path.parent)
+
     def add(self, key: str, reply: str, *, scored: bool, facts: Mapping[str, Any]) -> None:
         """Keep a reply, also one without grades, for the record: only those with grades are found again."""
         row = {_KEY: key, _SCORED: scored, "reply": reply, **facts}
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         with self._lock:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            new = not self.path.exists()
             with self.path.open("a+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 # A line that a kill has cut is ended, so that this one is not lost with it.
@@ -57,8 +61,6 @@ class Cache:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-            if new:
-                _sync(self.path.parent)
             if scored:
                 self._replies[key] = row
 

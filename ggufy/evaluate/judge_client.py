@@ -271,7 +271,12 @@ class Client:
 
     def _clean(self, text: str) -> str:
         """A text of the endpoint's for one line of a message."""
-        return " ".join("".join(c if c.isprintable() else " " for c in self.redacted(text)).split())[:200]
+        return one_line(self.redacted(text))
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """The beginning of somebody else's text, with nothing in it that would steer a terminal."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text[: 10 * most]).split())[:most]
 
 
 def _form(form: str, count: int, *, bounded: bool) -> dict[str, Any]:

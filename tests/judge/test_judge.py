@@ -271,6 +271,22 @@ def test_the_estimate_is_of_what_will_be_asked(server: Judge, ask: Ask, items: l
     assert len(server.graded()) == before + 11 + 16
 
 
+def test_a_reply_does_not_steer_the_terminal(server: Judge, ask: Ask, items: list[Item]) -> None:
+    server.set(faults=[{"kind": "say", "text": "\x1b[31mred \ud800 \x07", "match": "number 0", "times": 99}])
+    plan, replies = ask(items[:2])
+    verdict = one(plan, replies)
+    assert {failed.detail for failed in verdict.failed} == {"no JSON object, in: [31mred"}
+    section = judge_report.section(plan.where, plan.estimate(100), replies, [verdict], None)
+    json.dumps(section.values, ensure_ascii=False, allow_nan=False).encode()
+
+
+def test_where_nothing_can_be_kept_nothing_is_asked(server: Judge, ask: Ask, items: list[Item], tmp_path: Path) -> None:
+    (tmp_path / "judge.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"judge\.jsonl"):
+        ask(items)
+    assert server.asked() == []
+
+
 @pytest.mark.parametrize("cut", [1, 10, 80])
 def test_a_kill_can_cut_the_last_line_only(
     server: Judge, ask: Ask, items: list[Item], tmp_path: Path, cut: int
