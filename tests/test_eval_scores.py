@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -65,6 +66,32 @@ def test_prompts_with_answers_come_before_held_out_rows(run: Run, quick: Path) -
     numeric = sections(quick)["numbers"]["tuned q8_0"]
     assert numeric["references_without_a_number"] == [{"row": 2, "why": "no number"}]
     assert re.search(r"row 2 \(no number\)", done.stdout)
+
+
+def test_a_base_without_a_template_completes_prices(light_run: Run, base: Path, tmp_path: Path) -> None:
+    plain = Path(shutil.copytree(base, tmp_path / "plain"))
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((plain / "tokenizer_config.json").read_text("utf-8"))
+    config.pop("chat_template", None)
+    (plain / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    # Rows that are equal are rows all the same.
+    rows = [
+        {"prompt": f"What does a {what} cost?\n\nPrice is $", "completion": "9.00"} for what in ("hat", "cup", "hat")
+    ]
+    write(tmp_path / "prices.jsonl", rows)
+    done = light_run("export", "./plain", "--quant", "q8_0", "--out", "exports", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = light_run("eval", "exports", "--data", "prices.jsonl", "--threads", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no prompts are asked: the base has no chat template" in done.stderr
+    report = json.loads((tmp_path / "exports" / "eval" / "report.json").read_text("utf-8"))
+    assert list(report["sections"]) == ["heldout", "quants", "references", "numbers"]
+    assert report["sections"]["numbers"]["tuned q8_0"]["rows"] == 3
+    assert report["sections"]["heldout"]["conversations"] == 3
+    measured = (tmp_path / "exports" / "eval" / "divergence" / "q8_0.jsonl").read_text("utf-8").splitlines()
+    losses = [json.loads(line)["nll"] for line in measured]
+    assert len(losses) == 3
+    assert losses[0] == losses[2] != losses[1]
 
 
 def test_what_has_no_answers(fails: Callable[..., str], quick: Path) -> None:

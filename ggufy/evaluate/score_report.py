@@ -28,7 +28,7 @@ def likeness(scores: Mapping[str, References], base: str | None, told: str = "",
         found = {metric: references.difference(score, other, metric, seed) for metric in METRICS} if other else {}
         changes[model] = {metric: interval.values() for metric, interval in found.items() if interval}
         shown = "chrf" if score.complete else "exact_normalised"
-        rows.append((*cells, *_change(found.get(shown), digits=1)))
+        rows.append((*cells, *(_change(found.get(shown), digits=1) if base else ())))
     complete = all(score.complete for score in scores.values())
     about = f"{told} How like the answers are to those in the data: 0 is nothing in common, 100 the same text."
     parts: list[Part] = []
@@ -38,7 +38,8 @@ def likeness(scores: Mapping[str, References], base: str | None, told: str = "",
     elif any(score.bleu is None for score in scores.values()):
         parts.append("There is no BLEU: it counts runs of four words, and no answer in the data has four.")
     compared = TITLES["chrf" if complete else "exact_normalised"]
-    names = ("model", "answers", *(TITLES[metric] for metric in METRICS), f"{compared} against base", "verdict")
+    names: tuple[str, ...] = ("model", "answers", *(TITLES[metric] for metric in METRICS))
+    names += (f"{compared} against base", "verdict") if base else ()
     formats = dict.fromkeys((TITLES[metric] for metric in METRICS), ".1f")
     signatures = next(iter(scores.values())).signatures
     caption = f"sacrebleu: {signatures['bleu']}; {signatures['chrf']}" if signatures else ""
@@ -55,14 +56,16 @@ def errors(scores: Mapping[str, Numbers], base: str | None, told: str = "", seed
         change = numbers.difference(score, scores[base], seed) if base and model != base else None
         changes[model] = change
         figures = (score.mae, score.mse, score.r2, score.share(NEAR), score.share(FAR))
-        rows.append((model, f"{len(score.read)} of {len(score.rows)}", *figures, *_change(change, less_is_better=True)))
+        compared = _change(change, less_is_better=True) if base else ()
+        rows.append((model, f"{len(score.read)} of {len(score.rows)}", *figures, *compared))
     about = (
         f"{told} Answers that are numbers. Mean absolute and mean squared error and R² are over the answers in which a "
         "number could be read; the shares within 20% and 40% of the truth are over all rows, and an answer without a "
         "number is outside. The difference is of the mean absolute error, over the rows where base and this model "
         "both gave a number."
     )
-    names = ("model", "numbers read", "MAE", "MSE", "R²", "within 20%", "within 40%", "MAE against base", "verdict")
+    names: tuple[str, ...] = ("model", "numbers read", "MAE", "MSE", "R²", "within 20%", "within 40%")
+    names += ("MAE against base", "verdict") if base else ()
     formats = {"R²": ".3f", "within 20%": ".1%", "within 40%": ".1%"}
     formats |= {
         "MAE": _form([score.mae for score in scores.values()]),
