@@ -2,6 +2,7 @@
 
 import json
 import math
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -253,3 +254,13 @@ def test_the_words(values: list[float], says: str) -> None:
     assert interval.verdict() == says
     assert (says == "no difference") is (interval.low <= 0 <= interval.high)
     json.dumps(interval.values(), allow_nan=False)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 700])
+def test_every_plot_can_be_drawn(rows: int) -> None:
+    section = score_report.errors({"tuned": score(*made(rows))}, None)
+    plots = [part.svg for part in section.parts if hasattr(part, "svg")]
+    assert len(plots) == (1 if rows == 1 else 2)
+    for svg in plots:
+        ElementTree.fromstring(svg)
+        assert "nan" not in svg

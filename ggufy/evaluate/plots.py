@@ -26,6 +26,8 @@ class Series:
     """Of each point, written beside it."""
     band: Sequence[tuple[float, float]] = ()
     """The lowest and highest of each point, shaded between."""
+    color: str = ""
+    """One of the page's; the next one if not given."""
 
 
 def bars(names: Sequence[str], values: Sequence[float], form: str = ".3f", unit: str = "") -> str:
@@ -69,7 +71,7 @@ def xy(
     if limit is not None:
         drawn.append(_line([(across.low, limit), (across.high, limit)], across.at, up.at, "var(--bad)", dashed=True))
     for number, one in enumerate(series):
-        color = COLORS[number % len(COLORS)]
+        color = _color(one, number)
         if one.band:
             there = [point[0] for point in one.points]
             edge = [(at, low) for at, (low, _) in zip(there, one.band, strict=True)]
@@ -80,7 +82,7 @@ def xy(
             drawn.append(_line(one.points, across.at, up.at, color))
         drawn.append(_points(one, across.at, up.at, color))
     if len(series) > 1:
-        drawn.append(_legend([one.name for one in series]))
+        drawn.append(_legend(series))
     return _svg("".join(drawn), WIDTH, HEIGHT)
 
 
@@ -170,13 +172,17 @@ def _points(one: Series, x: Callable[[float], float], y: Callable[[float], float
     return "".join(drawn)
 
 
-def _legend(names: Sequence[str]) -> str:
+def _color(one: Series, number: int) -> str:
+    return one.color or COLORS[number % len(COLORS)]
+
+
+def _legend(series: Sequence[Series]) -> str:
     lines = []
-    for number, name in enumerate(names):
-        y, color = _TOP + 8 + 17 * number, COLORS[number % len(COLORS)]
+    for number, one in enumerate(series):
+        y, color = _TOP + 8 + 17 * number, _color(one, number)
         lines.append(
             f'<rect x="{_LEFT + 10}" y="{y - 8}" width="10" height="10" fill="{color}"/>'
-            f'<text x="{_LEFT + 26}" y="{y + 1}">{escape(name)}</text>'
+            f'<text x="{_LEFT + 26}" y="{y + 1}">{escape(one.name)}</text>'
         )
     return "".join(lines)
 

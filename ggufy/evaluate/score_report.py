@@ -11,11 +11,12 @@ from ggufy.evaluate.references import METRICS, TITLES, References
 from ggufy.evaluate.report import Cell, Kind, Marked, Note, Part, Plot, Section, Table
 
 # Answers without a number that are shown, of each model.
-_NAMED = 20
+_NAMED = 10
 # A guess beyond so many times the largest truth is drawn at the edge: one would hide all others.
 _EDGE = 2.0
-# Points of a running mean that are drawn.
+# Points of a running mean that are drawn, and after how many answers it begins.
 _POINTS = 200
+_FIRST = 5
 
 
 def likeness(scores: Mapping[str, References], base: str | None, told: str = "", seed: int = 0) -> Section:
@@ -30,7 +31,10 @@ def likeness(scores: Mapping[str, References], base: str | None, told: str = "",
         shown = "chrf" if score.complete else "exact_normalised"
         rows.append((*cells, *(_change(found.get(shown), digits=1) if base else ())))
     complete = all(score.complete for score in scores.values())
-    about = f"{told} How like the answers are to those in the data: 0 is nothing in common, 100 the same text."
+    about = (
+        f"{told} How like the answers are to those in the data: 0 is nothing in common, 100 the same text. A "
+        "difference to base is the mean over the answers one by one, with its 95% interval by a bootstrap."
+    )
     parts: list[Part] = []
     if not complete:
         gone = references.missing()
@@ -77,11 +81,11 @@ def errors(scores: Mapping[str, Numbers], base: str | None, told: str = "", seed
         if score.unread
     ]
     parts += [*_left_out(scores), Note(about.strip()), Table(names, tuple(rows), formats=formats)]
-    parts += [_unread(model, score) for model, score in scores.items() if score.unread]
     parts += [_scatter(model, score) for model, score in scores.items() if score.read]
     if drawn := [_running(model, score) for model, score in scores.items() if len(score.read) > 1]:
         caption = "The mean absolute error after so many answers, with its 95% band."
         parts.append(Plot(plots.xy(drawn, "answers", "mean error"), caption))
+    parts += [_unread(model, score) for model, score in scores.items() if score.unread]
     values = {
         model: {**score.values(), "mae_against_base": change.values() if (change := changes[model]) else None}
         for model, score in scores.items()
@@ -139,8 +143,8 @@ def _scatter(model: str, score: Numbers) -> Plot:
     near = [row for row in score.read if row.within(NEAR)]
     middle = [row for row in score.read if row.within(FAR) and not row.within(NEAR)]
     rest = [row for row in score.read if not row.within(FAR)]
-    named = (("within 20%", near), ("within 40%", middle), ("further off", rest))
-    drawn = [plots.Series(f"{name}: {len(rows)}", points(rows)) for name, rows in named]
+    named = (("within 20%", near, "good"), ("within 40%", middle, "two"), ("further off", rest, "bad"))
+    drawn = [plots.Series(f"{name}: {len(rows)}", points(rows), color=f"var(--{color})") for name, rows, color in named]
     beyond = f" {len(far)} guesses beyond {edge:,.4g} are drawn at the edge." if far else ""
     unread = f" {len(score.unread)} answers without a number are not drawn." if score.unread else ""
     caption = f"{model}: guess against truth, with the diagonal of right answers.{beyond}{unread}"
@@ -149,7 +153,8 @@ def _scatter(model: str, score: Numbers) -> Plot:
 
 def _running(model: str, score: Numbers) -> plots.Series:
     # The band of the first answers is as wide as everything; it begins where it says something.
-    points = [point for point in score.running() if point[0] > 1]
+    points = score.running()
+    points = points[min(_FIRST, len(points)) - 1 :]
     step = max(1, len(points) // _POINTS)
     chosen = sorted({*range(0, len(points), step), len(points) - 1})
     kept = [points[index] for index in chosen]
