@@ -143,7 +143,7 @@ def _scatter(model: str, score: Numbers) -> Plot:
     near = [row for row in score.read if row.within(NEAR)]
     middle = [row for row in score.read if row.within(FAR) and not row.within(NEAR)]
     rest = [row for row in score.read if not row.within(FAR)]
-    named = (("within 20%", near, "good"), ("within 40%", middle, "two"), ("further off", rest, "bad"))
+    named = (("within 20%", near, "good"), ("20 to 40%", middle, "two"), ("further off", rest, "bad"))
     drawn = [plots.Series(f"{name}: {len(rows)}", points(rows), color=f"var(--{color})") for name, rows, color in named]
     beyond = f" {len(far)} guesses beyond {edge:,.4g} are drawn at the edge." if far else ""
     unread = f" {len(score.unread)} answers without a number are not drawn." if score.unread else ""
