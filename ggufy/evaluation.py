@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ggufy import __version__, contenders, digest, evaluator, exports, judging, run, scoring, subject
+from ggufy import __version__, contenders, digest, evaluation_wish, evaluator, exports, judging, run, scoring, subject
 from ggufy.contenders import Contender
 from ggufy.errors import EvalError, GgufyError
 from ggufy.evaluate import heldout_section, prompts, prompts_section, quants_section, terminal
 from ggufy.evaluate.answers import Question
 from ggufy.evaluate.measure import Loss
 from ggufy.evaluate.report import Report, Section
-from ggufy.evaluator import Evaluator, Wish
+from ggufy.evaluation_wish import Wish
+from ggufy.evaluator import Evaluator
 from ggufy.hub import pull
 from ggufy.run import Artifact, Run
 
@@ -171,8 +172,10 @@ PARTS: dict[str, Callable[[Sequence[Evaluator], Wish], Section | None]] = {
 
 def _check(wish: Wish) -> None:
     """What can be said against a wish before anything is opened."""
-    if unknown := [name for name in wish.only if name not in evaluator.PARTS]:
-        raise EvalError(f"--only {unknown[0]}: there is no such part", f"the parts are {', '.join(evaluator.PARTS)}")
+    if unknown := [name for name in wish.only if name not in evaluation_wish.PARTS]:
+        raise EvalError(
+            f"--only {unknown[0]}: there is no such part", f"the parts are {', '.join(evaluation_wish.PARTS)}"
+        )
     if wish.prompts:
         prompts.read(wish.prompts)
     scoring.check(wish)

@@ -16,7 +16,8 @@ from ggufy.evaluate.judge_cache import Cache
 from ggufy.evaluate.judge_client import Client, Gate
 from ggufy.evaluate.judge_plan import Item, Plan, Price
 from ggufy.evaluate.report import Section
-from ggufy.evaluator import Evaluator, Wish
+from ggufy.evaluation_wish import Wish
+from ggufy.evaluator import Evaluator
 from ggufy.scoring import Asked, named
 
 log = logging.getLogger("ggufy")

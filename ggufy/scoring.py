@@ -10,7 +10,8 @@ from ggufy.errors import EvalError
 from ggufy.evaluate import numbers, prompts, references, score_report
 from ggufy.evaluate.completions import Completion
 from ggufy.evaluate.report import Section
-from ggufy.evaluator import Evaluator, Wish
+from ggufy.evaluation_wish import Wish
+from ggufy.evaluator import Evaluator
 
 Asked = Sequence[tuple[Evaluator, Sequence[Contender]]]
 """Each run, with the models of it that answer."""
