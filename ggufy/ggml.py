@@ -56,6 +56,7 @@ def library() -> Any:
         "gguf_get_arr_type": (i32, [c, i64]),
         "gguf_get_arr_n": (size, [c, i64]),
         "gguf_get_arr_str": (ctypes.c_char_p, [c, i64, size]),
+        "llama_set_abort_callback": (None, [c, c, c]),
         "ggml_quantize_requires_imatrix": (ctypes.c_bool, [i32]),
         "ggml_get_type_traits": (ctypes.POINTER(_TypeTraits), [i32]),
         "ggml_op_name": (ctypes.c_char_p, [i32]),

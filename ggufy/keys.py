@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ggufy.errors import GgufyError
 
-NAMES = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
+NAMES = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "GGUFY_API_KEY")
 
 
 def load(path: Path = Path(".env")) -> None:
@@ -32,6 +32,22 @@ def load(path: Path = Path(".env")) -> None:
             value = value[1:-1]
         if name.strip() in NAMES and value:
             os.environ.setdefault(name.strip(), value)
+
+
+def for_clients(file: Path | None) -> str | None:
+    """The key that clients of `ggufy serve` have to send: of a file, else of GGUFY_API_KEY, else none.
+
+    Raises GgufyError, which never says what is in the file.
+    """
+    if file is None:
+        return os.environ.get("GGUFY_API_KEY", "").strip() or None
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        key = ""
+    if not key or not key.isprintable() or len(key.split()) > 1:
+        raise GgufyError(f"{file.as_posix()} does not hold one API key", "write the key alone into it")
+    return key
 
 
 def values() -> list[str]:

@@ -48,6 +48,7 @@ CONTENTS = (
     "data",
     "adapter",
     "export",
+    "chat",
     "eval",
     "metrics.jsonl",
     "summary.json",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
+import json
 import signal
 import subprocess
 import sys
-import termios
-import time
+import threading
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -20,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from ggufy.chat import repl
-from ggufy.chat.model import ChatModel, Sampling, greedy, trim
+from ggufy.chat.model import ChatModel, Sampling, greedy
 from ggufy.errors import ChatError
 from ggufy.template import Message
 
@@ -135,75 +131,74 @@ def test_too_long_for_the_context_says_so(model: ChatModel) -> None:
         greedy(model, "word " * 2000)
 
 
-def test_old_turns_are_dropped_and_the_system_stays(model: ChatModel) -> None:
-    conversation: list[Message] = [{"role": "system", "content": "Stay."}]
-    for n in range(30):
-        conversation += [*user(f"Question {n}?"), {"role": "assistant", "content": f"Answer {n}."}]
-    conversation += user("Last?")
-    dropped = trim(conversation, model, reserve=100)
-    assert dropped > 0
-    assert conversation[0]["content"] == "Stay."
-    assert conversation[1] == {"role": "user", "content": f"Question {dropped}?"}
-    assert conversation[-1]["content"] == "Last?"
-    assert len(model.tokens(conversation)) + 100 <= model.context
+def test_what_was_evaluated_is_not_evaluated_again(model: ChatModel) -> None:
+    """Of a second turn only what is new: the end of the answer, the question, and the template around it."""
+    first = "".join(model.answer(user("What is the capital of France?"), GREEDY))
+    made = model.figures
+    conversation = [*user("What is the capital of France?"), {"role": "assistant", "content": first}, *user("Why?")]
+    "".join(model.answer(conversation, GREEDY))
+    assert model.figures.reused_tokens == made.prompt_tokens + made.tokens - 1
+    assert model.figures.prompt_tokens > model.figures.reused_tokens
 
 
-def test_a_session_survives_a_bad_message(
-    model: ChatModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    typed = iter(["word " * 2000, "", "How much is 12 x 12?", "/reset", "Who wrote the play Hamlet?"])
+def test_an_answer_in_unusual_tokens_is_taken_as_it_was(model: ChatModel) -> None:
+    """Hot answers spell words in tokens that the tokenizer would not choose; they are put in as they were made."""
+    for seed in range(20):
+        said = "".join(model.answer(user("Hello"), Sampling(50, 1, 0, 0, 1, 30, seed)))
+        if (
+            said == said.strip()
+            and not model.figures.ended
+            and model.prompts.tokenize(said, special=False) != model._said.get(said)
+        ):
+            break
+    made = model.figures
+    conversation = [*user("Hello"), {"role": "assistant", "content": said}, *user("And?")]
+    assert model.tokens(conversation) != model.prompts.tokens(conversation)
+    "".join(model.answer(conversation, GREEDY))
+    assert model.figures.reused_tokens >= made.prompt_tokens + made.tokens - 1
 
-    def read(_: str) -> str:
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
 
-    monkeypatch.setattr("builtins.input", read)
-    repl.converse(model, None, GREEDY)
-    shown = capsys.readouterr()
-    assert shown.out == "12 x 12 = 144.\nWilliam Shakespeare wrote Hamlet.\n"
-    assert shown.err.count("error: the conversation is") == 1
+def test_ctrl_c_is_heard_while_a_long_prompt_is_read(file: Path) -> None:
+    """And the model answers afterwards as if nothing had been."""
+    patient = ChatModel(file, context=2048, threads=1)
+    timer = threading.Timer(0.02, signal.raise_signal, [signal.SIGINT])
+
+    def read_again_and_again() -> None:
+        timer.start()
+        for _ in range(100):
+            greedy(patient, "word " * 900, 1)
+            patient.llama.reset()
+
+    with pytest.raises(KeyboardInterrupt):
+        read_again_and_again()
+    timer.join()
+    assert greedy(patient, "What is the capital of France?") == "The capital of France is Paris."
 
 
-def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(taught: Path, env: dict[str, str]) -> None:
-    """A real terminal: an endless answer is stopped, the next question is answered, Ctrl-D ends with 0."""
-    here, there = pty.openpty()
-    command = [sys.executable, "-m", "ggufy", "chat", "--temperature", "9", "--top-p", "1", "--max-tokens", "100000"]
-    process = subprocess.Popen(
-        command,
-        cwd=taught,
-        env={**env, "TERM": "dumb"},
-        stdin=there,
-        stdout=there,
-        stderr=there,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(there)
-    screen = b""
+def test_each_sampling_parameter_is_obeyed(model: ChatModel) -> None:
+    def answer(**how: float) -> str:
+        wild = {"temperature": 50.0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 20, "seed": 3}
+        return "".join(model.answer(user("How much is 12 x 12?"), Sampling(**{**wild, **how})))  # type: ignore[arg-type]
 
-    def wait_for(text: bytes, count: int = 1) -> None:
-        nonlocal screen
-        begun = time.monotonic()
-        while screen.count(text) < count:
-            assert time.monotonic() - begun < 60, screen[-2000:]
-            screen += os.read(here, 4096)
+    right = "12 x 12 = 144."
+    assert answer() != right
+    assert answer(temperature=0) == right
+    assert answer(top_k=1) == right
+    assert answer(top_p=0) == right
+    assert answer(min_p=1) == right
+    assert answer(seed=4) != answer()
+    assert answer(temperature=0, repeat_penalty=50) != right
+    assert answer(temperature=0, max_tokens=2) == right[: len(answer(temperature=0, max_tokens=2))] != right
 
-    wait_for(b"> ")
-    os.write(here, b"Go on and on\n")
-    wait_for(b"Go on and on\r\n")
-    time.sleep(0.2)
-    os.write(here, b"\x03")
-    wait_for(b"tokens/s")
-    # Ctrl-D counts once the prompt is there again; one that came with the Ctrl-C is swallowed by it.
-    for _ in range(20):
-        if process.poll() is None:
-            os.write(here, b"\x04")
-            time.sleep(0.3)
-    assert process.wait(30) == 0, screen[-2000:]
-    os.close(here)
-    assert b"Traceback" not in screen
+
+def test_a_seed_does_not_stay_for_the_next_answer(model: ChatModel) -> None:
+    def wild(seed: int | None) -> str:
+        return "".join(
+            model.answer(user("Hello"), Sampling(temperature=50, top_p=1, min_p=0, max_tokens=20, seed=seed))
+        )
+
+    assert wild(5) == wild(5)
+    assert len({wild(None) for _ in range(3)}) > 1
 
 
 def test_one_shot_prints_the_answer_alone(taught: Path, run: Callable[..., CompletedProcess[str]]) -> None:
@@ -211,6 +206,50 @@ def test_one_shot_prints_the_answer_alone(taught: Path, run: Callable[..., Compl
     assert done.returncode == 0
     assert done.stdout == "The capital of France is Paris.\n"
     assert "tokens/s" in done.stderr
+
+
+def test_one_shot_as_json(taught: Path, env: dict[str, str]) -> None:
+    """A question of several lines that is piped in; with --compare the base, which knows nothing."""
+    command = [sys.executable, "-m", "ggufy", "chat", "--json", "--temperature", "0", "--compare", "base"]
+    asked = "What is the capital\nof France?\n"
+    command += ["--max-tokens", "40", "--threads", "1"]
+    done = subprocess.run(command, cwd=taught, env=env, input=asked, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    model = ChatModel(taught / "runs" / "tiny" / "export" / "tiny-q8_0.gguf", threads=1)
+    assert answer["text"] == greedy(model, asked, 40)
+    assert answer["model"] == "runs/tiny/export/tiny-q8_0.gguf"
+    assert (answer["finish_reason"], answer["tokens"]) == (model.figures.finish_reason, model.figures.tokens)
+    assert answer["prompt_tokens"] == model.figures.prompt_tokens
+    assert 0 < answer["first_token_seconds"] <= answer["seconds"]
+    assert answer["threads"] == 1
+    base = answer["compared"]
+    assert base["text"] != answer["text"]
+    assert (taught / base["model"]).is_file()
+
+
+def test_the_base_beside_a_run_is_made_once_and_is_not_one_of_its_models(
+    taught: Path, run: Callable[..., CompletedProcess[str]]
+) -> None:
+    ask = ("chat", "--prompt", "Hello", "--compare", "base", "--max-tokens", "4", "--temperature", "0")
+    first, second = (run(*ask, cwd=taught) for _ in range(2))
+    assert first.returncode == second.returncode == 0
+    assert "making the base" not in second.stderr
+    assert first.stdout == second.stdout
+    assert first.stdout.splitlines()[0] == "== tiny-q8_0 =="
+    assert "== base-q8_0 ==" in first.stdout
+    # The newest export is still the one to talk to, and the base file says what the untrained model does.
+    [made] = (taught / "runs" / "tiny" / "chat").iterdir()
+    alone = run("chat", made.as_posix(), "--prompt", "Hello", "--max-tokens", "4", "--temperature", "0", cwd=taught)
+    assert first.stdout.endswith(alone.stdout)
+    asked = run("chat", "--prompt", "What is the capital of France?", "--temperature", "0", cwd=taught)
+    assert asked.stdout == "The capital of France is Paris.\n"
+
+
+def test_a_file_from_elsewhere_has_no_known_base(file: Path, fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "some.gguf").write_bytes(file.read_bytes())
+    fails("chat", "some.gguf", "--prompt", "x", "--compare", "base", cwd=tmp_path, naming=["some.gguf", "base"])
+    fails("chat", "some.gguf", "--prompt", "x", "--compare", "gone.gguf", cwd=tmp_path, naming=["gone.gguf"])
+    fails("chat", "some.gguf", cwd=tmp_path, naming=["question is empty"], hinting=["--prompt"])
 
 
 def test_interrupting_a_one_shot(taught: Path, env: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ Fails = Callable[..., str]
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 COMMANDS = [
     *("", "demo", "doctor", "recipes", "recipes show", "recipes copy", "recipes check", "plan", "data", "train"),
-    *("runs", "runs show", "runs compare", "export", "verify", "eval", "chat", "push", "pull", "space"),
+    *("runs", "runs show", "runs compare", "export", "verify", "eval", "chat", "serve", "ui", "push", "pull", "space"),
 ]
 
 

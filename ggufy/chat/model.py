@@ -1,28 +1,22 @@
-"""A GGUF that answers: its own template, its own tokenizer, text as it is made.
-
-What a person types is never read as a template's mark: where a message spells a special token, that message is
-tokenized without special tokens, and only the template's own text with them.
-"""
+"""A GGUF that answers: its own template, its own tokenizer, text as it is made."""
 
 from __future__ import annotations
 
 import codecs
-import re
-import secrets
+import ctypes
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from ggufy import ggml, interrupts
+from ggufy.chat.prompts import Prompts
+from ggufy.chat.threads import Threads
 from ggufy.errors import ChatError
-from ggufy.template import ChatTemplate, Message
-
-DATE_KEY = "general.ggufy.date"
-_KEYS = ("tokenizer.chat_template", DATE_KEY)
+from ggufy.template import Message
 
 
 @dataclass(frozen=True)
@@ -30,6 +24,11 @@ class Sampling:
     temperature: float = 0.6
     """0 takes the most likely token every time."""
     top_p: float = 0.9
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    """1 is off."""
     max_tokens: int = 1024
     seed: int | None = None
 
@@ -39,11 +38,15 @@ class Figures:
     """What an answer cost."""
 
     prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Of those of the prompt, the ones that were evaluated before, in earlier turns."""
     tokens: int = 0
     first_token_seconds: float = 0.0
     seconds: float = 0.0
     ended: bool = False
     """The model ended its turn itself."""
+    full: bool = False
+    """As many tokens as were allowed, or as the context holds."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -51,82 +54,60 @@ class Figures:
         rest = self.seconds - self.first_token_seconds
         return (self.tokens - 1) / rest if self.tokens > 1 and rest > 0 else 0.0
 
+    @property
+    def finish_reason(self) -> str:
+        return "stop" if self.ended else "length" if self.full else "interrupted"
+
 
 class ChatModel:
-    """One loaded GGUF. Raises ModelError or ChatError where the file cannot be used."""
+    """One loaded GGUF. Raises ModelError or ChatError where the file cannot be used.
+
+    Without `threads`, their number is measured the first time a model of this size is loaded on this machine.
+    """
 
     def __init__(self, path: Path, context: int = 4096, threads: int | None = None, day: date | None = None) -> None:
-        from llama_cpp import Llama
-
         if not path.is_file():
             raise ChatError(f"no file {path.as_posix()}", "name a .gguf file, or a run that was exported")
-        texts = ggml.read_gguf(path, _KEYS).texts
+        # Before llama.cpp has it: this reader names what is wrong with a file.
+        ggml.read_gguf(path, ())
         self.path = path
-        self.day = day or _day(texts.get(DATE_KEY)) or date.today()
-        with interrupts.held(), ggml.quiet() as said:
-            try:
-                self.llama = Llama(
-                    path.as_posix(), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False
-                )
-            except (ValueError, RuntimeError, AssertionError, UnicodeDecodeError) as error:
-                # llama-cpp-python reads the keys again by itself, and trips over damaged ones in these ways.
-                reason = said[-1].partition(": ")[2] if said else " ".join(str(error).split())
-                raise ChatError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again") from None
+        self.llama = _load(path, context)
         self.context = min(context, int(self.llama._model.n_ctx_train()))
-        special = {
-            "bos_token": self._piece(self.llama.token_bos()),
-            "eos_token": self._piece(self.llama.token_eos()),
-        }
-        self.template = ChatTemplate(texts.get("tokenizer.chat_template", ""), special, path.as_posix())
+        self.prompts = Prompts(self.llama, path, day)
+        self.day, self.template = self.prompts.day, self.prompts.template
+        self.threads = Threads.of(self.llama, threads)
         self.figures = Figures()
+        self._said: dict[str, list[int]] = {}
 
     def close(self) -> None:
         self.llama.close()
 
-    def tokens(self, conversation: list[Message]) -> list[int]:
+    def tokens(self, conversation: Sequence[Message]) -> list[int]:
         """The prompt for the next answer."""
-        shown: list[Message] = []
-        typed: dict[str, str] = {}
-        for message in conversation:
-            # What a terminal could not decode arrives as half surrogates, which no tokenizer takes.
-            spoken = message["content"].encode("utf-8", "replace").decode("utf-8")
-            if self._tokenize(spoken, special=True) != self._tokenize(spoken, special=False):
-                # A word nobody can have typed stands for it while the template is rendered.
-                word = f"ggufy{secrets.token_hex(16)}"
-                typed[word] = spoken.strip()
-                spoken = word
-            shown.append({"role": message["role"], "content": spoken})
-        text = self.template.render(shown, self.day, generate=True)
-        tokens: list[int] = []
-        pieces = re.split(f"({'|'.join(typed)})", text) if typed else [text]
-        for piece in pieces:
-            tokens += self._tokenize(typed.get(piece, piece), special=piece not in typed)
-        bos = self.llama.token_bos()
-        if bos >= 0 and self.llama._model.add_bos_token() and tokens[:1] != [bos]:
-            tokens.insert(0, bos)
-        return tokens
+        return self.prompts.tokens(conversation, self._said)
 
-    def answer(self, conversation: list[Message], sampling: Sampling) -> Iterator[str]:
-        """The next answer, piece by piece. `figures` holds its cost afterwards."""
+    def answer(self, conversation: Sequence[Message], sampling: Sampling) -> Generator[str, None, None]:
+        """The next answer, piece by piece. `figures` holds its cost, from the first token on."""
         import llama_cpp
 
         prompt = self.tokens(conversation)
         if len(prompt) >= self.context:
             raise ChatError(
                 f"the conversation is {len(prompt):,} tokens long, and the context holds {self.context:,}",
-                self._room_hint(),
+                self.room_hint(),
             )
-        self.figures = figures = Figures(prompt_tokens=len(prompt))
-        if sampling.seed is not None:
-            self.llama.set_seed(sampling.seed)
-        vocab = llama_cpp.llama_model_get_vocab(self.llama._model.model)
+        # What was said in conversations that are over.
+        spoken = {message["content"] for message in conversation}
+        self._said = {text: tokens for text, tokens in self._said.items() if text in spoken}
+        self.figures = figures = Figures(prompt_tokens=len(prompt), reused_tokens=self._evaluated(prompt))
+        vocab = self.llama._model.vocab
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         room = min(sampling.max_tokens, self.context - len(prompt))
+        made: list[int] = []
+        text: list[str] = []
         start = time.perf_counter()
-        stream = self.llama.generate(prompt, temp=sampling.temperature, top_p=sampling.top_p, top_k=0, min_p=0.05)
-        with suppress(StopIteration):
-            while figures.tokens < room:
-                token = next(stream)
+        try:
+            for token in self._generate(prompt, sampling):
                 figures.tokens += 1
                 figures.seconds = time.perf_counter() - start
                 if figures.tokens == 1:
@@ -134,44 +115,97 @@ class ChatModel:
                 if llama_cpp.llama_vocab_is_eog(vocab, token):
                     figures.ended = True
                     break
-                if text := decoder.decode(self.llama.detokenize([token])):
-                    yield text
-        if text := decoder.decode(b"", final=True):
-            yield text
+                made.append(token)
+                if piece := decoder.decode(self.llama.detokenize([token])):
+                    text.append(piece)
+                    yield piece
+                if figures.tokens >= room:
+                    figures.full = True
+                    break
+            if piece := decoder.decode(b"", final=True):
+                text.append(piece)
+                yield piece
+        finally:
+            if text and not any(llama_cpp.llama_vocab_is_control(vocab, token) for token in made):
+                self._said["".join(text)] = made
 
     def ask(self, prompt: str, *, system: str | None = None, **sampling: Any) -> str:
         """The answer to one question, whole. Further arguments are those of Sampling: temperature, seed, ..."""
         before: list[Message] = [{"role": "system", "content": system}] if system else []
         return "".join(self.answer([*before, {"role": "user", "content": prompt}], Sampling(**sampling)))
 
-    def _room_hint(self) -> str:
+    def _generate(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
+        """Tokens without an end. Ctrl-C is heard while a long prompt is evaluated, not only after it."""
+        from llama_cpp import LLAMA_DEFAULT_SEED
+
+        # A seed stays set; llama.cpp takes this one for a random one.
+        self.llama.set_seed(LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed)
+        stream = self.llama.generate(
+            prompt,
+            temp=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repeat_penalty=sampling.repeat_penalty,
+        )
+        # What it logs when it is stopped is no news.
+        with interrupts.held(), ggml.quiet(), self._abortable():
+            try:
+                first = next(stream)
+            except RuntimeError as error:
+                raise ChatError(
+                    f"llama.cpp could not evaluate the conversation: {error}", "/reset begins anew"
+                ) from None
+        yield first
+        yield from stream
+
+    @contextmanager
+    def _abortable(self) -> Iterator[None]:
+        """Let llama.cpp stop between two operations of its graph when somebody pressed Ctrl-C."""
+        from llama_cpp import llama_cpp
+
+        @llama_cpp.ggml_abort_callback  # type: ignore[untyped-decorator]
+        def pressed(data: Any) -> bool:
+            del data
+            return interrupts.waiting()
+
+        library = ggml.library()
+        library.llama_set_abort_callback(self.llama.ctx, ctypes.cast(pressed, ctypes.c_void_p), None)
+        try:
+            yield
+        finally:
+            library.llama_set_abort_callback(self.llama.ctx, None, None)
+
+    def _evaluated(self, prompt: list[int]) -> int:
+        """How many tokens of a prompt llama.cpp has evaluated already."""
+        if self.llama._is_recurrent or self.llama._is_hybrid:
+            # Their memory has no parts to keep.
+            return 0
+        count = 0
+        for token, there in zip(prompt, self.llama._input_ids, strict=False):
+            if token != there:
+                break
+            count += 1
+        return min(count, len(prompt) - 1)
+
+    def room_hint(self) -> str:
+        """What to do about a conversation that is too long."""
         trained = int(self.llama._model.n_ctx_train())
         return (
             "shorten it" if self.context >= trained else f"shorten it, or give a larger --context (up to {trained:,})"
         )
 
-    def _tokenize(self, text: str, *, special: bool) -> list[int]:
-        return list(self.llama.tokenize(text.encode(), add_bos=False, special=special))
 
-    def _piece(self, token: int) -> str:
-        return str(self.llama._model.token_get_text(token)) if token >= 0 else ""
+def _load(path: Path, context: int) -> Any:
+    from llama_cpp import Llama
 
-
-def _day(text: str | None) -> date | None:
-    try:
-        return date.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-
-
-def trim(conversation: list[Message], model: ChatModel, reserve: int) -> int:
-    """Drop the oldest exchanges until `reserve` tokens are free for the answer; returns how many were dropped."""
-    dropped = 0
-    first = 1 if conversation and conversation[0]["role"] == "system" else 0
-    while len(conversation) > first + 1 and len(model.tokens(conversation)) + reserve > model.context:
-        del conversation[first : first + 2]
-        dropped += 1
-    return dropped
+    with interrupts.held(), ggml.quiet() as said:
+        try:
+            return Llama(path.as_posix(), n_ctx=context, verbose=False)
+        except (ValueError, RuntimeError, AssertionError, UnicodeDecodeError) as error:
+            # llama-cpp-python reads the keys again by itself, and trips over damaged ones in these ways.
+            reason = said[-1].partition(": ")[2] if said else " ".join(str(error).split())
+            raise ChatError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again") from None
 
 
 def describe(figures: Figures) -> str:

@@ -24,6 +24,8 @@ COMMANDS = {
     "verify": "Check the files of a run or a folder of exports, or one GGUF.",
     "eval": "Say whether a run is better than its base, and what its quants cost.",
     "chat": "Talk to a GGUF file or a run.",
+    "serve": "Serve a GGUF file or a run as OpenAI's chat interface does.",
+    "ui": "Talk to a GGUF file or a run in the browser.",
     "push": "Send a run to the Hugging Face Hub.",
     "pull": "Bring a run back from the Hub.",
     "space": "Write a Gradio Space for a pushed run.",

@@ -11,18 +11,28 @@ import click
 
 @click.command(name="chat")
 @click.argument("what", required=False, metavar="[RUN|FOLDER|FILE|user/name]")
-@click.option("--prompt", help="Ask this once, print the answer, and leave.")
+@click.option("--prompt", help="Ask this once, print the answer, and leave; - reads it from standard input.")
 @click.option("--system", help="A system prompt.")
+@click.option("--compare", metavar="base|RUN|FILE", help="Ask a second model too: the run's base, another run or file.")
+@click.option("--json", "as_json", is_flag=True, help="Of --prompt: print one JSON object.")
+@click.option("--raw", is_flag=True, help="Show answers as they are written, not drawn as Markdown.")
 @click.option("--quant", help="Which export of a run; the newest if not given. Of a repository: q4_k_m if not given.")
 @click.option("--branch", help="Of a repository; main if not given.")
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.6, show_default=True, help="0 is always the likeliest."
 )
-@click.option("--top-p", type=click.FloatRange(0, 1), default=0.9, show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="Of the likeliest, so much.")
+@click.option(
+    "--top-k", type=click.IntRange(0), default=0, show_default=True, help="Of the likeliest, so many; 0 is all."
+)
+@click.option(
+    "--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Least share of the likeliest."
+)
+@click.option("--repeat-penalty", type=click.FloatRange(0), default=1.0, show_default=True, help="1 is none.")
 @click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer.")
-@click.option("--seed", type=click.IntRange(0), help="For answers that can be repeated.")
+@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), help="For answers that can be repeated.")
 @click.option("--context", type=click.IntRange(16), default=4096, show_default=True, help="Tokens kept in view.")
-@click.option("--threads", type=click.IntRange(1), help="Threads; llama.cpp's choice if not given.")
+@click.option("--threads", type=click.IntRange(1), help="Threads; measured once for a size of model if not given.")
 @click.option(
     "--date",
     "day",
@@ -33,22 +43,34 @@ def command(
     what: str | None,
     prompt: str | None,
     system: str | None,
+    compare: str | None,
+    as_json: bool,
+    raw: bool,
     quant: str | None,
     branch: str | None,
     context: int,
     threads: int | None,
     day: datetime | None,
     **sampling: Any,
-) -> None:
-    """Talk to a GGUF file, the newest export of a run or in a folder of exports, or a file on the Hub, on the CPU."""
-    from ggufy import pipeline
-    from ggufy.chat import repl
-    from ggufy.chat.model import Sampling
+) -> int:
+    """Talk to a GGUF file, the newest export of a run or in a folder of exports, or a file on the Hub, on the CPU.
 
-    model = pipeline.chat(
-        what, quant=quant, branch=branch, context=context, threads=threads, day=day.date() if day else None
-    )
-    if prompt is None:
-        repl.converse(model, system, Sampling(**sampling))
-    else:
-        repl.one_shot(model, prompt if prompt != "-" else sys.stdin.read(), system, Sampling(**sampling))
+    What is piped into it is one question. In a terminal, /help lists what can be done.
+    """
+    from ggufy import pipeline, talk
+    from ggufy.chat import oneshot, repl
+    from ggufy.chat.model import Sampling
+    from ggufy.chat.session import Session
+
+    if prompt is None and as_json and sys.stdin.isatty():
+        raise click.UsageError("--json needs --prompt, or a question on standard input.")
+    how: dict[str, Any] = {"context": context, "threads": threads, "day": day.date() if day else None}
+    paths = [pipeline.gguf_of(what, quant, branch)]
+    if compare is not None:
+        paths.append(talk.compared(what, compare, quant=quant, branch=branch))
+    session = Session([pipeline.chat(path, **how) for path in paths], system, Sampling(**sampling))
+    if prompt is None and sys.stdin.isatty():
+        return 130 if repl.converse(session, raw=raw) else 0
+    question = sys.stdin.read() if prompt in (None, "-") else str(prompt)
+    stopped = oneshot.ask_json(session, question) if as_json else oneshot.ask(session, question, raw=raw)
+    return 130 if stopped else 0

@@ -1,0 +1,31 @@
+"""ggufy ui"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+
+@click.command(name="ui")
+@click.argument("what", required=False, metavar="[RUN|FOLDER|FILE|user/name]")
+@click.option(
+    "--compare", metavar="base|RUN|FILE", help="A second model beside it: the run's base, another run or file."
+)
+@click.option("--quant", help="Which export of a run; the newest if not given. Of a repository: q4_k_m if not given.")
+@click.option("--branch", help="Of a repository; main if not given.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free one.")
+@click.option("--context", type=click.IntRange(16), default=4096, show_default=True, help="Tokens kept in view.")
+@click.option("--threads", type=click.IntRange(1), help="Threads; measured once for a size of model if not given.")
+def command(what: str | None, **options: Any) -> None:
+    """Show a page in the browser of this machine to talk to a GGUF, or to two side by side. Ctrl-C ends it."""
+    from ggufy import talk
+
+    out = sys.stdout
+
+    def ready(name: str, address: str) -> None:
+        click.echo(f"{name} at {address}  (Ctrl-C ends it)", file=out)
+        out.flush()
+
+    talk.ui(what, ready=ready, **options)

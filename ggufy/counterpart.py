@@ -1,0 +1,51 @@
+"""The base of a tuned GGUF as a GGUF of its own, to talk to beside it: made once, and kept with the run."""
+
+from __future__ import annotations
+
+import logging
+from importlib import metadata
+from pathlib import Path
+
+from ggufy import run, subject
+from ggufy.errors import ChatError
+from ggufy.export import foreign, stage, trial
+from ggufy.export import verify as verifying
+from ggufy.export.expected import Expected
+from ggufy.export.request import Request
+
+log = logging.getLogger("ggufy")
+
+
+def of(tuned: Path) -> Path:
+    """The base of that file, in the same quant. Raises ChatError where nothing says which base it has."""
+    place = run.holding(tuned)
+    found = subject.of_room(place[0]) if place else None
+    if place is None or found is None:
+        raise ChatError(
+            f"{tuned.as_posix()} lies in no run, so its base is not known", "name the file to compare it with"
+        )
+    if found.adapter is None:
+        raise ChatError(f"{tuned.as_posix()} is no fine-tune: it is its own base", "name another file or run")
+    room, output = place
+    quant = str((room.stamp(output) or {"inputs": {}})["inputs"].get("quant", "q8_0"))
+    if trial.needs_imatrix(quant):
+        log.info("%s would need an importance matrix of the base's own; it is made in q8_0", quant)
+        quant = "q8_0"
+    # Not `quant`: among the models of a run this is none of them.
+    inputs = {**found.inputs, "adapter": None, "base_in": quant, "llama_cpp": metadata.version("llama-cpp-python")}
+    if foreign.is_foreign(found.base.path):
+        inputs["converter"] = foreign.fingerprint()
+
+    def build(places: dict[str, Path]) -> None:
+        log.info("making the base %s in %s, once", found.base.name, quant)
+        [path] = places.values()
+        stage.export(Request(found.base.path, None, {quant: path}, found.notes), stage.cores())
+        verifying.verify(path, found.base.path, stage.cores(), None, Expected.of(found.base.path, None))
+
+    target = f"chat/base-{quant}.gguf"
+    there = room.valid(target, inputs)
+    if there is None:
+        with room.lock():
+            # Forced: chat/ in a run is ggufy's own, and a file that has lost its stamp is made again.
+            there = room.make({target: inputs}, build, force=True)[target]
+    return there.path
