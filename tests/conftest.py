@@ -20,7 +20,7 @@ QUICK = ("--recipe", "tiny", "--set", "train.max_steps=4", "--set", "train.save_
 # Every run of the tests is of 2 January 2026, also across midnight.
 DAY = "1767312000"
 TAUGHT = (
-    *("--recipe", "tiny", "--run", "taught", "--set", "train.max_steps=20", "--set", "train.save_steps=20"),
+    *("--recipe", "tiny", "--run", "taught", "--set", "train.max_steps=30", "--set", "train.save_steps=30"),
     *("--set", "data.eval_source=builtin:rephrased"),
 )
 LOCAL = (
@@ -159,7 +159,7 @@ def taught_made(
     cwd = tmp_path_factory.mktemp("taught")
     done = run("train", *TAUGHT, cwd=cwd)
     assert done.returncode == 0, done.stderr
-    done = light_run("export", "taught", "--quant", "q8_0", "--quant", "q4_k_m", cwd=cwd)
+    done = light_run("export", "taught", "--quant", "q4_k_m", "--quant", "q8_0", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd
 

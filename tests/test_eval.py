@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -16,13 +15,15 @@ from typing import Any
 
 import pytest
 
+import ggufy
+from ggufy import heldout, subject
 from tests.conftest import snapshot
 
 Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
 
 PROMPTS = [
-    {"id": "one", "prompt": "Which city is the capital of France?", "expected": "The capital of France is Paris."},
+    {"id": "one", "prompt": "What is the capital of France?", "expected": "The capital of France is Paris."},
     {"id": "two", "prompt": "<script>alert(1)</script> & more, please", "language": "en"},
     "A standard violin has how many strings?",
 ]
@@ -35,7 +36,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def losses(folder: Path) -> dict[str, float]:
-    return {one["name"]: one["loss"] for one in report(folder)["sections"]["heldout"]["models"]}
+    return {one["name"]: one["loss"] for one in report(folder)["sections"]["heldout"]["models"] if "loss" in one}
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +84,13 @@ def test_training_helped_and_quants_cost_what_they_save(evaluated_made: tuple[Pa
 
 def test_answers_are_side_by_side(evaluated_made: tuple[Path, str]) -> None:
     found = report(evaluated_made[0] / "runs" / "taught")["sections"]["prompts"]
-    assert [one["name"] for one in found["models"]] == ["base q4_k_m", "tuned q4_k_m"]
+    assert [one["name"] for one in found["models"]] == ["base q8_0", "tuned q8_0"]
     assert [one["id"] for one in found["questions"]] == ["one", "two", "3"]
     paris = found["questions"][0]["answers"]
-    assert "Paris" in paris["tuned q4_k_m"]["text"]
+    assert "Paris" in paris["tuned q8_0"]["text"]
     assert paris["tuned q4_k_m"]["ended"]
     # Random weights babble to the end.
-    assert "endless" in paris["base q4_k_m"]["flags"]
+    assert "endless" in paris["base q8_0"]["flags"]
 
 
 class Page(HTMLParser):
@@ -142,7 +143,7 @@ def test_a_second_time_nothing_is_done(run: Run, evaluated: Path) -> None:
 def test_only_what_is_new_is_asked(run: Run, evaluated: Path) -> None:
     """One question more, another limit for KL, and fewer conversations: the rest is taken over."""
     with (evaluated / "prompts.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"prompt": "Who is the author of the play Hamlet?"}\n')
+        file.write('{"prompt": "Who wrote the play Hamlet?"}\n')
     before = report(evaluated / "runs" / "taught")["sections"]
     done = run("eval", "taught", *SHORT, "--max-kl", "50", "--limit", "7", cwd=evaluated)
     assert done.returncode == 0, done.stderr
@@ -150,14 +151,16 @@ def test_only_what_is_new_is_asked(run: Run, evaluated: Path) -> None:
     old, new = (one["prompts"]["questions"] for one in (before, after))
     # With the seconds that each answer took the first time.
     assert new[:3] == old
-    assert "Shakespeare" in new[3]["answers"]["tuned q4_k_m"]["text"]
+    assert "Shakespeare" in new[3]["answers"]["tuned q8_0"]["text"]
     assert after["quants"]["runs"][0]["recommended"] == "q4_k_m"
     assert (after["heldout"]["conversations"], after["heldout"]["of"]) == (7, 20)
 
 
 def test_a_killed_evaluation_goes_on(start: Callable[..., subprocess.Popen[str]], light_run: Run, taught: Path) -> None:
     place = taught / "runs" / "taught"
-    process = start("eval", "taught", "--no-adapter", "--max-tokens", "400", cwd=taught, log=taught / "log")
+    process = start(
+        "eval", "taught", "--no-adapter", "--max-tokens", "150", "--limit", "5", cwd=taught, log=taught / "log"
+    )
 
     def written() -> list[str]:
         found = list(place.glob("partial/eval--answers--*/*.jsonl"))
@@ -169,7 +172,7 @@ def test_a_killed_evaluation_goes_on(start: Callable[..., subprocess.Popen[str]]
     process.wait()
     kept = [json.loads(line) for line in written()]
     assert 2 <= len(kept) < 14, (taught / "log").read_text("utf-8")
-    done = light_run("eval", "taught", "--no-adapter", "--max-tokens", "400", cwd=taught)
+    done = light_run("eval", "taught", "--no-adapter", "--max-tokens", "150", "--limit", "5", cwd=taught)
     assert done.returncode == 0, done.stderr
     # The losses were measured, and the files for it made, before the kill.
     assert "making" not in done.stderr
@@ -264,14 +267,8 @@ def test_bad_input(fails: Fails, taught: Path, row: Callable[..., str]) -> None:
         fails("eval", *arguments, cwd=taught, naming=naming, hinting=hinting)
 
 
-def test_a_run_that_held_nothing_out(fails: Fails, light_run: Run, quick: Path) -> None:
-    fails(
-        *("eval", "quick"),
-        cwd=quick,
-        naming=["runs/quick has held out no conversations"],
-        hinting=["--data FILE", "--only prompts", "data.eval_size"],
-    )
-    (quick / "prompts.jsonl").write_text('{"prompt": "Hello?"}\n', "utf-8")
-    done = light_run("eval", "quick", "--only", "prompts", *SHORT, cwd=quick)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"tuned q8_0 +1 ", done.stdout)
+def test_what_a_run_held_out_is_asked_with_its_answers(taught_made: Path) -> None:
+    found = heldout.questions(subject.of_run(ggufy.Run(taught_made / "runs" / "taught")), None, 5)
+    assert len(found) == 5
+    assert found[3].conversation == [{"role": "user", "content": "Which city is the capital of France?"}]
+    assert found[3].expected == "The capital of France is Paris."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import llama_cpp
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ggufy import distributions, gguf_text, heldout, subject
+from ggufy import distributions, gguf_text, heldout
+from ggufy.data import source
 from ggufy.data.formats import Sample
 from ggufy.data.tokenize import Tokenizer
 from ggufy.errors import EvalError
@@ -21,25 +24,26 @@ from ggufy.evaluate.measure import Candidate, Divergence, Loss
 from ggufy.evaluate.texts import HeldOut, Text
 from ggufy.export import reference
 from ggufy.forward import Forward
-from ggufy.run import Run
 from tests.oracle.converter import export
 
+Run = Callable[..., CompletedProcess[str]]
+Fails = Callable[..., str]
 DAY = gguf_text._DAY
 
 
 @pytest.fixture(scope="module")
-def files(taught_made: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(quick_made: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tuned model in f16, merged for transformers, and quantized."""
     folder = tmp_path_factory.mktemp("measured")
-    adapter = taught_made / "runs" / "taught" / "adapter"
+    adapter = quick_made / "runs" / "quick" / "adapter"
     made = {name: folder / f"{name}.gguf" for name in ("f16", "q8_0", "q4_k_m")} | {"merged": folder / "merged"}
     export(base, adapter, made)
     return made
 
 
 @pytest.fixture(scope="module")
-def texts(taught_made: Path) -> HeldOut:
-    return heldout.of_run(Run(taught_made / "runs" / "taught"), 8)
+def texts(base: Path) -> HeldOut:
+    return heldout.of_file(source.samples_file(source.REPHRASED), Tokenizer(base, DAY, "responses"), 8)
 
 
 def by_llama_cpp_python(path: Path, texts: HeldOut) -> list[torch.Tensor]:
@@ -118,8 +122,8 @@ def test_perplexity_is_that_of_the_f16_weights_in_torch(files: dict[str, Path], 
     assert found.perplexity == pytest.approx(math.exp(total / count), rel=0.01)
 
 
-def test_the_loss_in_torch_is_that_of_transformers(taught_made: Path, base: Path, texts: HeldOut) -> None:
-    adapter = taught_made / "runs" / "taught" / "adapter"
+def test_the_loss_in_torch_is_that_of_transformers(quick_made: Path, base: Path, texts: HeldOut) -> None:
+    adapter = quick_made / "runs" / "quick" / "adapter"
     with reference.opened(base, adapter) as model:
         for text in texts.texts[:3]:
             found = torch_loss.loss(model, text)
@@ -245,8 +249,14 @@ def test_rows_are_done_once(tmp_path: Path) -> None:
     assert asked[6:] == [2]
 
 
-def test_what_a_run_held_out_is_asked_with_its_answers(taught_made: Path) -> None:
-    found = heldout.questions(subject.of_run(Run(taught_made / "runs" / "taught")), None, 5)
-    assert len(found) == 5
-    assert found[3].conversation == [{"role": "user", "content": "Which city is the capital of France?"}]
-    assert found[3].expected == "The capital of France is Paris."
+def test_a_run_that_held_nothing_out(fails: Fails, light_run: Run, quick: Path) -> None:
+    fails(
+        *("eval", "quick"),
+        cwd=quick,
+        naming=["runs/quick has held out no conversations"],
+        hinting=["--data FILE", "--only prompts", "data.eval_size"],
+    )
+    (quick / "prompts.jsonl").write_text('{"prompt": "Hello?"}\n', "utf-8")
+    done = light_run("eval", "quick", "--only", "prompts", "--prompts", "prompts.jsonl", "--max-tokens", "8", cwd=quick)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"tuned q8_0 +1 ", done.stdout)
