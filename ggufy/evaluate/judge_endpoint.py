@@ -8,12 +8,15 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+import httpx
+
 from ggufy.errors import JudgeError
 
 OPENAI = "https://api.openai.com/v1"
 KEY = "OPENAI_API_KEY"
 # The value of KEY that says so; an empty one would be filled in from .env by other tools.
 NO_KEY = "none"
+_EXAMPLE = "for example http://127.0.0.1:8080/v1"
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,18 @@ class Endpoint:
 def endpoint(model: str, url: str | None) -> Endpoint:
     """The endpoint meant by a model and an address, with the key of the environment. Raises JudgeError."""
     given = (url or OPENAI).strip().rstrip("/").removesuffix("/chat/completions")
-    parts = urlsplit(given)
     try:
+        parts = urlsplit(given)
+        httpx.URL(given)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        good = False
+        good = good and re.search(r"\s", given) is None
+    except (ValueError, httpx.InvalidURL):
+        # What is wrong may be a password with odd characters in it: such an address is not shown.
+        raise JudgeError("--judge-url: not an http or https address", _EXAMPLE) from None
     if "@" in parts.netloc or parts.query:
         raise JudgeError("--judge-url: an address with a password or a query in it", f"put the key into {KEY} instead")
     if not good:
-        raise JudgeError(f"--judge-url {given}: not an http or https address", "for example http://127.0.0.1:8080/v1")
+        raise JudgeError(f"--judge-url {given}: not an http or https address", _EXAMPLE)
     if not parts.path:
         given += "/v1"
     if not model.strip():
