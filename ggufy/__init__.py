@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ggufy.errors import GgufyError
-    from ggufy.pipeline import chat, export, plan, train
+    from ggufy.pipeline import chat, evaluate, export, plan, train
     from ggufy.progress import show_progress
     from ggufy.recipe import Recipe
     from ggufy.run import Run
@@ -29,6 +29,7 @@ _NAMES = {
     "Recipe": "ggufy.recipe",
     "Run": "ggufy.run",
     "chat": "ggufy.pipeline",
+    "evaluate": "ggufy.pipeline",
     "export": "ggufy.pipeline",
     "plan": "ggufy.pipeline",
     "show_progress": "ggufy.progress",
@@ -36,7 +37,19 @@ _NAMES = {
     "train": "ggufy.pipeline",
 }
 
-__all__ = ["GgufyError", "Recipe", "Run", "__version__", "chat", "export", "plan", "show_progress", "sweep", "train"]
+__all__ = [
+    "GgufyError",
+    "Recipe",
+    "Run",
+    "__version__",
+    "chat",
+    "evaluate",
+    "export",
+    "plan",
+    "show_progress",
+    "sweep",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -126,7 +126,7 @@ def _chunks(file: Path, base: Path, budget: int) -> list[list[int]]:
     # Marks such as <|eot_id|> in a text are text.
     tokenizer.encode_special_tokens = True
     ids: list[int] = []
-    for piece in _pieces(file):
+    for piece in pieces(file):
         ids += tokenizer.encode(piece, add_special_tokens=False).ids
         if len(ids) > budget + _CHUNK:
             break
@@ -136,7 +136,7 @@ def _chunks(file: Path, base: Path, budget: int) -> list[list[int]]:
     return chunks if bos is None else [[bos, *chunk[1:]] for chunk in chunks]
 
 
-def _pieces(file: Path) -> Iterator[str]:
+def pieces(file: Path) -> Iterator[str]:
     """A text in pieces of about a megabyte that end with a line, so that a large file costs no more than is used."""
     try:
         with file.open(encoding="utf-8") as opened:

@@ -33,7 +33,8 @@ def run(*, fresh: bool, seed: int) -> None:
     """Run the demonstration. Raises GgufyError where the files do not know what was taught."""
     begun = time.monotonic()
     name = "demo" if seed == SEED else f"demo-{seed}"
-    trained = pipeline.train("tiny", run_name=name, overrides=[f"train.seed={seed}"], fresh=fresh)
+    overrides = [f"train.seed={seed}", f"data.eval_source={source.REPHRASED}"]
+    trained = pipeline.train("tiny", run_name=name, overrides=overrides, fresh=fresh)
     after_training = time.monotonic()
     made = pipeline.export(trained, quants=list(REQUIRED))
     files = {quant: made[quant] for quant in REQUIRED}
@@ -102,4 +103,5 @@ def _show(name: str, pairs: list[tuple[str, str]], exams: dict[str, Exam], secon
         console.print(f"{file}  {size}  {right}  {exam.tokens_per_second:,.0f} tokens/s", highlight=False)
     console.print("time: " + ", ".join(f"{what} {spent:.1f} s" for what, spent in seconds.items()), highlight=False)
     console.print(f'\nnext: ggufy chat {name} --prompt "{pairs[3][0]}"', highlight=False)
+    console.print(f"      ggufy eval {name}", highlight=False)
     console.print("      ggufy recipes", highlight=False)

@@ -12,7 +12,9 @@
     ├── ExportError        making GGUF files
     ├── Unverified         a finished file is not what it was made from
     ├── ChatError          loading or running a GGUF
+    ├── EvalError          an evaluation
     ├── HubError           the Hugging Face Hub could not be used
+    ├── JudgeError         the model that judges answers could not be asked
     └── MissingExtra       a package that comes with an extra is not installed
     Interrupted            the user or the system asked to stop, and work was saved
 
@@ -83,7 +85,15 @@ class ChatError(GgufyError):
     pass
 
 
+class EvalError(GgufyError):
+    pass
+
+
 class HubError(GgufyError):
+    pass
+
+
+class JudgeError(GgufyError):
     pass
 
 

@@ -89,6 +89,32 @@ class Forward:
         """Whether generation stops after a token."""
         return bool(self._library.llama_vocab_is_eog(self.vocab, token))
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the file asks for a BOS before every text."""
+        return self.bos is not None and bool(self._library.llama_vocab_get_add_bos(self.vocab))
+
+    @property
+    def trained_context(self) -> int:
+        """The longest text that the model was made for, in tokens."""
+        return int(self._library.llama_model_n_ctx_train(self.model))
+
+    def specials(self) -> dict[str, int]:
+        """The control tokens, by how they are written."""
+        found = (n for n in range(self.width) if self._library.llama_vocab_is_control(self.vocab, n))
+        return {self.piece(number).decode("utf-8", "replace"): number for number in found}
+
+    def piece(self, token: int) -> bytes:
+        """What a token stands for; a control token is written out."""
+        room = 256
+        text = ctypes.create_string_buffer(room)
+        count = self._library.llama_token_to_piece(self.vocab, token, text, room, 0, True)
+        if count < 0:
+            room = -count
+            text = ctypes.create_string_buffer(room)
+            count = self._library.llama_token_to_piece(self.vocab, token, text, room, 0, True)
+        return text.raw[:count]
+
     def tokenize(self, text: str, *, special: bool, ends: bool = False) -> list[int]:
         """The tokens of a text. With `special`, marks such as <|eot_id|> are read as their tokens.
 
@@ -104,10 +130,11 @@ class Forward:
             )
         return list(ids[:count])
 
-    def logits(self, tokens: Sequence[int]) -> Iterator[Any]:
+    def logits(self, tokens: Sequence[int], wanted: Sequence[bool] | None = None) -> Iterator[Any]:
         """The logits after each token of one text, float32 (n, vocabulary), batch by batch.
 
-        Each array is llama.cpp's own memory, good until the next is asked for. The batches are of nearly equal size.
+        With `wanted` only after the tokens marked there; a batch without any gives nothing. Each array is llama.cpp's
+        own memory, good until the next is asked for. The batches are of nearly equal size.
         """
         import numpy as np
 
@@ -118,16 +145,20 @@ class Forward:
         held = lib.llama_batch_init(self.batch, 0, 1)
         try:
             for start, stop in pairwise(edges):
-                count = held.n_tokens = stop - start
-                for i in range(count):
+                size = held.n_tokens = stop - start
+                for i in range(size):
                     held.token[i], held.pos[i] = tokens[start + i], start + i
-                    held.n_seq_id[i], held.seq_id[i][0], held.logits[i] = 1, 0, True
+                    held.n_seq_id[i], held.seq_id[i][0] = 1, 0
+                    held.logits[i] = wanted is None or bool(wanted[start + i])
+                count = size if wanted is None else sum(map(bool, wanted[start:stop]))
                 with interrupts.held(), ggml.quiet() as said:
                     failed = lib.llama_decode(self.context, held)
                 if self.failure:
                     raise self.failure
                 if failed:
                     raise ModelError(f"{self.path.as_posix()}: llama.cpp cannot evaluate it: {' '.join(said[-1:])}")
+                if not count:
+                    continue
                 found = lib.llama_get_logits(self.context)
                 yield np.ctypeslib.as_array(found, shape=(count * self.width,)).reshape(count, self.width)
         finally:
@@ -159,5 +190,8 @@ def _show(address: int, watch: Watch) -> bool:
 
 
 def _cannot_load(path: Path, said: list[str]) -> ModelError:
-    reason = said[-1].partition(": ")[2] or said[-1] if said else "no reason given"
+    # llama.cpp says why in one line, and in the last that it could not.
+    told = [line.rpartition("error loading model: ")[2] for line in said if "error loading model: " in line]
+    last = said[-1].partition(": ")[2] or said[-1] if said else "no reason given"
+    reason = told[-1].removeprefix("error loading model architecture: ") if told else last
     return ModelError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again")

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from ggufy.chat.model import ChatModel
     from ggufy.data.report import Report
+    from ggufy.evaluation import Evaluation
+    from ggufy.evaluation_wish import Wishes as EvalWishes
     from ggufy.exports import Wishes
     from ggufy.planner import Plan
 
@@ -264,6 +266,18 @@ def verify(
     from ggufy import soundness
 
     yield from soundness.lines(what, threads, logits=logits)
+
+
+def evaluate(*what: str | os.PathLike[str] | Run, **wish: Unpack[EvalWishes]) -> Evaluation:
+    """Evaluate a run, a folder of exports or GGUF files; several are compared. The newest run if nothing is named.
+
+    The arguments are those of `ggufy.evaluation_wish.Wish`: `only`, `data`, `limit`, `against`, `max_kl`, ... What was
+    measured before is not measured again.
+    """
+    from ggufy import evaluation
+    from ggufy.evaluation_wish import Wish
+
+    return evaluation.make(what, Wish(**wish))
 
 
 def plan_export(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import digest
-from ggufy.disk import write_json
+from ggufy.disk import remove, write_json
 
 log = logging.getLogger("ggufy")
 
@@ -82,6 +82,11 @@ class Stamped:
         write_json(path, {**stamp, "closeness": dict(measured)})
         # Which output is the newest goes by this time.
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    def discard(self, output: str) -> None:
+        """Remove an output that is not needed any more, its stamp last: half removed, it is not valid."""
+        remove(self.path / output)
+        self._stamp_path(output).unlink(missing_ok=True)
 
     def damage(self, output: str) -> str | None:
         """Re-hash an output: what is wrong with it against its stamp, or None."""

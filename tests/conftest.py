@@ -19,6 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 QUICK = ("--recipe", "tiny", "--set", "train.max_steps=4", "--set", "train.save_steps=2", "--run", "quick")
 # Every run of the tests is of 2 January 2026, also across midnight.
 DAY = "1767312000"
+TAUGHT = (
+    *("--recipe", "tiny", "--run", "taught", "--set", "train.max_steps=30", "--set", "train.save_steps=30"),
+    *("--set", "data.eval_source=builtin:rephrased"),
+)
 LOCAL = (
     *("--recipe", "tiny", "--run", "local", "--set", "train.max_steps=2", "--set", "model.base=./base"),
     *("--set", "data.source=data.jsonl", "--set", "data.train_size=null", "--set", "data.on_bad_row=skip"),
@@ -140,6 +144,30 @@ def quick_made(run: Callable[..., CompletedProcess[str]], tmp_path_factory: pyte
 def quick(quick_made: Path, tmp_path: Path) -> Path:
     """A copy of it for one test."""
     return Path(shutil.copytree(quick_made, tmp_path / "quick"))
+
+
+@pytest.fixture(scope="session")
+def taught_made(
+    light_run: Callable[..., CompletedProcess[str]],
+    run: Callable[..., CompletedProcess[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder with runs/taught, which has learnt something and held out the same in other words, and its files.
+
+    To be read, not to be written.
+    """
+    cwd = tmp_path_factory.mktemp("taught")
+    done = run("train", *TAUGHT, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    done = light_run("export", "taught", "--quant", "q4_k_m", "--quant", "q8_0", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd
+
+
+@pytest.fixture
+def taught(taught_made: Path, tmp_path: Path) -> Path:
+    """A copy of it for one test."""
+    return Path(shutil.copytree(taught_made, tmp_path / "taught"))
 
 
 @pytest.fixture(scope="session")

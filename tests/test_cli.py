@@ -12,7 +12,8 @@ Fails = Callable[..., str]
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 COMMANDS = [
     *("", "demo", "doctor", "recipes", "recipes show", "recipes copy", "recipes check", "plan", "data", "train"),
-    *("sweep", "runs", "runs show", "runs compare", "export", "verify", "chat", "serve", "ui", "push", "pull", "space"),
+    *("sweep", "runs", "runs show", "runs compare", "export", "verify", "eval", "chat", "serve", "ui"),
+    *("push", "pull", "space"),
 ]
 
 
@@ -67,6 +68,7 @@ def test_version(run: Run, tmp_path: Path) -> None:
         (["demo", "--seed", "-1"], "--seed"),
         (["export", "--threads", "0"], "--threads"),
         (["chat", "--temperature", "hot"], "--temperature"),
+        (["eval", "--limit", "0"], "--limit"),
         (["recipes", "copy", "tiny"], "FILE"),
         (["recipes", "show", "tiny", "tiny"], "tiny"),
     ],

@@ -51,23 +51,29 @@ def opened(
 ) -> tuple[Stage, dict[str, Iterator[Row]]]:
     """What prepares the splits of a recipe's data, and the rows of each; they are to be read in this order."""
     out.mkdir(parents=True, exist_ok=True)
-    sources = [source, *source.more]
+    sources, plan = planned(source, data, base, max_length, day)
+    return Stage(plan, sources, processes or pool.cores()), splits(source, data, out)
+
+
+def planned(source: Source, data: Data, base: Path, max_length: int, day: date) -> tuple[list[Source], Plan]:
+    """All sources of a recipe, that of what is held out last, and how their rows are read."""
     apart = [] if source.held_out is None else [source.held_out]
-    parts = [*zip(sources, (data, *data.more), strict=True), *((one, data) for one in apart)]
-    plan = Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
-    odd = next((form for _, form in plan.parts if form != "text"), None)
-    if data.overflow == "split" and odd:
-        raise DataError(
-            f"data.overflow: split is for plain text, but {source.name} is {odd}", "truncate, drop or refuse"
-        )
-    rows = mix.rows(sources, data, out)
-    splits: dict[str, Iterator[Row]] = {"train": islice(rows, data.train_size)}
+    sources = [source, *source.more, *apart]
+    parts = zip(sources, (data, *data.more, *(data for _ in apart)), strict=True)
+    return sources, Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
+
+
+def splits(source: Source, data: Data, scratch: Path) -> dict[str, Iterator[Row]]:
+    """The rows that are trained on, and those that are held out, to be read in this order."""
+    sources = [source, *source.more]
+    rows = mix.rows(sources, data, scratch)
+    found: dict[str, Iterator[Row]] = {"train": islice(rows, data.train_size)}
     if source.held_out is not None:
         held_out = ((len(sources), number, item) for number, item in source.held_out.raw())
-        splits["eval"] = islice(held_out, data.eval_size or None)
+        found["eval"] = islice(held_out, data.eval_size or None)
     elif data.eval_size:
-        splits["eval"] = islice(rows, data.eval_size)
-    return Stage(plan, [one for one, _ in parts], processes or pool.cores()), splits
+        found["eval"] = islice(rows, data.eval_size)
+    return found
 
 
 def format_of(source: Source, part: Any, data: Data) -> str:

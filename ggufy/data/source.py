@@ -17,6 +17,8 @@ from ggufy.recipe import Data
 from ggufy.recipe_types import Part
 
 BUILTIN = "builtin:samples"
+REPHRASED = "builtin:rephrased"
+"""The first twenty sample questions in other words: what the demonstration holds out."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,12 @@ def _can_be_on_the_hub(name: str) -> bool:
     return hubfetch.is_repository(name) and Path(name).suffix not in files.SUFFIXES
 
 
-def samples_file() -> Path:
+def samples_file(name: str = BUILTIN) -> Path:
     """ggufy's own sample conversations."""
-    return Path(str(resources("ggufy") / "data" / "samples" / "conversations.jsonl"))
+    return Path(str(resources("ggufy") / "data" / "samples" / _SAMPLES[name]))
+
+
+_SAMPLES = {BUILTIN: "conversations.jsonl", REPHRASED: "rephrased.jsonl"}
 
 
 def sample_texts() -> list[str]:
@@ -135,9 +140,9 @@ def _locate(part: Part, *, offline: bool) -> Source:
     name = part.source
     splits.parse(part.split)
     if name.startswith("builtin:"):
-        if name != BUILTIN:
-            raise DataError(f"unknown built-in data {name!r}", f"the one there is: {BUILTIN}")
-        path = samples_file()
+        if name not in _SAMPLES:
+            raise DataError(f"unknown built-in data {name!r}", f"there are {' and '.join(_SAMPLES)}")
+        path = samples_file(name)
         return Source(name, digest.of_file(path), path, part.split)
     path = Path(name).expanduser()
     if path.is_file():

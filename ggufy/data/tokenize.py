@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from ggufy.data.formats import ALPACA_INPUT, BadRow, Plain, Sample
 from ggufy.errors import ModelError
@@ -74,7 +75,7 @@ class Tokenizer:
         self.day, self.train_on = day, train_on
         self._end = special.get("eos_token", "")
         try:
-            self.rust = Rust.from_file((base / "tokenizer.json").as_posix())
+            self.rust: Any = Rust.from_file((base / "tokenizer.json").as_posix())
         except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
             raise ModelError(
                 f"{(base / 'tokenizer.json').as_posix()} cannot be read: {error}", "copy it again"
@@ -195,6 +196,14 @@ class Tokenizer:
         # Some templates write a line break after the token that ends the turn; the model never has to say it.
         last = next((i for i in range(last, first - 1, -1) if ids[i] in self._special_ids), last)
         labels[first : last + 1] = ids[first : last + 1]
+
+    def plain(self, text: str) -> list[int]:
+        """The ids of a text without turns: what looks like a template's mark in it is text."""
+        self.rust.encode_special_tokens = True
+        try:
+            return list(self.rust.encode(text, add_special_tokens=False).ids)
+        finally:
+            self.rust.encode_special_tokens = False
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, special tokens included."""

@@ -97,7 +97,7 @@ class Worker:
         return result
 
     def sample(self, row: Row) -> Sample:
-        """A usable row as it is to be tokenized."""
+        """What a row says, its prompts cut to the budget. Raises BadRow."""
         source, _, item = row
         return self.budget.encode(self.readers[source].read(files.parse(item))).sample
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,23 +41,37 @@ NOTHING = Reference((), ())
 
 def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int]]]) -> Reference:
     """The training model on its `own` texts and on probes of ggufy's. Says why where there is nothing to compare."""
-    missing = _missing(base, adapter)
+    lacking = missing(base, adapter)
     try:
-        if not missing:
+        if not lacking:
             return _run(base, adapter, own())
     except (GgufyError, ImportError, OSError, ValueError, RuntimeError) as error:
         # What the libraries raise for a model they cannot load. This check is one more, and costs nobody the file.
-        missing = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    log.info("logits are not compared with the training model: %s", missing)
+        lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    log.info("logits are not compared with the training model: %s", lacking)
     return NOTHING
 
 
 def _run(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Reference:
     import torch
+
+    texts = [*own, *_probes(base)]
+    with opened(base, adapter) as model, torch.inference_mode():
+        logits = [_logits(model, text) for text in texts]
+        untrained = None
+        if adapter:
+            with model.disable_adapter():
+                untrained = [_logits(model, text) for text in texts]
+    return Reference(texts, logits, untrained)
+
+
+@contextmanager
+def opened(base: Path, adapter: Path | None) -> Iterator[Any]:
+    """The training model in float32 on the CPU, ready to be asked."""
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as theirs
 
-    texts = [*own, *_probes(base)]
     theirs.disable_progress_bar()
     # peft imports it wherever it is installed, and it says then which of its kernels it lacks.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -69,15 +84,9 @@ def _run(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Refe
 
             model = PeftModel.from_pretrained(model, adapter)
         model.eval()
-        with torch.inference_mode():
-            logits = [_logits(model, text) for text in texts]
-            untrained = None
-            if adapter:
-                with model.disable_adapter():
-                    untrained = [_logits(model, text) for text in texts]
+        yield model
     finally:
         theirs.enable_progress_bar()
-    return Reference(texts, logits, untrained)
 
 
 def _logits(model: Any, text: Sequence[int]) -> Any:
@@ -98,7 +107,8 @@ def _probes(base: Path) -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False).ids[:_LONGEST] for text in shown[-1:]]
 
 
-def _missing(base: Path, adapter: Path | None) -> str | None:
+def missing(base: Path, adapter: Path | None) -> str | None:
+    """Why the training model cannot be run here; None: it can."""
     from importlib.util import find_spec
 
     needed = ("torch", "transformers", *(["peft"] if adapter else []))

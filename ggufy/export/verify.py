@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import ggml
+from ggufy import distributions, ggml
 from ggufy.errors import ModelError, Unverified
 from ggufy.forward import Forward
 from ggufy.template import ChatTemplate, Message, text_of
@@ -127,12 +127,12 @@ def verify(
 
     Raises Unverified, naming the cause: data, loading, tokenizer, template or weights.
     """
-    files = _files(path)
+    parts = files(path)
     try:
-        headers = [ggml.read_gguf(file, (TEMPLATE, "general.type")) for file in files]
+        headers = [ggml.read_gguf(file, (TEMPLATE, "general.type")) for file in parts]
     except ModelError as error:
         raise Unverified(error.message, error.hint) from None
-    for file, header in zip(files, headers, strict=True):
+    for file, header in zip(parts, headers, strict=True):
         _check_data(file, header, threads)
     tensors = [tensor for header in headers for tensor in header.tensors]
     texts = headers[0].texts
@@ -141,7 +141,7 @@ def verify(
         return Verified(path, len(tensors), 0, pairs=same, loaded=False)
     context = max((len(text) for text in reference.texts), default=_CONTEXT) if reference else _CONTEXT
     try:
-        model = Forward(files[0], max(context, _CONTEXT), threads)
+        model = Forward(parts[0], max(context, _CONTEXT), threads)
     except ModelError as error:
         raise Unverified(error.message, error.hint) from None
     with model:
@@ -153,25 +153,25 @@ def verify(
     return Verified(path, len(tensors), probes, near, rows)
 
 
-def _files(path: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
     """All files of a model. Raises Unverified where one is missing."""
     again = "export it again"
     if path.is_dir():
-        files = sorted(path.glob("*.gguf"))
-        if not files:
+        found = sorted(path.glob("*.gguf"))
+        if not found:
             raise Unverified(f"{path.as_posix()}: no .gguf file is in it", again)
-        models = {_SPLIT.sub(r"-of-\2", file.name) for file in files}
+        models = {_SPLIT.sub(r"-of-\2", file.name) for file in found}
         if len(models) > 1:
             raise Unverified(f"{path.as_posix()}: the files of {len(models)} models are in it", "name one of them")
-        path = files[0]
-    found = _SPLIT.search(path.name)
-    if found is None:
+        path = found[0]
+    split = _SPLIT.search(path.name)
+    if split is None:
         return [path]
-    count = int(found[2])
-    files = [path.with_name(_SPLIT.sub(rf"-{n:05}-of-\2.gguf", path.name)) for n in range(1, count + 1)]
-    if missing := [file for file in files if not file.is_file()]:
+    count = int(split[2])
+    parts = [path.with_name(_SPLIT.sub(rf"-{n:05}-of-\2.gguf", path.name)) for n in range(1, count + 1)]
+    if missing := [file for file in parts if not file.is_file()]:
         raise Unverified(f"{missing[0].as_posix()} is missing; the model is in {count} files", again)
-    return files
+    return parts
 
 
 # As llama.cpp names the files of a model in several.
@@ -209,8 +209,7 @@ def closeness(model: Forward, reference: Reference) -> Closeness:
                 sums["moved"] += float(np.square(ours - before).sum())
                 sums["along"] += float(((ours - before) * (theirs - before)).sum())
             same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-            log_ours, log_theirs = _log_softmax(ours), _log_softmax(theirs)
-            divergence += float((np.exp(log_theirs) * (log_theirs - log_ours)).sum())
+            divergence += float(distributions.divergences(expected[part], found).sum())
             positions += len(found)
     length = max(sums["length"], 1e-30)
     relative = (sums["off"] / length) ** 0.5
@@ -229,13 +228,6 @@ def _centred(logits: Any) -> Any:
     wide = logits.astype(np.float64)
     wide -= wide.mean(axis=1, keepdims=True)
     return wide
-
-
-def _log_softmax(logits: Any) -> Any:
-    import numpy as np
-
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _judge(path: Path, near: Closeness, types: set[str]) -> None:

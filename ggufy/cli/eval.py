@@ -1,0 +1,96 @@
+"""ggufy eval"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+_FILE = click.Path(path_type=Path)
+
+
+class _Parts(click.ParamType[tuple[str, ...]]):
+    """Names with commas between."""
+
+    name = "parts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        del param, ctx
+        return value if isinstance(value, tuple) else tuple(filter(None, (part.strip() for part in value.split(","))))
+
+
+class _Price(click.ParamType[tuple[float, float]]):
+    """Two amounts with a comma between."""
+
+    name = "price"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            amounts = [float(amount) for amount in value.split(",")]
+        except ValueError:
+            amounts = []
+        if len(amounts) != 2 or not all(0 <= amount < float("inf") for amount in amounts):
+            self.fail(f"{value!r} is not two amounts such as 0.15,0.60", param, ctx)
+        return amounts[0], amounts[1]
+
+
+@click.command(name="eval")
+@click.argument("what", nargs=-1, metavar="[RUN|FOLDER|FILE|user/name]...")
+@click.option(
+    "--only", type=_Parts(), metavar="PARTS", help="heldout, quants, prompts, references, numbers, judge; with commas."
+)
+@click.option("--data", type=_FILE, metavar="FILE", help="Conversations or a .txt, instead of what the run held out.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="The most held-out conversations."
+)
+@click.option("--against", type=_FILE, metavar="FILE", help="Compare with this GGUF, instead of with the F16 file.")
+@click.option("--max-kl", type=click.FloatRange(0), default=0.05, show_default=True, help="Of a quant to recommend.")
+@click.option("--prompts", type=_FILE, metavar="FILE", help="Questions (.jsonl, .yaml, .txt) instead of ggufy's own.")
+@click.option("--rows", type=click.IntRange(0), default=50, show_default=True, help="Held-out rows that models answer.")
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0, show_default=True, help="0 is always the likeliest."
+)
+@click.option("--seed", type=click.IntRange(0), default=3407, show_default=True)
+@click.option("--context", type=click.IntRange(16), help="Tokens kept in view; what is needed if not given.")
+@click.option("--threads", type=click.IntRange(1), help="Threads; all cores if not given.")
+@click.option("--no-adapter", "adapter", is_flag=True, flag_value=False, default=True, help="Skip the model in torch.")
+@click.option("--keep", is_flag=True, help="Keep the F16 files that are made for the comparison.")
+@click.option("--out", type=_FILE, help="Where the report of a lone file, or of several runs, goes.")
+@click.option(
+    "--judge", metavar="MODEL", help="Let this model grade the answers to the prompts; OPENAI_API_KEY is used."
+)
+@click.option("--judge-url", metavar="URL", help="An OpenAI-compatible address, as of `ggufy serve`.")
+@click.option(
+    "--judge-price", type=_Price(), metavar="IN,OUT", help="Of a million tokens, for the estimate of the cost."
+)
+@click.option("--judge-rows", type=click.IntRange(0), default=0, show_default=True, help="Held-out questions, too.")
+@click.option("--judge-parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Questions at a time.")
+@click.option("--judge-per-minute", type=click.FloatRange(0, min_open=True), help="The most questions a minute.")
+@click.option("--judge-timeout", type=click.FloatRange(1), default=120, show_default=True, help="Seconds for a reply.")
+@click.option("--judge-tokens", type=click.IntRange(64), default=1024, show_default=True, help="Longest reply.")
+@click.option("--judge-again", is_flag=True, help="Ask also what the judge was asked before.")
+@click.option("--yes", is_flag=True, help="Ask the judge without asking you first.")
+@click.option("--json", "as_json", is_flag=True, help="Print report.json.")
+def command(what: tuple[str, ...], only: tuple[str, ...] | None, as_json: bool, **wish: Any) -> None:
+    """Evaluate RUN (the newest if not given): is it better than its base, and what did quantization cost?
+
+    Measures loss and perplexity on held-out conversations; how far each GGUF is from the F16 file; and asks base and
+    tuned model the same questions; holds answers against those of the data; and lets a judge grade them. Writes
+    eval/report.html and eval/report.json. What was measured before is kept.
+    """
+    from ggufy import pipeline
+
+    if only:
+        wish["only"] = only
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        wish["confirm"] = lambda question: click.confirm(question, err=True)
+    made = pipeline.evaluate(*what, **wish)
+    for line in [made.report.json().rstrip()] if as_json else made.lines():
+        click.echo(line)
+    if made.trouble:
+        raise made.trouble

@@ -1,0 +1,1 @@
+"""Evaluation: losses, divergence, prompts, answers, and the report they go into."""

@@ -1,0 +1,101 @@
+"""A judge in `ggufy eval`: what it is shown, whether it may cost what it may, and the section on what it says."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ggufy.contenders import Contender
+from ggufy.errors import EvalError, GgufyError
+from ggufy.evaluate import judge, judge_cache, judge_endpoint, judge_report, judge_verdict, prompts
+from ggufy.evaluate.answers import Question
+from ggufy.evaluate.judge import Settings
+from ggufy.evaluate.judge_cache import Cache
+from ggufy.evaluate.judge_client import Client, Gate
+from ggufy.evaluate.judge_plan import Item, Plan, Price
+from ggufy.evaluate.report import Section
+from ggufy.evaluation_wish import Wish
+from ggufy.evaluator import Evaluator
+from ggufy.scoring import Asked, named
+
+log = logging.getLogger("ggufy")
+
+
+def check(wish: Wish) -> None:
+    """What can be said against a judge before anything is measured. Raises EvalError or JudgeError."""
+    if wish.judge is None:
+        if "judge" in wish.insisted:
+            raise EvalError("--only judge: no judge is named", "name its model: --judge gpt-4o-mini")
+        if wish.judge_url:
+            raise EvalError("--judge-url: the model that judges there is not named", "give --judge MODEL too")
+        return
+    where = judge_endpoint.endpoint(wish.judge, wish.judge_url)
+    if not wish.yes and wish.confirm is None:
+        raise EvalError(
+            "a judge may cost money, and there is no terminal to ask on", "give --yes to ask the judge all the same"
+        )
+    client = Client(where, Gate(threading.Event()), timeout=10.0, most_tokens=1, pause=0.0)
+    try:
+        client.check()
+    finally:
+        client.close()
+
+
+def section(asked: Asked, wish: Wish) -> tuple[Section | None, GgufyError | None]:
+    """The section on what the judge says, and why it ended early if it did. No section where nobody wants one."""
+    if wish.judge is None:
+        return None, None
+    where = judge_endpoint.endpoint(wish.judge, wish.judge_url)
+    cache = Cache(judge_cache.place())
+    if cache.unreadable:
+        log.info("%s: %d lines that were cut are left out", cache.path.as_posix(), cache.unreadable)
+    plan = Plan(_items(asked, wish), where, cache, afresh=wish.judge_again)
+    price = Price(*wish.judge_price) if wish.judge_price else None
+    estimate = plan.estimate(wish.judge_tokens)
+    log.info("judge %s: %s", where.model, estimate.text(price))
+    if plan.open and not wish.yes and not (wish.confirm and wish.confirm("Ask the judge?")):
+        log.info("the judge was not asked")
+        return None, None
+    settings = Settings(wish.judge_parallel, wish.judge_per_minute, wish.judge_timeout, wish.judge_tokens)
+    replies = judge.ask(plan, settings)
+    found = judge_verdict.verdicts(plan, replies, wish.seed)
+    return judge_report.section(where, estimate, replies, found, price), replies.stopped
+
+
+def _items(asked: Asked, wish: Wish) -> list[Item]:
+    """The answers to the prompts, and to held-out questions if wanted: of each tuned model beside those of its base."""
+    questions = prompts.read(wish.prompts) if wish.prompts else prompts.own()
+    items = []
+    for one, models in asked:
+        if one.template is None:
+            raise EvalError(
+                f"the base of {one.name} has no chat template, so it was asked no questions that could be judged",
+                "leave --judge out: references and numbers say how good its completions are",
+            )
+        items += _beside(one, models, questions, None, several=len(asked) > 1)
+        if wish.judge_rows:
+            held = [replace(question, id=f"held out {question.id}") for question in one.heldout_questions]
+            items += _beside(one, models, held[: wish.judge_rows], "held-out", several=len(asked) > 1)
+    return items
+
+
+def _beside(
+    one: Evaluator, models: Sequence[Contender], questions: Sequence[Question], label: str | None, *, several: bool
+) -> list[Item]:
+    said = {each: [answer.text for answer in one.answers(each, questions, label)] for each in models}
+    base = next((each for each in models if each.role == "base"), None)
+    return [
+        Item(
+            question.id,
+            named(one, each, several=several),
+            question.conversation,
+            said[each][index],
+            said[base][index] if base else None,
+            question.expected,
+        )
+        for each in models
+        if each != base
+        for index, question in enumerate(questions)
+    ]
