@@ -146,8 +146,17 @@ def test_a_bad_weight_is_named(compiled: bool, bad: float, tmp_path: Path) -> No
     values = np.zeros((96, 70), np.float32)
     values[41, 69] = values[77, 3] = bad
     merge = Merge(checkpoint(values, tmp_path), Adapter.none(), compiled=compiled)
-    with pytest.raises(ExportError, match="16-bit number: w, row 41"):
-        merge.rows(Slab(Planned("w", "w", (96, 70), 6), 32, 80), ["permuted"])
+    slab = Slab(Planned("w", "w", (96, 70), 6), 32, 80)
+    what = "is not a finite number" if not np.isfinite(bad) else "of 6.55e[+]04 is too large for F16, which .*"
+    with pytest.raises(ExportError, match=f"a weight {what}: w, row 41"):
+        merge.rows(slab, ["permuted"])
+    for parts in (["exact"], ["bf16"], ["exact", "bf16"]):
+        if np.isfinite(bad):
+            # Only float16 ends there.
+            assert all((getattr(merge.rows(slab, parts), part)[41 - 32, 69] != 0) for part in parts)
+            continue
+        with pytest.raises(ExportError, match="a weight is not a finite number: w, row 41"):
+            merge.rows(slab, parts)
 
 
 def checkpoint(values: np.ndarray, folder: Path) -> Checkpoint:
