@@ -14,7 +14,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ggufy.errors import ExportError
 from ggufy.export import settings
-from ggufy.export.adapter import EMBEDDING, HEAD, READABLE
+from ggufy.export.adapter import EMBEDDING, HEAD
+from ggufy.export.rows import READABLE
 from ggufy.export.settings import Settings
 from ggufy.export.vocab import add_vocab
 from ggufy.llama3 import Shape

@@ -17,8 +17,9 @@ from typing import Any
 from ggufy import ggml, weights
 from ggufy.errors import ExportError
 from ggufy.export import native
-from ggufy.export.adapter import Adapter, read_rows
+from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
+from ggufy.export.rows import read_rows
 from ggufy.weights import SIZES, Checkpoint
 
 log = logging.getLogger("ggufy")

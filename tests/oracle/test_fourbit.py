@@ -22,7 +22,7 @@ from ggufy import subject
 from ggufy.base import resolve, tiny
 from ggufy.data import source
 from ggufy.errors import GgufyError, HubError, ModelError
-from ggufy.export import adapter
+from ggufy.export import rows
 from ggufy.weights import Checkpoint
 from tests.oracle.converter import convert, export
 from tests.oracle.test_export_bytes import assert_same_file
@@ -68,7 +68,7 @@ def save(folder: Path, weight: torch.Tensor, **how: Any) -> Any:
 
 def read(folder: Path, start: int, stop: int, columns: int) -> np.ndarray:
     out = np.full((stop - start, columns), np.nan, np.float32)
-    adapter.read_rows(Checkpoint.open(folder), "w", start, stop, out)
+    rows.read_rows(Checkpoint.open(folder), "w", start, stop, out)
     return out
 
 

@@ -13,9 +13,10 @@ from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError
 from ggufy.export import native
-from ggufy.export.adapter import Adapter, Pair
+from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
 from ggufy.export.merge import Merge, Slab, agreed
+from ggufy.export.pair import Pair
 from ggufy.weights import Checkpoint
 
 Arrays = dict[str, np.ndarray]
