@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 - http.server's names
 
     def _body(self) -> bytes:
-        length, data = int(self.headers.get("Content-Length") or 0), b""
+        length, data = int(self.headers.get("Content-Length") or 0), bytearray()
         chunked = "chunked" in (self.headers.get("Transfer-Encoding") or "")
         drop, slow = self.fault.get("drop"), self.fault.get("slow")
         with (self.server.folder / "bodies" / f"{self.number:05d}").open("wb") as copy:
@@ -129,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
         if not chunked and len(data) < length:
             self._record(len(data), cut=True)
             self._cut()
-        return data
+        return bytes(data)
 
     def _hold(self) -> None:
         """Say that this request is held, and leave its client waiting: it is about to be killed."""
