@@ -68,7 +68,7 @@ def test_prompts_with_answers_come_before_held_out_rows(run: Run, quick: Path) -
     assert re.search(r"row 2 \(no number\)", done.stdout)
 
 
-def test_a_base_without_a_template_completes_prices(light_run: Run, base: Path, tmp_path: Path) -> None:
+def test_a_base_without_a_template_completes_prices(light_run: Run, run: Run, base: Path, tmp_path: Path) -> None:
     plain = Path(shutil.copytree(base, tmp_path / "plain"))
     (plain / "chat_template.jinja").unlink(missing_ok=True)
     config = json.loads((plain / "tokenizer_config.json").read_text("utf-8"))
@@ -81,7 +81,7 @@ def test_a_base_without_a_template_completes_prices(light_run: Run, base: Path, 
     write(tmp_path / "prices.jsonl", rows)
     done = light_run("export", "./plain", "--quant", "q8_0", "--out", "exports", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = light_run("eval", "exports", "--data", "prices.jsonl", "--threads", "1", cwd=tmp_path)
+    done = run("eval", "exports", "--data", "prices.jsonl", "--threads", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no prompts are asked: the base has no chat template" in done.stderr
     report = json.loads((tmp_path / "exports" / "eval" / "report.json").read_text("utf-8"))
