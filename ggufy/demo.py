@@ -10,7 +10,7 @@ from ggufy import pipeline
 from ggufy.chat import model as chat_model
 from ggufy.data import source
 from ggufy.errors import GgufyError
-from ggufy.run import Artifact
+from ggufy.stamps import Artifact
 
 # Share of the answers that must be right word for word.
 REQUIRED = {"q8_0": 0.95, "q4_k_m": 0.80}

@@ -18,7 +18,8 @@ from ggufy.errors import ChatError, ExportError, Unverified
 from ggufy.export import foreign, imatrix, layout, modelfile, stage
 from ggufy.export.request import ADAPTER, MERGED, Plan, Request
 from ggufy.refusals import PLAIN
-from ggufy.run import Artifact, Run
+from ggufy.run import Run
+from ggufy.stamps import Artifact
 from ggufy.subject import Subject
 from ggufy.template import text_of
 from ggufy.verifier import Verifier

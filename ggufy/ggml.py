@@ -52,6 +52,9 @@ def library() -> Any:
         "gguf_find_key": (i64, [c, ctypes.c_char_p]),
         "gguf_get_kv_type": (i32, [c, i64]),
         "gguf_get_val_str": (ctypes.c_char_p, [c, i64]),
+        "gguf_get_n_kv": (i64, [c]),
+        "gguf_get_key": (ctypes.c_char_p, [c, i64]),
+        "gguf_get_val_data": (c, [c, i64]),
         "gguf_get_val_u32": (ctypes.c_uint32, [c, i64]),
         "gguf_get_arr_type": (i32, [c, i64]),
         "gguf_get_arr_n": (size, [c, i64]),
@@ -272,8 +275,12 @@ class GgufFile:
     texts: Mapping[str, str]
     lists: Mapping[str, list[str]]
     numbers: Mapping[str, int]
+    scalars: Mapping[str, tuple[int, bytes]]
+    """Every value that is no list: its type, and its bytes as they are in the file, a text without its length."""
 
 
+# Of a value by its type; 8 and 9 are texts and lists.
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 
 
@@ -328,13 +335,28 @@ def read_gguf(
             number = lib.gguf_find_key(context, key.encode())
             if number >= 0 and lib.gguf_get_kv_type(context, number) == _UINT32:
                 counts[key] = int(lib.gguf_get_val_u32(context, number))
+        scalars = _scalars(context)
     finally:
         lib.gguf_free(context)
     size = path.stat().st_size
     end = max((tensor.offset + tensor.size for tensor in tensors), default=start)
     if end > size:
         raise ModelError(f"{where} is truncated: {size:,} bytes of {end:,}", hint)
-    return GgufFile(path, start, tensors, values, arrays, counts)
+    return GgufFile(path, start, tensors, values, arrays, counts, scalars)
+
+
+def _scalars(context: Any) -> dict[str, tuple[int, bytes]]:
+    lib, found = library(), {}
+    for number in range(lib.gguf_get_n_kv(context)):
+        kind = lib.gguf_get_kv_type(context, number)
+        if kind == _STRING:
+            value = lib.gguf_get_val_str(context, number)
+        elif kind in _SIZES:
+            value = ctypes.string_at(lib.gguf_get_val_data(context, number), _SIZES[kind])
+        else:
+            continue
+        found[lib.gguf_get_key(context, number).decode("utf-8", "replace")] = kind, value
+    return found
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from ggufy.data.source import Source
 from ggufy.errors import ChatError, ExportError, RecipeError, TrainError
 from ggufy.hub import checkpoints, pull, push
 from ggufy.recipe import Recipe
-from ggufy.run import Artifact, Run
+from ggufy.run import Run
+from ggufy.stamps import Artifact
 from ggufy.subject import Subject
 
 if TYPE_CHECKING:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from ggufy import exports, run, subject
 from ggufy.errors import ChatError, Unverified
 from ggufy.export import stage
 from ggufy.export import verify as verifying
+from ggufy.export.request import ADAPTER
 from ggufy.run import Run
 from ggufy.verifier import Verifier
 
@@ -48,7 +49,7 @@ def _of(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterato
         else:
             yield f"{(this.path / output).as_posix()}: as it was made"
     models = exports.models(this)
-    sound = [output for output in outputs if output in models and output not in problems]
+    sound = [output for output in outputs if _is_compared(this, output, models) and output not in problems]
     # What the others are compared with.
     if sound and "adapter" not in problems:
         yield from _models(this, sound, threads, logits=logits)
@@ -58,6 +59,12 @@ def _of(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterato
         raise Unverified(
             f"{problem} since it was made{more}", f"the command that made {(this.path / output).as_posix()} mends it"
         )
+
+
+def _is_compared(this: Run, output: str, models: Container[str]) -> bool:
+    """Whether it is a GGUF of the base and the adapter, or of the adapter alone."""
+    inputs = (this.stamp(output) or {"inputs": {}})["inputs"]
+    return output in models or inputs.get("quant") == ADAPTER
 
 
 def _models(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterator[str]:

@@ -98,7 +98,9 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
             raise ModelError(f"the base of {name}: {error.message}", hint) from None
         # Whole: between two states of a training little may change.
         content = digest.of_folder(folder, _ADAPTER_FILES, whole=True)
-        named = _said(base, room) if base else None
+        # A folder that adapter_config.json names may be relative to where the command was run.
+        local = found.path if base is None and Path(found.name).expanduser().is_dir() else None
+        named = _said(base or local or "", room) if base or local else None
         return Subject(name, found, folder, content, room, "", _notes(name), origin, named)
     if base is not None:
         raise ExportError(f"{folder.as_posix()} is no adapter, so --base does not apply", "leave out --base")
@@ -120,6 +122,9 @@ def of_room(this: Run) -> Subject | None:
         return None
     source, base = (_meant(said, this) if said else None for said in (origin["source"], origin.get("base")))
     try:
+        for said, folder in ((origin["source"], source), (origin.get("base"), base)):
+            if said and folder and not said.startswith("hub:") and not Path(folder).is_dir():
+                raise RunError(f"the folder {folder} is not there any more")
         return of_folder(source or "", base, this.path)
     except GgufyError as error:
         raise Unverified(

@@ -137,6 +137,12 @@ def weights(change: Callable[[Tensors], Tensors | None]) -> Edit:
     return tensors("model/model.safetensors", change)
 
 
+def no_b(held: Tensors) -> None:
+    for name, (dtype, shape, data) in held.items():
+        if "lora_B" in name:
+            held[name] = dtype, shape, bytes(len(data))
+
+
 def zeros(*shape: int, dtype: str = "F32") -> Tensor:
     size = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "F8_E4M3": 1}[dtype]
     return dtype, list(shape), bytes(prod(shape) * size)
@@ -318,6 +324,10 @@ ADAPTERS: dict[str, Case] = {
     ),
     "without peft_type": (keys(CONFIG, peft_type=None), ["adapter_config.json", "peft_type"], []),
     "LoHa": (keys(CONFIG, peft_type="LOHA"), ["LOHA"], []),
+    "all of it is zero": (adapter(no_b), ["changes nothing", "lora_B"], ["train"]),
+    "lora_alpha is 0": (keys(CONFIG, lora_alpha=0), ["changes nothing", "scaling"], []),
+    "LoRA-GA": (keys(CONFIG, init_lora_weights="lora_ga"), ["lora_ga"], []),
+    "BD-LoRA": (keys(CONFIG, use_bdlora={"nblocks": 2}), ["use_bdlora"], []),
     "PiSSA": (keys(CONFIG, init_lora_weights="pissa_niter_4"), ["pissa"], []),
 }
 

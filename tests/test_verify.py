@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ggufy import ggml
-from ggufy.errors import Unverified
+from ggufy.errors import ExportError, Unverified
 from ggufy.export.expected import Expected
 from ggufy.export.verify import verify
 from tests.oracle.converter import export
@@ -212,6 +215,78 @@ def test_one_tensor_in_the_place_of_another(made: Path, base: Path, tmp_path: Pa
     path = damaged(source, tmp_path / "x.gguf", "blk.1.ffn_up.weight", data)
     with pytest.raises(Unverified, match=r"row 0 of blk\.1\.ffn_up\.weight is off by 1[34]\d%"):
         verify(path, base, 2, expected=Expected.of(base, None))
+
+
+@pytest.mark.parametrize("quant", ["bf16", "f32"])
+def test_weights_below_float16_in_a_wide_file(quant: str, base: Path, tmp_path: Path) -> None:
+    """As unused tokens have them: sound, though float16 knows no such numbers."""
+    model = Path(shutil.copytree(base, tmp_path / "model"))
+    weights = load_file(base / "model.safetensors")
+    weights["model.embed_tokens.weight"][-1] = 1e-23
+    weights["model.layers.1.mlp.down_proj.weight"][0] = 2e-7
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    export(model, None, {quant: tmp_path / "x.gguf"})
+    assert verify(tmp_path / "x.gguf", model, 2, expected=Expected.of(model, None)).rows == 126
+    path = damaged(tmp_path / "x.gguf", tmp_path / "y.gguf", "blk.1.ffn_down.weight", bytes(8))
+    with pytest.raises(Unverified, match=r"row 0 of blk\.1\.ffn_down\.weight"):
+        verify(path, model, 2, expected=Expected.of(model, None))
+
+
+@pytest.mark.parametrize("quant", ["bf16", "f32"])
+def test_weights_above_float16_in_a_wide_file(quant: str, base: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(base, tmp_path / "model"))
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 4] = 2.0**20
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    for kernels in ("auto", "llama.cpp"):
+        export(model, None, {quant: tmp_path / f"{kernels}.gguf"}, kernels=kernels)
+        assert verify(tmp_path / f"{kernels}.gguf", model, 2, expected=Expected.of(model, None)).rows == 126
+        with pytest.raises(ExportError, match=r"1.05e\+06 is too large for F16.*down_proj.weight, row 3") as caught:
+            export(model, None, {"q8_0": tmp_path / "x.gguf"}, kernels=kernels)
+        assert "--quant bf16" in str(caught.value.hint)
+    assert (tmp_path / "auto.gguf").read_bytes() == (tmp_path / "llama.cpp.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("quant", ["q8_0", "q4_k_m"])
+def test_another_number_in_the_header(quant: str, made: Path, base: Path, tmp_path: Path) -> None:
+    """The logits of a coarse quant do not tell; the file speaks, and worse."""
+    data = bytearray((made / f"{quant}.gguf").read_bytes())
+    key = b"llama.rope.freq_base"
+    at = data.index(key) + len(key) + 4
+    assert struct.unpack_from("<f", data, at) == (500000.0,)
+    struct.pack_into("<f", data, at, 10000.0)
+    (tmp_path / "x.gguf").write_bytes(data)
+    assert verify(tmp_path / "x.gguf", base, 2).tensors == 39
+    with pytest.raises(Unverified, match=r"the value of llama\.rope\.freq_base is not the base's"):
+        verify(tmp_path / "x.gguf", base, 2, expected=Expected.of(base, None))
+
+
+def test_an_adapter_alone(quick: Path, base: Path, run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(quick, tmp_path / "copy"))
+    done = run("export", "quick", "--adapter-gguf", cwd=folder)
+    assert re.search(r"verified quick-adapter.gguf: (\d+) tensors valid, \1 of them the adapter's", done.stderr)
+    path = folder / "runs/quick/export/quick-adapter.gguf"
+    expected = Expected.of(base, folder / "runs/quick/adapter")
+    assert expected is not None
+    name = sorted(expected.merge.adapter.pairs)[0]
+    expected.merge.adapter.pairs[name].b *= 1.0001
+    with pytest.raises(Unverified, match=r"lora_b is not the adapter's"):
+        verify(path, None, 2, expected=expected)
+    done = run("verify", "quick", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "quick-adapter.gguf: " in done.stdout
+    assert "of them the adapter's, byte for byte" in done.stdout
+
+
+def test_ctrl_c_while_the_data_is_read(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map that something points into cannot be closed, which must not hide what happened."""
+
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ggml, "valid_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        verify(made / "q8_0.gguf", None, 2)
 
 
 def test_files_that_ggufy_did_not_make_are_not_written_over(base: Path, run: Run, tmp_path: Path) -> None:

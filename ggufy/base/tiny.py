@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import cache, digest, llama3, weights
+from ggufy.disk import sync, write_json
 from ggufy.llama3 import Shape
-from ggufy.run import sync, write_json
 
 log = logging.getLogger("ggufy")
 

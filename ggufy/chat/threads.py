@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ggufy import cache, interrupts, run
+from ggufy import cache, disk, interrupts
 
 log = logging.getLogger("ggufy")
 
@@ -159,7 +159,7 @@ def _keep(llama: Any, chosen: Threads, *, busy: bool) -> None:
     # A cache that cannot be written only means measuring again.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        run.write_json(path, {**_all(), _key(llama): entry})
+        disk.write_json(path, {**_all(), _key(llama): entry})
 
 
 def _all() -> dict[str, Any]:

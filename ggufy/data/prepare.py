@@ -21,9 +21,9 @@ from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
 from ggufy.data.source import Source
 from ggufy.data.work import Outcome, Plan, Result, Worker
+from ggufy.disk import write_json
 from ggufy.errors import DataError, MissingExtra
 from ggufy.recipe import Data
-from ggufy.run import write_json
 
 log = logging.getLogger("ggufy")
 

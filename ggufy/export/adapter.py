@@ -59,6 +59,11 @@ class Pair:
         """Whether the change is only added: scaling times `product`."""
         return not self.transposed and self.magnitude is None
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it leaves the base as it is."""
+        return self.magnitude is None and not (self.scaling and self.a.any() and self.b.any())
+
     def product(self, start: int, stop: int, scratch: Any) -> Any:
         """Rows [start, stop) of B @ A, in `scratch`: float32 (n, columns)."""
         import numpy as np
@@ -191,7 +196,7 @@ class Adapter:
         return np.array_equal(one, other)
 
     def check(self, base: Checkpoint, used: Iterable[str]) -> None:
-        """Refuse an adapter of which anything does not fit the base, would be left out, or is missing."""
+        """Refuse an adapter of which anything does not fit the base, would be left out, is missing, or is nothing."""
         names = dict.fromkeys(used)
         for name, pair in self.pairs.items():
             self._check_known(name, names, base, "changes")
@@ -222,6 +227,11 @@ class Adapter:
                     "copy the adapter again; a module that was not trained belongs into exclude_modules there",
                 )
 
+        if self.pairs and not self.whole and all(pair.is_nothing for pair in self.pairs.values()):
+            raise ExportError(
+                f"{self.where}: the adapter changes nothing: all of its lora_A or lora_B, or its scaling, are zero",
+                "train it first, or export the base itself",
+            )
         for name in (*names, *([HEAD] if HEAD not in names and EMBEDDING in names else [])):
             self._check_whole(name)
 

@@ -13,8 +13,18 @@ from ggufy.errors import ExportError
 from ggufy.export import settings
 from ggufy.export.settings import Settings
 
-# Ways of starting an adapter that also change the base it is trained on.
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+# Ways of starting an adapter that leave the base as it is. Others, as pissa, olora, corda, loftq and lora_ga, also take
+# something away from the base that the adapter is trained on.
+_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+# Other sums than W + B @ A, by the key that peft sets for them.
+_OTHER_SUMS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
 # Modules that every model whose checkpoint names them so has: not experts, which transformers may fuse, nor towers that
 # a text-only training leaves away.
 _SURE = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)|model\.embed_tokens|lm_head")
@@ -59,10 +69,16 @@ class AdapterConfig(Settings):
             what = f"peft_type is {kind!r:.60}" if kind else "peft_type is missing"
             raise ExportError(f"{path.as_posix()}: {what}; ggufy merges LoRA, rsLoRA and DoRA", "merge it with peft")
         initial = str(values.get("init_lora_weights", True)).lower()
-        if initial.startswith(_CHANGE_THE_BASE) or values.get("alora_invocation_tokens"):
+        if initial not in _STARTS:
             raise ExportError(
-                f"{path.parent.as_posix()}: an adapter of this kind ({initial}) does not fit the published base",
+                f"{path.parent.as_posix()}: an adapter of this kind (init_lora_weights: {initial}) does not fit the "
+                "published base",
                 "convert it with peft's own tool for that method, or merge it with peft",
+            )
+        if other := next((key for key in _OTHER_SUMS if values.get(key)), None):
+            raise ExportError(
+                f"{path.parent.as_posix()}: {other} makes it an adapter of a kind that ggufy does not merge",
+                "merge it with peft",
             )
         if values.get("layer_replication"):
             raise ExportError(

@@ -7,7 +7,7 @@ and the file has the tensors of llama.cpp's convert_lora_to_gguf.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,7 @@ def size(adapter: Adapter) -> int:
 def write(path: Path, adapter: Adapter, planned: Sequence[Planned], general: dict[str, str]) -> None:
     """Write the pairs in float32, of an adapter that `check` has passed."""
     import gguf
-    import numpy as np
 
-    by_source = {tensor.source: tensor for tensor in planned}
     writer = gguf.GGUFWriter(path=None, arch="llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -34,16 +32,25 @@ def write(path: Path, adapter: Adapter, planned: Sequence[Planned], general: dic
         writer.add_string(f"general.{key}", value)
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.alpha)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for source in sorted(adapter.pairs):
-        pair, tensor = adapter.pairs[source], by_source[source]
-        factor = pair.scaling * len(pair.a) / adapter.alpha
-        b = pair.b if factor == 1 else (pair.b * np.float32(factor))
-        writer.add_tensor(f"{tensor.name}.lora_a", pair.a)
-        writer.add_tensor(f"{tensor.name}.lora_b", _permute(b, tensor.heads, np))
+    for name, values in tensors(adapter, planned):
+        writer.add_tensor(name, values)
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def tensors(adapter: Adapter, planned: Sequence[Planned]) -> Iterator[tuple[str, Any]]:
+    """Name and float32 values of each tensor, in file order."""
+    import numpy as np
+
+    by_source = {tensor.source: tensor for tensor in planned}
+    for source in sorted(adapter.pairs):
+        pair, tensor = adapter.pairs[source], by_source[source]
+        factor = pair.scaling * len(pair.a) / adapter.alpha
+        b = pair.b if factor == 1 else (pair.b * np.float32(factor))
+        yield f"{tensor.name}.lora_a", pair.a
+        yield f"{tensor.name}.lora_b", _permute(b, tensor.heads, np)
 
 
 def check(adapter: Adapter) -> None:

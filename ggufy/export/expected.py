@@ -1,13 +1,15 @@
 """The weights that a GGUF should hold, base and adapter merged, and whether a file holds them.
 
-A few rows of every tensor are read back through llama.cpp's own conversion and compared with the merged rows. How far
-off they may be is measured, not listed: what the type loses of the very same row. Without torch, and for every type.
+Every value of the header that is not a list has to be the one that is written for the base. A few rows of every tensor
+are read back through llama.cpp's own conversion and compared with the merged rows. How far off they may be is measured,
+not listed: what the type loses of the very same row. Without torch, and for every type.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +17,14 @@ from typing import Any
 
 from ggufy import ggml
 from ggufy.errors import Unverified
-from ggufy.export import foreign, llama
+from ggufy.export import adapter_gguf, foreign, llama
 from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
 from ggufy.export.merge import Merge, Slab, matrix
 from ggufy.weights import Checkpoint
 
+# Names and notes, which file of several it is, and which importance matrix was used.
+_FREE = ("general.", "split.", "quantize.")
 _ROWS = 4
 # An importance matrix trades the error of some columns for that of others: up to 2.4 times as much was seen.
 _ROOM = 4.0
@@ -67,8 +71,8 @@ class _Change:
 class Expected:
     """The merged weights of the Llama family, read row by row."""
 
-    def __init__(self, planned: Sequence[Planned], merge: Merge) -> None:
-        self.planned, self.merge = {tensor.name: tensor for tensor in planned}, merge
+    def __init__(self, planned: Sequence[Planned], merge: Merge, keys: Mapping[str, tuple[int, bytes]]) -> None:
+        self.planned, self.merge, self.keys = {tensor.name: tensor for tensor in planned}, merge, keys
         self.before = Merge(merge.base, Adapter.none(), compiled=False)
 
     @classmethod
@@ -80,13 +84,14 @@ class Expected:
         change = Adapter.open(adapter) if adapter else Adapter.none()
         config = llama.read_config(base)
         planned = llama.plan(config, checkpoint, untied=change.unties(config["tie_word_embeddings"]))
-        return cls(planned, Merge(checkpoint, change, compiled=False))
+        return cls(planned, Merge(checkpoint, change, compiled=False), _keys(config, base))
 
     def check(self, path: Path, files: Sequence[ggml.GgufFile], threads: int) -> int:
         """Compare rows of every tensor of a GGUF, which may be several files: how many. Raises Unverified, naming it.
 
         `path` is what it is called by.
         """
+        self._check_keys(path, files[0].scalars)
         held = {tensor.name: (file.path, tensor) for file in files for tensor in file.tensors}
         for names, what in (
             (self.planned.keys() - held.keys(), "is not in it"),
@@ -95,8 +100,12 @@ class Expected:
             if names:
                 raise Unverified(f"{path.as_posix()}: the tensor {min(names)} {what}", "export it again")
 
+        # Where nothing went through float16, nothing is compared as if it had.
+        kinds = {tensor.type for _, tensor in held.values()}
+        part = "exact" if kinds <= {ggml.F32, ggml.BF16} else "permuted"
+
         def compare(name: str) -> tuple[_Change, int]:
-            return self._tensor(self.planned[name], *held[name])
+            return self._tensor(self.planned[name], *held[name], part)
 
         whole, rows = _Change(), 0
         with ThreadPoolExecutor(threads) as pool:
@@ -115,7 +124,37 @@ class Expected:
                 "the adapter is not in it as it was trained; please report it with the command that made it",
             )
 
-    def _tensor(self, tensor: Planned, file: Path, found: ggml.GgufTensor) -> tuple[_Change, int]:
+    def check_adapter(self, path: Path, file: ggml.GgufFile) -> int:
+        """Compare all tensors of an adapter's GGUF, and its alpha: how many. Raises Unverified."""
+        import numpy as np
+
+        adapter = self.merge.adapter
+        held = {tensor.name: tensor for tensor in file.tensors}
+        wanted = dict(adapter_gguf.tensors(adapter, list(self.planned.values())))
+        alpha = file.scalars.get("adapter.lora.alpha", (0, b""))[1]
+        wrong = "its alpha" if alpha != struct.pack("<f", adapter.alpha) else None
+        wrong = wrong or next(iter(sorted(wanted.keys() ^ held.keys())), None)
+        with path.open("rb") as opened:
+            for name, values in wanted.items() if wrong is None else ():
+                tensor = held[name]
+                data = os.pread(opened.fileno(), tensor.size, tensor.offset)
+                if tensor.type != ggml.F32 or data != np.ascontiguousarray(values, np.float32).tobytes():
+                    wrong = name
+                    break
+        if wrong:
+            raise Unverified(f"{path.as_posix()}: {wrong} is not the adapter's", "export it again")
+        return len(wanted)
+
+    def _check_keys(self, path: Path, found: Mapping[str, tuple[int, bytes]]) -> None:
+        """The numbers that the model runs by, and what is said of its tokenizer."""
+        ours = {key: value for key, value in found.items() if not key.startswith(_FREE)}
+        for key in sorted(self.keys.keys() | ours.keys()):
+            if self.keys.get(key) != ours.get(key):
+                what = "is not the base's" if key in self.keys and key in ours else "is missing"
+                what = what if key in self.keys else "is not written for this base"
+                raise Unverified(f"{path.as_posix()}: the value of {key} {what}", "export it again")
+
+    def _tensor(self, tensor: Planned, file: Path, found: ggml.GgufTensor, part: str) -> tuple[_Change, int]:
         import numpy as np
 
         rows, columns = matrix(tensor.shape)
@@ -131,12 +170,13 @@ class Expected:
         with file.open("rb") as opened:
             for row, slab in _slabs(tensor):
                 data = os.pread(opened.fileno(), size, found.offset + row * size)
-                wanted = self.merge.rows(slab, ["permuted"]).permuted.reshape(1, -1).copy()
+                wanted = getattr(self.merge.rows(slab, [part]), part).reshape(1, -1).copy()
                 ours = ggml.dequantize(found.type, data, wanted.size).astype(np.float64)
                 rounded = _rounded(found.type, wanted).astype(np.float64)
                 _compare(file, tensor.name, row, ours, rounded, wanted[0])
                 if changed:
-                    change = wanted[0] - self.before.rows(slab, ["permuted"]).permuted.reshape(-1).astype(np.float64)
+                    before = getattr(self.before.rows(slab, [part]), part).reshape(-1)
+                    change = wanted[0].astype(np.float64) - before
                     sums.add(
                         _Change(
                             float(change @ change),
@@ -147,6 +187,21 @@ class Expected:
                     )
                 count += 1
         return sums, count
+
+
+def _keys(config: dict[str, Any], base: Path) -> dict[str, tuple[int, bytes]]:
+    """The values that an export writes for a base and that are no lists, as `ggml.GgufFile.scalars` has them."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path=None, arch="llama")
+    llama.add_keys(writer, config, base, 0, {})
+    found = {}
+    for key, value in writer.kv_data[0].items():
+        if value.type == gguf.GGUFValueType.STRING:
+            found[key] = int(value.type), value.value.encode()
+        elif value.type != gguf.GGUFValueType.ARRAY:
+            found[key] = int(value.type), bytes(writer._pack_val(value.value, value.type, add_vtype=False))
+    return {key: value for key, value in found.items() if not key.startswith(_FREE)}
 
 
 def _slabs(tensor: Planned) -> Iterator[tuple[int, Slab]]:

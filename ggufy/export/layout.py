@@ -83,63 +83,71 @@ def check_quants(quants: Sequence[str]) -> list[str]:
 
 def make(quants: Sequence[str], wanted: Wanted, scratch: Path) -> dict[str, Layout]:
     """The layout of each quant. `scratch` is a folder for skeletons, which are removed."""
-    made: dict[str, Path] = {}
+    skeletons = _Skeletons(wanted, scratch)
     try:
-        return {quant: _stretch(quant, _ask(quant, wanted, scratch, made), wanted) for quant in quants}
+        return {quant: _stretch(quant, *skeletons.ask(quant), wanted) for quant in quants}
     finally:
         for quant in (*quants, "f16"):
             (scratch / f"skeleton-{quant}.gguf").unlink(missing_ok=True)
 
 
-def _ask(quant: str, wanted: Wanted, scratch: Path, made: dict[str, Path]) -> Path:
-    """llama.cpp's answer for a quant: a skeleton file. `made` keeps the F16 skeleton that they start from."""
-    if quant in _DIRECT and quant != "f16":
-        return _skeleton(scratch, quant, wanted)
-    f16 = made.get("f16") or _skeleton(scratch, "f16", wanted)
-    made["f16"] = f16
-    if quant == "f16":
-        return f16
-    path, matrix = scratch / f"skeleton-{quant}.gguf", wanted.imatrix
-    try:
-        ggml.quantize_file(
-            f16,
-            path,
-            ggml.ftypes()[quant],
-            overrides=matrix.notes if matrix else {},
-            imatrix=matrix.for_llama_cpp() if matrix else None,
-        )
-    except ExportError as error:
-        hint = "give --imatrix-data or --imatrix-file, or " if "imatrix" in error.message and not matrix else ""
-        raise ExportError(f"{quant}: {error.message}", f"{hint}choose a quant that fits, such as q4_k_m") from None
-    return path
+class _Skeletons:
+    """llama.cpp's answers: a skeleton file for each quant, and the arrays that are left out of it."""
+
+    def __init__(self, wanted: Wanted, scratch: Path) -> None:
+        self.wanted, self.scratch = wanted, scratch
+        self.written: dict[str, tuple[Path, dict[bytes, bytes]]] = {}
+
+    def ask(self, quant: str) -> tuple[Path, dict[bytes, bytes]]:
+        if quant in _DIRECT:
+            return self._write(quant)
+        source, arrays = self._write("f16")
+        path, matrix = self.scratch / f"skeleton-{quant}.gguf", self.wanted.imatrix
+        try:
+            ggml.quantize_file(
+                source,
+                path,
+                ggml.ftypes()[quant],
+                overrides=matrix.notes if matrix else {},
+                imatrix=matrix.for_llama_cpp() if matrix else None,
+            )
+        except ExportError as error:
+            hint = "give --imatrix-data or --imatrix-file, or " if "imatrix" in error.message and not matrix else ""
+            raise ExportError(f"{quant}: {error.message}", f"{hint}choose a quant that fits, such as q4_k_m") from None
+        return path, arrays
+
+    def _write(self, quant: str) -> tuple[Path, dict[bytes, bytes]]:
+        """A skeleton in one of the types that nothing is quantized for."""
+        import gguf
+        import numpy as np
+
+        from ggufy.export.keys import KeyWriter
+
+        if quant in self.written:
+            return self.written[quant]
+        path, wanted = self.scratch / f"skeleton-{quant}.gguf", self.wanted
+        writer = KeyWriter(path=None, arch="llama")
+        llama.add_keys(writer, wanted.config, wanted.base, ggml.ftypes()[quant], wanted.general)
+        for tensor in wanted.planned:
+            kind = ggml.F32 if tensor.full_precision else _DIRECT[quant]
+            if len(tensor.shape) == 1:
+                values = np.zeros(tensor.shape, np.float32)
+            else:
+                # Two rows: with one, llama.cpp takes a matrix for a vector and leaves it alone.
+                values = np.zeros((2, tensor.shape[1]), np.float32 if kind == ggml.F32 else np.float16)
+            writer.add_tensor(tensor.name, values, raw_shape=values.shape, raw_dtype=gguf.GGMLQuantizationType(kind))
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        self.written[quant] = path, writer.arrays
+        return self.written[quant]
 
 
-def _skeleton(scratch: Path, quant: str, wanted: Wanted) -> Path:
-    import gguf
-    import numpy as np
+def _stretch(quant: str, path: Path, arrays: dict[bytes, bytes], wanted: Wanted) -> Layout:
+    """llama.cpp's answer, with the real row counts and the whole vocabulary."""
+    from ggufy.export import keys
 
-    from ggufy.export.keys import KeyWriter
-
-    path = scratch / f"skeleton-{quant}.gguf"
-    writer = KeyWriter(path=None, arch="llama")
-    llama.add_keys(writer, wanted.config, wanted.base, ggml.ftypes()[quant], wanted.general)
-    for tensor in wanted.planned:
-        kind = ggml.F32 if tensor.full_precision else _DIRECT[quant]
-        if len(tensor.shape) == 1:
-            values = np.zeros(tensor.shape, np.float32)
-        else:
-            # Two rows: with one, llama.cpp takes a matrix for a vector and leaves it alone.
-            values = np.zeros((2, tensor.shape[1]), np.float32 if kind == ggml.F32 else np.float16)
-        writer.add_tensor(tensor.name, values, raw_shape=values.shape, raw_dtype=gguf.GGMLQuantizationType(kind))
-    writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _stretch(quant: str, path: Path, wanted: Wanted) -> Layout:
-    """llama.cpp's answer, with the real row counts."""
     planned = {tensor.name: tensor for tensor in wanted.planned}
     answer = ggml.read_gguf(path)
     with path.open("rb") as file:
@@ -151,7 +159,8 @@ def _stretch(quant: str, path: Path, wanted: Wanted) -> Layout:
     if start < 0 or {tensor.name for tensor in answer.tensors} != planned.keys():
         raise ExportError(f"{quant}: llama.cpp returned other tensors than it was given", "this is a bug in ggufy")
     placed = [(planned[found.name], found.type) for found in answer.tensors]
-    groups = _groups(placed, len(head), wanted.split)
+    before = keys.whole(head[:start], arrays)
+    groups = _groups(placed, len(before) + len(head) - start, wanted.split)
     parts, slots = [], []
     for number, group in enumerate(groups):
         infos, offset, inside = [], 0, []
@@ -159,7 +168,7 @@ def _stretch(quant: str, path: Path, wanted: Wanted) -> Layout:
             infos.append(_info(tensor.name, tensor.shape, kind, offset))
             inside.append((tensor, kind, offset))
             offset += _pad(_size(tensor, kind))
-        full = _head(head[:start], number, len(groups), len(group), len(placed), split=wanted.split is not None)
+        full = _head(before, number, len(groups), len(group), len(placed), split=wanted.split is not None)
         full += b"".join(infos)
         full += bytes(_pad(len(full)) - len(full))
         parts.append(Part(full, len(full) + offset))

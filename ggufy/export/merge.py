@@ -98,7 +98,7 @@ class Merge:
         head = slab.tensor.shape[0] // heads if heads else 0
         bad = native.merge(stored, kind, slab.shape, outputs, delta=delta, scaling=scaling, head=head)
         if bad >= 0:
-            raise _bad_weight(slab, bad)
+            raise self._bad_weight(slab, bad)
         if "exact" in parts:
             outputs["exact"] = self._buffer("exact", slab)
         return Rows(**outputs)
@@ -110,6 +110,10 @@ class Merge:
             self._buffer(part, slab) for part in ("exact", "half", "permuted_half", "permuted")
         )
         self._read(slab, exact)
+        if not {"half", "permuted_half", "permuted"} & set(parts):
+            brain = weights.to_bf16(exact) if "bf16" in parts else None
+            self._refuse_bad(slab, exact if brain is None else (brain.astype(np.uint32) << 16).view(np.float32))
+            return Rows(exact, brain)
         ggml.to_f16(exact, half)
         if heads := slab.tensor.heads:
             # (heads, 2, half, columns) -> (heads, half, 2, columns)
@@ -120,8 +124,32 @@ class Merge:
         ggml.from_f16(permuted_half, permuted)
         flat = permuted.reshape(-1)
         if not np.isfinite(np.dot(flat, flat)):
-            raise _bad_weight(slab, int(np.argwhere(~np.isfinite(half))[0][0]))
+            self._refuse_bad(slab, half)
         return Rows(exact, weights.to_bf16(exact) if "bf16" in parts else None, half, permuted_half, permuted)
+
+    def _refuse_bad(self, slab: Slab, rows: Any) -> None:
+        import numpy as np
+
+        if not np.isfinite(rows).all():
+            raise self._bad_weight(slab, int(np.argwhere(~np.isfinite(rows))[0][0]))
+
+    def _bad_weight(self, slab: Slab, row: int) -> ExportError:
+        """What to say of a row that is not finite as it was rounded."""
+        import numpy as np
+
+        only = replace(slab, tensor=replace(slab.tensor, heads=0), start=slab.start + row, stop=slab.start + row + 1)
+        exact = np.empty(only.shape, np.float32)
+        self._read(only, exact)
+        where = f"{slab.tensor.source}, row {slab.start + row}"
+        if np.isfinite(exact).all():
+            return ExportError(
+                f"a weight of {float(np.abs(exact).max()):.3g} is too large for F16, which ends at 65,504: {where}",
+                "--quant bf16, --quant f32 and --merged bf16 have the range; quants are made from F16",
+            )
+        return ExportError(
+            f"a weight is not a finite number: {where}",
+            "the base is damaged, or training diverged: train again with a lower learning rate",
+        )
 
     def _stored(self, slab: Slab) -> tuple[Checkpoint, str]:
         """Where the rows lie that the adapter changes: in the base, or in the adapter."""
@@ -179,10 +207,3 @@ def _middles(planned: Sequence[Planned]) -> Iterator[Slab]:
             middle = tensor.shape[0] // 2
             # One row has nothing to be permuted with.
             yield Slab(replace(tensor, heads=0), middle, middle + 1)
-
-
-def _bad_weight(slab: Slab, row: int) -> ExportError:
-    return ExportError(
-        f"a weight is not a finite 16-bit number: {slab.tensor.source}, row {slab.start + row}",
-        "the base is damaged, or training diverged: train again with a lower learning rate",
-    )

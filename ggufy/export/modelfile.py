@@ -25,6 +25,17 @@ _SYSTEM, _USER, _ANSWER = ("ggufy-system-7f3a", "ggufy-user-7f3a", "ggufy-answer
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
 
 
+class _Added(settings.Settings):
+    id: int
+    content: str
+
+
+class _Tokenizer(settings.Settings):
+    """What matters here of a tokenizer.json."""
+
+    added_tokens: list[_Added] | None = None
+
+
 @dataclass(frozen=True)
 class Pieces:
     """What a template writes around each thing that is said: (before, after)."""
@@ -143,8 +154,8 @@ def _not_in_go(reason: str) -> ExportError:
 
 def _stops(base: Path) -> list[str]:
     """The texts of the tokens that end an answer."""
-    spec = settings.read(base / "tokenizer.json")
-    names = {entry["id"]: entry["content"] for entry in spec.get("added_tokens", [])}
+    path = base / "tokenizer.json"
+    names = {token.id: token.content for token in settings.read_as(_Tokenizer, path).added_tokens or []}
     config = settings.read(base / "config.json")
     ids = _generation(base).get("eos_token_id", config.get("eos_token_id"))
     ids = ids if isinstance(ids, list) else [ids]

@@ -103,6 +103,8 @@ class Verified:
     closeness: Closeness | None = None
     rows: int = 0
     """Rows of its weights that are those of base and adapter; 0 where there was nothing to compare with."""
+    pairs: int = 0
+    """Tensors of an adapter's file that are those of the adapter, byte for byte."""
     loaded: bool = True
 
     def text(self) -> str:
@@ -110,6 +112,7 @@ class Verified:
         near = f"; against the training model: {self.closeness.text()}" if self.closeness else ""
         loads = ", loads in llama.cpp" if self.loaded else ""
         same = f", {self.rows} rows of weights as merged" if self.rows else ""
+        same += f", {self.pairs} of them the adapter's, byte for byte" if self.pairs else ""
         return f"{self.path.name}: {self.tensors} tensors valid{loads}{compared}{same}{near}"
 
 
@@ -134,7 +137,8 @@ def verify(
     tensors = [tensor for header in headers for tensor in header.tensors]
     texts = headers[0].texts
     if texts.get("general.type") in ("adapter", "imatrix"):
-        return Verified(path, len(tensors), 0, loaded=False)
+        same = expected.check_adapter(path, headers[0]) if expected and texts["general.type"] == "adapter" else 0
+        return Verified(path, len(tensors), 0, pairs=same, loaded=False)
     context = max((len(text) for text in reference.texts), default=_CONTEXT) if reference else _CONTEXT
     try:
         model = Forward(files[0], max(context, _CONTEXT), threads)
@@ -259,9 +263,12 @@ def _check_data(path: Path, header: ggml.GgufFile, threads: int) -> None:
         def broken(tensor: ggml.GgufTensor) -> str | None:
             return None if ggml.valid_rows(tensor.type, start + tensor.offset, tensor.size) else tensor.name
 
-        with ggml.quiet(), ThreadPoolExecutor(threads) as pool:
-            found = [name for name in pool.map(broken, header.tensors) if name]
-        del anchor
+        try:
+            with ggml.quiet(), ThreadPoolExecutor(threads) as pool:
+                found = [name for name in pool.map(broken, header.tensors) if name]
+        finally:
+            # Ctrl-C too: a map that somebody points into cannot be closed.
+            del anchor
     if found:
         raise Unverified(f"{path.as_posix()}: the data of {found[0]} is not valid", "export it again")
 

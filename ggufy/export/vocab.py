@@ -97,10 +97,16 @@ def _names(spec: dict[str, Any], vocab_size: int, path: Path) -> dict[int, str]:
 
 
 def _merges(spec: dict[str, Any]) -> list[str]:
-    merges = spec["model"]["merges"]
+    return [merge if isinstance(merge, str) else _pair(merge) for merge in spec["model"]["merges"]]
+
+
+def _pair(parts: list[str]) -> str:
+    written = " ".join(parts)
+    if written.count(" ") == 1:
+        return written
     # A pair is written as "a b", so a space inside a part is written as the byte-level alphabet's own space.
     space = chr(ord(" ") + 256)
-    return [m if isinstance(m, str) else f"{m[0].replace(' ', space)} {m[1].replace(' ', space)}" for m in merges]
+    return " ".join(part.replace(" ", space) for part in parts)
 
 
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")

@@ -10,12 +10,12 @@ import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ggufy.disk import sync
 from ggufy.errors import HubError, Unverified
 from ggufy.hub import session
 from ggufy.hub.facts import amount
 from ggufy.hub.upload import Remote, Target
 from ggufy.hubfetch import matches
-from ggufy.run import sync
 
 log = logging.getLogger("ggufy")
 

@@ -17,12 +17,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ggufy import cache, hubfetch, run
+from ggufy.disk import sync, write_json
 from ggufy.errors import HubError, RunError
 from ggufy.hub import bundle, download, names, receipt, session, upload
 from ggufy.hub.facts import amount
 from ggufy.hub.upload import Remote, Target
 from ggufy.recipe import LATE_SECTIONS
-from ggufy.run import Run, write_json
+from ggufy.run import Run
 
 log = logging.getLogger("ggufy")
 
@@ -281,7 +282,7 @@ def _restore(found: _Found, run_name: str | None, *, going_on: bool = False) -> 
                 _stamp(this, manifest["stamps"])
             final.parent.mkdir(parents=True, exist_ok=True)
             fetched.replace(final)
-            run.sync(final.parent)
+            sync(final.parent)
         if not missing:
             _stamp(this, manifest["stamps"])
         if place.is_dir():

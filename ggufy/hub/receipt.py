@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from ggufy.disk import write_json
 from ggufy.hub.bundle import File
-from ggufy.run import Run, write_json
+from ggufy.run import Run
 
 
 def read(run: Run) -> dict[str, Any]:

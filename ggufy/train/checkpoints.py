@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import digest
+from ggufy.disk import sync, write_json
 from ggufy.errors import TrainError
-from ggufy.run import sync, write_json
 
 log = logging.getLogger("ggufy")
 

@@ -24,8 +24,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from trl import SFTConfig, SFTTrainer
 
 from ggufy import progress
+from ggufy.disk import write_json
 from ggufy.errors import TrainError
-from ggufy.run import write_json
 from ggufy.train import adapter, batches, checkpoints, curves, evals, memory, ranks, summary, trackers
 from ggufy.train.job import Job
 from ggufy.train.stopping import StopSignals

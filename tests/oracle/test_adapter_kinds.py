@@ -22,7 +22,7 @@ from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
 from ggufy.export.adapter_config import AdapterConfig
 from tests.oracle.converter import contents, convert, export
-from tests.oracle.test_export_bytes import assert_same_file, logits
+from tests.oracle.test_export_bytes import assert_float32_sums, assert_same_file, logits
 
 # peft warns of most of what is tried here.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -88,6 +88,7 @@ def assert_exact(base: Path, folder: Path, expected: np.ndarray, reference: dict
     """What is exported has the weights of the reference and speaks as the model in training; its GGUF's tensors."""
     outputs = {"merged": folder / "merged", "f32": folder / "f32.gguf"}
     export(base, folder / "adapter", outputs, {"name": "tiny"})
+    assert_float32_sums(base, folder / "adapter", reference)
     ours = load(outputs["merged"]).state_dict()
     assert ours.keys() == reference.keys()
     for name, tensor in ours.items():

@@ -19,7 +19,10 @@ from ggufy import ggml
 from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError
-from ggufy.export import sinks
+from ggufy.export import llama, sinks
+from ggufy.export.adapter import Adapter
+from ggufy.export.merge import Merge, Slab, matrix
+from ggufy.weights import Checkpoint
 from tests.oracle.converter import contents, convert, convert_lora, export
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -66,6 +69,19 @@ def assert_same_file(found: Path, expected: Path) -> None:
     assert ours.keys == theirs.keys
     assert list(ours.tensors) == list(theirs.tensors)
     assert [name for name in theirs.tensors if ours.tensors[name] != theirs.tensors[name]] == []
+
+
+def assert_float32_sums(base: Path, adapter: Path, reference: dict[str, torch.Tensor]) -> None:
+    """Before anything is rounded, every tensor is the reference's but for the last bits of a float32 sum."""
+    weights, change, config = Checkpoint.open(base), Adapter.open(adapter), llama.read_config(base)
+    planned = llama.plan(config, weights, untied=change.unties(config["tie_word_embeddings"]))
+    merge = Merge(weights, change, compiled=False)
+    for tensor in planned:
+        if tensor.source:
+            rows = matrix(tensor.shape)[0]
+            ours = torch.from_numpy(merge.rows(Slab(tensor, 0, rows), ["exact"]).exact.reshape(tensor.shape).copy())
+            theirs = reference[tensor.source].float()
+            assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max(), tensor.source
 
 
 @pytest.mark.parametrize("quant", ["bf16", "f32"])
@@ -118,6 +134,8 @@ def test_an_adapter_is_merged_as_peft_merges_it(kind: str, base: Path, tmp_path:
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     make_adapter(base, ADAPTERS[kind], adapter)
     merge(base, adapter, merged)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    assert_float32_sums(base, adapter, PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict())
     convert(merged, tmp_path / "theirs.gguf")
     export(base, adapter, {"f16": tmp_path / "f16.gguf", "q4_k_m": tmp_path / "q4.gguf"}, {"name": "tiny"})
     plain = tmp_path / "plain.gguf"

@@ -7,21 +7,29 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from ggufy import ggml
 from ggufy.base import shaped
+from ggufy.export.expected import Expected
+from ggufy.export.imatrix import Imatrix
 from ggufy.export.verify import verify
 from ggufy.llama3 import Shape
-from tests.oracle.converter import VENDOR, convert, export
-from tests.oracle.test_export_bytes import assert_same_file
+from tests.oracle.converter import VENDOR, contents, convert, export
+from tests.oracle.test_export_bytes import ADAPTERS, assert_same_file, make_adapter
 
 VOCABULARY = VENDOR / "models" / "ggml-vocab-llama-bpe.gguf"
+HEADS = {"1b": (32, 64), "3b": (24, 128)}
 SHAPES = {
-    "1b heads, tied": Shape(layers=2, hidden=256, heads=32, kv_heads=8, head_dim=64, ffn=512),
-    "3b heads, untied": Shape(layers=2, hidden=768, heads=24, kv_heads=8, head_dim=128, ffn=768, tied=False),
+    f"{name} heads, {'tied' if tied else 'untied'}": Shape(
+        layers=2, hidden=256, heads=heads, kv_heads=8, head_dim=size, ffn=512, tied=tied
+    )
+    for name, (heads, size) in HEADS.items()
+    for tied in (True, False)
 }
+QUANTS = ("q8_0", "q4_k_m", "q5_k_m", "q6_k", "q3_k_m", "q4_0", "q2_k", "iq4_xs")
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +57,38 @@ def test_the_tokenizer_is_the_one_llama_cpp_knows_by_its_hash(vocabulary: Path) 
     assert re.search(r'res = "([^"]+)"', after)[1] == "llama-bpe"  # type: ignore[index]
 
 
+def some_matrix(model: Path) -> Imatrix:
+    """Importance for every matrix of the blocks, as uneven as real ones."""
+    rng, held = np.random.default_rng(5), contents(model).tensors
+    names = [name for name, (_, shape, _) in held.items() if name.startswith("blk.") and len(shape) == 2]
+    means = {name: rng.lognormal(0, 2, held[name][1][0]).astype(np.float32) for name in names}
+    return Imatrix(means, 1, "some texts", "imatrix.gguf")
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_converter_makes_the_same_file(shape: str, vocabulary: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
+def test_the_converter_and_the_quantizer_make_the_same_files(shape: str, vocabulary: Path, tmp_path: Path) -> None:
+    """With an adapter: from ggufy's own merged checkpoint every tensor and key of the F16 file, and then every byte.
+
+    Of the quants each shape has half without an importance matrix, and the other half with one.
+    """
+    model, theirs, adapter = tmp_path / "model", tmp_path / "theirs.gguf", tmp_path / "adapter"
     shutil.copytree(vocabulary, model)
     shaped.write_model(model, SHAPES[shape])
-    ours = {quant: tmp_path / f"{quant}.gguf" for quant in ("f16", "q8_0", "q4_k_m")}
-    export(model, None, ours, {"name": "full"})
-    convert(model, tmp_path / "theirs.gguf", tiny=False)
-    assert_same_file(ours["f16"], tmp_path / "theirs.gguf")
-    for quant in ("q8_0", "q4_k_m"):
-        ggml.quantize_file(ours["f16"], tmp_path / "theirs.gguf", ggml.ftypes()[quant])
-        assert ours[quant].read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
-    assert verify(ours["q4_k_m"], model, 2).probes >= 15
+    make_adapter(model, ADAPTERS["lora"], adapter)
+    ours = {quant: tmp_path / f"{quant}.gguf" for quant in ("f16", *QUANTS)}
+    first = list(SHAPES).index(shape) % 2
+    plain, weighed = QUANTS[first::2], QUANTS[1 - first :: 2]
+    direct = {"f16": ours["f16"], "merged": tmp_path / "merged", **{quant: ours[quant] for quant in plain}}
+    export(model, adapter, direct, {"name": "full"})
+    convert(tmp_path / "merged", theirs, tiny=False)
+    assert_same_file(ours["f16"], theirs)
+    for quant in plain:
+        ggml.quantize_file(ours["f16"], theirs, ggml.ftypes()[quant])
+        assert ours[quant].read_bytes() == theirs.read_bytes(), quant
+    matrix = some_matrix(ours["f16"])
+    export(model, adapter, {quant: ours[quant] for quant in weighed}, {"name": "full"}, imatrix=matrix)
+    for quant in weighed:
+        kind = ggml.ftypes()[quant]
+        ggml.quantize_file(ours["f16"], theirs, kind, overrides=matrix.notes, imatrix=matrix.for_llama_cpp())
+        assert ours[quant].read_bytes() == theirs.read_bytes(), quant
+    assert verify(ours["q4_k_m"], model, 2, expected=Expected.of(model, adapter)).rows > 60

@@ -41,10 +41,15 @@ INLINE H merge_some(const Merge *m, int64_t place, int64_t target, int n, int ki
         v += delta * m->scaling;
     }
     if (m->exact) memcpy(m->exact + place, &v, size);
+    U bits = (U)v;
+    H top = __builtin_convertvector(bits >> 16, H), brain = top;
     if (m->bf16) {
-        U bits = (U)v;
-        H brain = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, H);
+        brain = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, H);
         memcpy(m->bf16 + place, &brain, size / 2);
+    }
+    if (!(m->half || m->permuted_half || m->permuted)) {
+        /* Nothing is rounded to float16, whose range does not matter then. */
+        return (H)((top & 0x7f80) == 0x7f80) | (H)((brain & 0x7f80) == 0x7f80);
     }
     H half = round_half(v);
     if (m->half) memcpy(m->half + place, &half, size / 2);
@@ -56,7 +61,7 @@ INLINE H merge_some(const Merge *m, int64_t place, int64_t target, int n, int ki
     return (H)((half & 0x7c00) == 0x7c00);
 }
 
-/* The first row with a weight that is no finite float16, or -1. */
+/* The first row with a weight that is not finite in what is made of it, or -1. */
 INLINE int64_t merge_rows(const Merge *m, int kind) {
     for (int64_t row = 0; row < m->rows; row++) {
         int64_t to = row, columns = m->columns, i = 0;
