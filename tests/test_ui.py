@@ -49,8 +49,8 @@ def test_an_answer_grows_and_is_what_chat_says(page: Page, file: Path) -> None:
     own = ChatModel(file, context=256, threads=1)
     text = "".join(own.answer(conversation, Sampling(50, 1, 0, 0.05, 1, 12, 5)))
     assert left == right == [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": text}]
-    assert "12 tokens" in left_figures
-    assert "12 tokens" in right_figures
+    assert f"{own.figures.tokens} tokens" in left_figures
+    assert f"{own.figures.tokens} tokens" in right_figures
     assert rows == [("Hello", [text, text])]
     first = states[0]
     assert len(first[2]) == 2
