@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ggufy import digest, exports, ggml
+from ggufy import digest, exported, ggml
 from ggufy.errors import EvalError
 from ggufy.export import foreign, stage, trial
 from ggufy.export import verify as verifying
@@ -115,7 +115,7 @@ class Contenders:
         """The newest sound file of each quant, the newest first."""
         assert self.subject is not None
         seen = set()
-        for output, quant in reversed(list(exports.models(self.room).items())):
+        for output, quant in reversed(list(exported.models(self.room).items())):
             artifact = self.room.valid(output)
             inputs = (self.room.stamp(output) or {"inputs": {}})["inputs"]
             if artifact is None or quant in seen:
@@ -164,7 +164,7 @@ class Contenders:
 def first_file(one: Contender) -> Path:
     """The file to load of a model that may be split into several."""
     assert one.path is not None
-    return exports.first_file(one.path)
+    return exported.first_file(one.path)
 
 
 def facts(path: Path) -> Facts:

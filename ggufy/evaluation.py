@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ggufy import __version__, contenders, digest, evaluation_wish, evaluator, exports, judging, run, scoring, subject
+from ggufy import __version__, contenders, digest, evaluation_wish, evaluator, exported, judging, run, scoring, subject
 from ggufy.contenders import Contender
 from ggufy.errors import EvalError, GgufyError
 from ggufy.evaluate import heldout_section, prompts, prompts_section, quants_section, terminal
@@ -207,7 +207,7 @@ def _file(what: str | os.PathLike[str] | Run | None) -> Path | None:
     if path.suffix == ".gguf" or path.is_file():
         if not path.exists():
             raise EvalError(f"no file {path.as_posix()}", "check the path")
-        return exports.first_file(path)
+        return exported.first_file(path)
     if isinstance(what, str) and pull.is_meant(what):
         return pull.gguf(what)
     return None

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypedDict
+from typing import Any
 
-from ggufy import calibration, digest, ggml, recipe, refusals
+from ggufy import calibration, digest, recipe, refusals
 from ggufy.calibration import Texts
-from ggufy.errors import ChatError, ExportError, Unverified
+from ggufy.errors import ExportError, Unverified
 from ggufy.export import foreign, imatrix, layout, modelfile, stage
-from ggufy.export.request import ADAPTER, MERGED, Plan, Request
+from ggufy.export.request import MERGED, Plan, Request
+from ggufy.export_wish import Wish
 from ggufy.refusals import PLAIN
 from ggufy.run import Run
 from ggufy.stamps import Artifact
@@ -27,58 +28,6 @@ from ggufy.verifier import Verifier
 log = logging.getLogger("ggufy")
 
 _DEFAULT = ("q4_k_m",)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What somebody asked of `ggufy export`."""
-
-    quants: Sequence[str] | None = None
-    merged: str | None = None
-    adapter_gguf: bool = False
-    imatrix: bool = False
-    imatrix_data: Path | None = None
-    imatrix_file: Path | None = None
-    imatrix_tokens: int | None = None
-    split_max_size: int | None = None
-    ollama: str | None = None
-    kernels: str = "auto"
-    threads: int | None = None
-    force: bool = False
-    check_files: bool = True
-    check_logits: bool = True
-
-    def __post_init__(self) -> None:
-        if isinstance(self.quants, str):
-            object.__setattr__(self, "quants", (self.quants,))
-
-    @property
-    def calibration_tokens(self) -> int:
-        return self.imatrix_tokens or calibration.TOKENS
-
-    @property
-    def extras(self) -> list[str]:
-        names = {"f16": "merged", "bf16": "merged-bf16"}
-        return [*([names[self.merged]] if self.merged else []), *([ADAPTER] if self.adapter_gguf else [])]
-
-
-class Wishes(TypedDict, total=False):
-    """The fields of a Wish, as keyword arguments."""
-
-    quants: Sequence[str] | None
-    merged: str | None
-    adapter_gguf: bool
-    imatrix: bool
-    imatrix_data: Path | None
-    imatrix_file: Path | None
-    imatrix_tokens: int | None
-    split_max_size: int | None
-    ollama: str | None
-    kernels: str
-    threads: int | None
-    force: bool
-    check_files: bool
-    check_logits: bool
 
 
 def check(wish: Wish, room: Run) -> None:
@@ -332,41 +281,6 @@ def _wants_imatrix(this: Subject, wish: Wish) -> bool:
     # A recipe's wish is for the quants that it can be of use to.
     weighed = [quant for quant in _wanted_quants(this, wish) if quant not in PLAIN]
     return bool(this.folder and weighed) and recipe.from_values(this.room.frozen["recipe"]).export.imatrix
-
-
-def models(this: Run) -> dict[str, str]:
-    """The GGUF models among the outputs of a run or a folder of exports, oldest first: output -> quant."""
-    found = {}
-    for output in this.stamped():
-        inputs = (this.stamp(output) or {}).get("inputs") or {}
-        if inputs.get("quant") in ggml.ftypes() and "modelfile" not in inputs:
-            found[output] = str(inputs["quant"])
-    return found
-
-
-def first_file(path: Path) -> Path:
-    """The file to load of a model that may be split into several."""
-    return sorted(path.glob("*-00001-of-*.gguf"))[0] if path.is_dir() else path
-
-
-def gguf_of(this: Run, quant: str | None = None) -> Path:
-    """The GGUF file to talk to, of a run or a folder of exports: the newest, or the one of that quant.
-
-    Raises ChatError where there is none.
-    """
-    wanted = layout.check_quants([quant])[0] if quant else None
-    outputs = [output for output, kind in models(this).items() if wanted in (None, kind)]
-    for output in reversed(outputs):
-        if artifact := this.valid(output):
-            return first_file(artifact.path)
-    again = f"`ggufy export {this.name}{f' --quant {quant}' if quant else ''}`"
-    if not this.exists:
-        again = "the `ggufy export` that wrote there"
-    if outputs:
-        damaged = (this.path / outputs[-1]).as_posix()
-        raise ChatError(f"{damaged} was removed or damaged since it was made, or is not sound", f"{again} mends it")
-    named = f" in {quant}" if quant else ""
-    raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"{again} makes one")
 
 
 def _create_in_ollama(tag: str, path: Path) -> None:

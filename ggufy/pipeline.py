@@ -17,6 +17,7 @@ from ggufy import (
     arguments,
     digest,
     doctor,
+    exported,
     exports,
     ledger,
     plan_base,
@@ -31,6 +32,7 @@ from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
 from ggufy.errors import ChatError, ExportError, RecipeError, TrainError
+from ggufy.export_wish import Wish
 from ggufy.hub import checkpoints, dataset, pull, push
 from ggufy.recipe import Recipe
 from ggufy.run import Run
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from ggufy.data.report import Report
     from ggufy.evaluation import Evaluation
     from ggufy.evaluation_wish import Wishes as EvalWishes
-    from ggufy.exports import Wishes
+    from ggufy.export_wish import Wishes
     from ggufy.planner import Plan
 
 log = logging.getLogger("ggufy")
@@ -244,11 +246,11 @@ def export(
 ) -> dict[str, Artifact]:
     """Make the GGUF files of a run, an adapter or a checkpoint: those named, else those of the run's recipe.
 
-    The other arguments are those of `ggufy.exports.Wish`: `quants`, `merged` ("f16" or "bf16"), `adapter_gguf`,
+    The other arguments are those of `ggufy.export_wish.Wish`: `quants`, `merged` ("f16" or "bf16"), `adapter_gguf`,
     `imatrix`, `split_max_size`, `threads`, `force`, ... Each GGUF is verified before it gets its final name, unless
     `check_files` is false. Returns what was made, by name.
     """
-    wanted = exports.Wish(**wish)
+    wanted = Wish(**wish)
     room, find = _subject(what, base, out)
     exports.check(wanted, room)
     with room.lock():
@@ -293,7 +295,7 @@ def plan_export(
     """
     from tempfile import TemporaryDirectory
 
-    wanted = exports.Wish(**wish)
+    wanted = Wish(**wish)
     room, find = _subject(what, base, out)
     exports.check(wanted, room)
     with TemporaryDirectory(prefix="ggufy-") as scratch:
@@ -337,7 +339,7 @@ def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None,
         return Path(what)
     if isinstance(what, str) and pull.is_meant(what):
         return pull.gguf(what, branch, quant)
-    return exports.gguf_of(what if isinstance(what, Run) else run.room(what), quant)
+    return exported.gguf_of(what if isinstance(what, Run) else run.room(what), quant)
 
 
 def _data(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str, Any]) -> Artifact:

@@ -12,7 +12,7 @@ from ggufy.errors import ExportError
 from ggufy.export import stage, trial
 
 if TYPE_CHECKING:
-    from ggufy.exports import Wish
+    from ggufy.export_wish import Wish
 
 # Types without blocks: an importance matrix says nothing about them.
 PLAIN = ("f32", "f16", "bf16")

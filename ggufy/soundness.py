@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from ggufy import exports, run, subject
+from ggufy import exported, run, subject
 from ggufy.errors import ChatError, RunError, Unverified
 from ggufy.export import stage
 from ggufy.export import verify as verifying
@@ -50,7 +50,7 @@ def _of(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterato
             problems[output] = problem
         else:
             yield f"{(this.path / output).as_posix()}: as it was made"
-    models = exports.models(this)
+    models = exported.models(this)
     sound = [output for output in outputs if _is_compared(this, output, models) and output not in problems]
     # What the others are compared with.
     if sound and "adapter" not in problems:
