@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ggufy import digest, exported, ggml
+from ggufy import digest, exported, ggml, gguf_file
 from ggufy.errors import EvalError
 from ggufy.export import foreign, stage, trial
 from ggufy.export import verify as verifying
@@ -171,7 +171,7 @@ def facts(path: Path) -> Facts:
     """Size and number of weights of a GGUF, of which `path` is the first file."""
     size = weights = 0
     for file in verifying.files(path):
-        header = ggml.read_gguf(file)
+        header = gguf_file.read_gguf(file)
         size += file.stat().st_size
         # 256 weights make whole blocks of every type.
         weights += sum(tensor.size * 256 // ggml.row_size(tensor.type, 256) for tensor in header.tensors)
@@ -183,7 +183,7 @@ _NO_TEXT = ("bert", "clip", "t5encoder", "wavtokenizer")
 
 def _of_file(path: Path) -> Contender:
     """A lone GGUF. Raises EvalError or ModelError where it holds no model that speaks."""
-    header = ggml.read_gguf(path, ("general.architecture", "general.type"))
+    header = gguf_file.read_gguf(path, ("general.architecture", "general.type"))
     kind, architecture = header.texts.get("general.type", "model"), header.texts.get("general.architecture", "")
     if kind != "model":
         raise EvalError(f"{path.as_posix()} holds an {kind}, not a model", "name the GGUF of a whole model")

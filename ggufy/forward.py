@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ggufy import ggml, interrupts
+from ggufy import ggml, ggml_graph, interrupts
 from ggufy.errors import ModelError
 
 BATCH = 128
@@ -170,7 +170,7 @@ class Forward:
             if watch is None:
                 return False
             try:
-                return ggml.is_product(address) if ask else _show(address, watch)
+                return ggml_graph.is_product(address) if ask else _show(address, watch)
             except BaseException as error:  # noqa: BLE001 - nothing may leave a function that C has called
                 self.failure = error
                 return False
@@ -184,7 +184,7 @@ def _interrupted(data: Any) -> bool:
 
 
 def _show(address: int, watch: Watch) -> bool:
-    name, rows = ggml.product_inputs(address)
+    name, rows = ggml_graph.product_inputs(address)
     watch(name, rows)
     return True
 

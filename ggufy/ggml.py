@@ -13,12 +13,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufy import interrupts
-from ggufy.errors import ExportError, ModelError
+from ggufy.errors import ExportError
 
 F32, F16, BF16 = 0, 1, 30
 
@@ -41,7 +40,7 @@ def library() -> Any:
         "ggml_validate_row_data": (ctypes.c_bool, [i32, c, size]),
         "ggml_cpu_fp32_to_fp16": (None, [c, c, i64]),
         "ggml_cpu_fp16_to_fp32": (None, [c, c, i64]),
-        "gguf_init_from_file": (c, [ctypes.c_char_p, _InitParams]),
+        "gguf_init_from_file": (c, [ctypes.c_char_p, InitParams]),
         "gguf_free": (None, [c]),
         "gguf_get_n_tensors": (i64, [c]),
         "gguf_get_tensor_name": (ctypes.c_char_p, [c, i64]),
@@ -71,6 +70,10 @@ def library() -> Any:
     return lib
 
 
+class InitParams(ctypes.Structure):
+    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
+
+
 class _TypeTraits(ctypes.Structure):
     """`struct ggml_type_traits` of ggml.h."""
 
@@ -82,10 +85,6 @@ class _TypeTraits(ctypes.Structure):
         ("quantized", ctypes.c_bool),
         ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
     ]
-
-
-class _InitParams(ctypes.Structure):
-    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
 @functools.cache
@@ -195,57 +194,6 @@ def _nowhere() -> int:
     return int(opened(os.devnull.encode(), b"w"))
 
 
-class _Tensor(ctypes.Structure):
-    """`struct ggml_tensor` of ggml.h, as far as it is read here."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-    ]
-
-
-_FEWEST_ROWS = 16
-
-
-def is_product(address: int) -> bool:
-    """Whether a node of llama.cpp's graph is a product that its imatrix tool counts.
-
-    A matrix of a block (`blk.`) times float32 columns, at least 16 of them. Raises ModelError for a mixture of experts.
-    """
-    node = _Tensor.from_address(address)
-    operation = library().ggml_op_name(node.op)
-    if operation == b"MUL_MAT_ID":
-        raise ModelError("an importance matrix of a mixture of experts is not computed here", "use llama-imatrix")
-    if operation != b"MUL_MAT":
-        return False
-    matrix, inputs = _Tensor.from_address(node.src[0]), _Tensor.from_address(node.src[1])
-    counted = inputs.type == F32 and inputs.ne[1] >= _FEWEST_ROWS
-    return counted and bytes(matrix.name).startswith(b"blk.")
-
-
-def product_inputs(address: int) -> tuple[str, Any]:
-    """The matrix of a product, and what is multiplied with it: float32 (rows, columns), llama.cpp's own memory."""
-    import numpy as np
-
-    node = _Tensor.from_address(address)
-    matrix, inputs = _Tensor.from_address(node.src[0]), _Tensor.from_address(node.src[1])
-    columns, rows = inputs.ne[0], inputs.ne[1] * inputs.ne[2] * inputs.ne[3]
-    if not library().ggml_backend_buffer_is_host(inputs.buffer) or inputs.nb[1] != columns * 4:
-        raise ModelError(f"llama.cpp keeps the inputs of {matrix.name.decode()} in a form that is not read here")
-    values = (ctypes.c_float * (rows * columns)).from_address(inputs.data)
-    return matrix.name.decode(), np.frombuffer(values, np.float32).reshape(rows, columns)
-
-
 def to_f16(values: Any, out: Any) -> None:
     """Round float32 to float16, nearest even, as llama.cpp does. Releases the GIL."""
     library().ggml_cpu_fp32_to_fp16(values.ctypes.data, out.ctypes.data, values.size)
@@ -254,109 +202,6 @@ def to_f16(values: Any, out: Any) -> None:
 def from_f16(values: Any, out: Any) -> None:
     """float16 to float32, exact. Releases the GIL."""
     library().ggml_cpu_fp16_to_fp32(values.ctypes.data, out.ctypes.data, values.size)
-
-
-@dataclass(frozen=True)
-class GgufTensor:
-    name: str
-    type: int
-    offset: int
-    """From the start of the file."""
-    size: int
-
-
-@dataclass(frozen=True)
-class GgufFile:
-    """The header of a GGUF file: tensors in file order, and the text values that were asked for."""
-
-    path: Path
-    data_offset: int
-    tensors: tuple[GgufTensor, ...]
-    texts: Mapping[str, str]
-    lists: Mapping[str, list[str]]
-    numbers: Mapping[str, int]
-    scalars: Mapping[str, tuple[int, bytes]]
-    """Every value that is no list: its type, and its bytes as they are in the file, a text without its length."""
-
-
-# Of a value by its type; 8 and 9 are texts and lists.
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_UINT32, _STRING, _ARRAY = 4, 8, 9
-
-
-def read_gguf(
-    path: Path, texts: tuple[str, ...] = (), lists: tuple[str, ...] = (), numbers: tuple[str, ...] = ()
-) -> GgufFile:
-    """Read and check a GGUF's header with llama.cpp's reader: its tensors, and the values of these keys that it has.
-
-    `lists` are of texts, `numbers` 32-bit. Raises ModelError where it is none, or is truncated.
-    """
-    where, hint = path.as_posix(), "download or export it again"
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ModelError(f"{where} is not a GGUF file (it starts with {magic!r})", "name a .gguf file or a run")
-    lib = library()
-    with interrupts.held(), quiet() as said:
-        context = lib.gguf_init_from_file(str(path).encode(), _InitParams(True, None))
-    if not context:
-        reason = said[-1].partition(": ")[2] if said else "the header cannot be read"
-        raise ModelError(f"{where} is truncated or damaged: {reason}", hint)
-    try:
-        start = int(lib.gguf_get_data_offset(context))
-        tensors = tuple(
-            GgufTensor(
-                lib.gguf_get_tensor_name(context, i).decode(),
-                lib.gguf_get_tensor_type(context, i),
-                start + lib.gguf_get_tensor_offset(context, i),
-                lib.gguf_get_tensor_size(context, i),
-            )
-            for i in range(lib.gguf_get_n_tensors(context))
-        )
-        values = {}
-        for key in texts:
-            number = lib.gguf_find_key(context, key.encode())
-            if number >= 0 and lib.gguf_get_kv_type(context, number) == _STRING:
-                values[key] = lib.gguf_get_val_str(context, number).decode("utf-8", "replace")
-        arrays = {}
-        for key in lists:
-            number = lib.gguf_find_key(context, key.encode())
-            if (
-                number >= 0
-                and lib.gguf_get_kv_type(context, number) == _ARRAY
-                and lib.gguf_get_arr_type(context, number) == _STRING
-            ):
-                count = lib.gguf_get_arr_n(context, number)
-                arrays[key] = [
-                    lib.gguf_get_arr_str(context, number, n).decode("utf-8", "replace") for n in range(count)
-                ]
-        counts = {}
-        for key in numbers:
-            number = lib.gguf_find_key(context, key.encode())
-            if number >= 0 and lib.gguf_get_kv_type(context, number) == _UINT32:
-                counts[key] = int(lib.gguf_get_val_u32(context, number))
-        scalars = _scalars(context)
-    finally:
-        lib.gguf_free(context)
-    size = path.stat().st_size
-    end = max((tensor.offset + tensor.size for tensor in tensors), default=start)
-    if end > size:
-        raise ModelError(f"{where} is truncated: {size:,} bytes of {end:,}", hint)
-    return GgufFile(path, start, tensors, values, arrays, counts, scalars)
-
-
-def _scalars(context: Any) -> dict[str, tuple[int, bytes]]:
-    lib, found = library(), {}
-    for number in range(lib.gguf_get_n_kv(context)):
-        kind = lib.gguf_get_kv_type(context, number)
-        if kind == _STRING:
-            value = lib.gguf_get_val_str(context, number)
-        elif kind in _SIZES:
-            value = ctypes.string_at(lib.gguf_get_val_data(context, number), _SIZES[kind])
-        else:
-            continue
-        found[lib.gguf_get_key(context, number).decode("utf-8", "replace")] = kind, value
-    return found
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ggufy import digest, ggml
+from ggufy import digest, gguf_file
 from ggufy.data.tokenize import ALPACA, Tokenizer
 from ggufy.errors import EvalError
 from ggufy.forward import Forward
@@ -33,7 +33,7 @@ class GgufTokenizer(Tokenizer):
     """Of a GGUF that `model` has loaded, and which has to stay so."""
 
     def __init__(self, model: Forward, day: date | None, train_on: str) -> None:
-        texts = ggml.read_gguf(model.path, (_TEMPLATE, _DATE)).texts
+        texts = gguf_file.read_gguf(model.path, (_TEMPLATE, _DATE)).texts
         self.model, self.train_on = model, train_on
         self.day = day or _day(texts.get(_DATE))
         self.special = model.specials()
@@ -80,12 +80,12 @@ class _Splits:
 
 def day_of(path: Path) -> date:
     """The date that a file's model was trained with; without one that of Llama 3.2's own template."""
-    return _day(ggml.read_gguf(path, (_DATE,)).texts.get(_DATE))
+    return _day(gguf_file.read_gguf(path, (_DATE,)).texts.get(_DATE))
 
 
 def template_of(path: Path) -> ChatTemplate | None:
     """The template of a file, without the tokens that it may name."""
-    text = ggml.read_gguf(path, (_TEMPLATE,)).texts.get(_TEMPLATE)
+    text = gguf_file.read_gguf(path, (_TEMPLATE,)).texts.get(_TEMPLATE)
     return ChatTemplate(text, {"bos_token": "", "eos_token": ""}, path.as_posix()) if text else None
 
 
@@ -100,5 +100,5 @@ def vocabulary(path: Path) -> str:
     """Which tokenizer a GGUF has, by content: its tokens, merges, and the name of its rules."""
     lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
     texts = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
-    header = ggml.read_gguf(path, texts, lists)
+    header = gguf_file.read_gguf(path, texts, lists)
     return digest.of_values([dict(header.texts), dict(header.lists)])

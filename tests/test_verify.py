@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ggufy import ggml
+from ggufy import ggml, gguf_file
 from ggufy.errors import ExportError, Unverified
 from ggufy.export.expected import Expected
 from ggufy.export.verify import verify
@@ -40,7 +40,7 @@ def test_a_sound_file(quant: str, made: Path, base: Path) -> None:
 def damaged(source: Path, target: Path, tensor: str, pattern: bytes) -> Path:
     """A copy with the first bytes of a tensor's data replaced."""
     data = bytearray(source.read_bytes())
-    slot = next(t for t in ggml.read_gguf(source).tensors if t.name == tensor)
+    slot = next(t for t in gguf_file.read_gguf(source).tensors if t.name == tensor)
     data[slot.offset : slot.offset + len(pattern)] = pattern
     target.write_bytes(data)
     return target
@@ -177,7 +177,7 @@ def test_a_split_named_by_its_first_file(base: Path, tmp_path: Path) -> None:
     export(base, None, {"q8_0": folder}, split=1_500_000)
     first, second, *_ = sorted(folder.iterdir())
     assert verify(first, base, 2).tensors == 39
-    tensor = ggml.read_gguf(second).tensors[0].name
+    tensor = gguf_file.read_gguf(second).tensors[0].name
     whole = second.read_bytes()
     damaged(second, second, tensor, b"\x00\x7e")
     with pytest.raises(Unverified, match=rf"{second.name}: the data of {tensor} is not valid"):
@@ -207,7 +207,7 @@ def test_zeros_in_the_place_of_a_tensor(quant: str, tensor: str, made: Path, bas
     """Found without torch, whatever the type loses by itself."""
     expected = Expected.of(base, None)
     assert verify(made / f"{quant}.gguf", base, 2, expected=expected).rows == 126
-    slot = next(t for t in ggml.read_gguf(made / f"{quant}.gguf").tensors if t.name == tensor)
+    slot = next(t for t in gguf_file.read_gguf(made / f"{quant}.gguf").tensors if t.name == tensor)
     path = damaged(made / f"{quant}.gguf", tmp_path / "x.gguf", tensor, bytes(slot.size))
     assert verify(path, base, 2).tensors == 39
     with pytest.raises(Unverified, match=f"row 0 of {tensor} is off by 100%".replace(".", r"\.")):
@@ -216,7 +216,7 @@ def test_zeros_in_the_place_of_a_tensor(quant: str, tensor: str, made: Path, bas
 
 def test_one_tensor_in_the_place_of_another(made: Path, base: Path, tmp_path: Path) -> None:
     source = made / "q4_k_m.gguf"
-    slots = {t.name: t for t in ggml.read_gguf(source).tensors}
+    slots = {t.name: t for t in gguf_file.read_gguf(source).tensors}
     other = slots["blk.2.ffn_up.weight"]
     data = source.read_bytes()[other.offset : other.offset + other.size]
     path = damaged(source, tmp_path / "x.gguf", "blk.1.ffn_up.weight", data)

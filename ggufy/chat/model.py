@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ggufy import ggml, interrupts
+from ggufy import ggml, gguf_file, interrupts
 from ggufy.chat.prompts import Prompts
 from ggufy.chat.threads import Threads
 from ggufy.errors import ChatError
@@ -69,7 +69,7 @@ class ChatModel:
         if not path.is_file():
             raise ChatError(f"no file {path.as_posix()}", "name a .gguf file, or a run that was exported")
         # Before llama.cpp has it: this reader names what is wrong with a file.
-        ggml.read_gguf(path, ())
+        gguf_file.read_gguf(path, ())
         self.path = path
         self.llama = _load(path, context)
         self.context = min(context, int(self.llama._model.n_ctx_train()))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ggufy import ggml
+from ggufy import ggml, gguf_file
 from ggufy.errors import Unverified
 from ggufy.export import adapter_gguf, foreign, llama
 from ggufy.export.adapter import Adapter
@@ -86,7 +86,7 @@ class Expected:
         planned = llama.plan(config, checkpoint, untied=change.unties(config["tie_word_embeddings"]))
         return cls(planned, Merge(checkpoint, change, compiled=False), _keys(config, base))
 
-    def check(self, path: Path, files: Sequence[ggml.GgufFile], threads: int) -> int:
+    def check(self, path: Path, files: Sequence[gguf_file.GgufFile], threads: int) -> int:
         """Compare rows of every tensor of a GGUF, which may be several files: how many. Raises Unverified, naming it.
 
         `path` is what it is called by.
@@ -124,7 +124,7 @@ class Expected:
                 "the adapter is not in it as it was trained; please report it with the command that made it",
             )
 
-    def check_adapter(self, path: Path, file: ggml.GgufFile) -> int:
+    def check_adapter(self, path: Path, file: gguf_file.GgufFile) -> int:
         """Compare all tensors of an adapter's GGUF, and its alpha: how many. Raises Unverified."""
         import numpy as np
 
@@ -154,7 +154,7 @@ class Expected:
                 what = what if key in self.keys else "is not written for this base"
                 raise Unverified(f"{path.as_posix()}: the value of {key} {what}", "export it again")
 
-    def _tensor(self, tensor: Planned, file: Path, found: ggml.GgufTensor, part: str) -> tuple[_Change, int]:
+    def _tensor(self, tensor: Planned, file: Path, found: gguf_file.GgufTensor, part: str) -> tuple[_Change, int]:
         import numpy as np
 
         rows, columns = matrix(tensor.shape)
@@ -190,7 +190,7 @@ class Expected:
 
 
 def _keys(config: dict[str, Any], base: Path) -> dict[str, tuple[int, bytes]]:
-    """The values that an export writes for a base and that are no lists, as `ggml.GgufFile.scalars` has them."""
+    """The values that an export writes for a base and that are no lists, as `gguf_file.GgufFile.scalars` has them."""
     import gguf
 
     writer = gguf.GGUFWriter(path=None, arch="llama")

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ggufy import digest, ggml
+from ggufy import digest, ggml, gguf_file
 from ggufy.errors import ExportError, ModelError
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.llama import ARCHITECTURES, Planned
@@ -181,7 +181,7 @@ def write(
         try:
             _convert(script, folder, made, kind, general.get("name"), threads)
             if imatrix:
-                tensors = [t for t in ggml.read_gguf(made).tensors if t.name.startswith("blk.")]
+                tensors = [t for t in gguf_file.read_gguf(made).tensors if t.name.startswith("blk.")]
                 # Of stacked experts there is one row each; llama.cpp checks those counts itself.
                 imatrix.check_names({t.name: None for t in tensors if t.type == ggml.F16}, {t.name for t in tensors})
             for quant in quants:

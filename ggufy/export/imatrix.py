@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufy import ggml, progress
+from ggufy import ggml, gguf_file, progress
 from ggufy.errors import ExportError, ModelError
 from ggufy.export.llama import Planned
 from ggufy.forward import Forward
@@ -170,7 +170,7 @@ def read(path: Path) -> Imatrix:
     if not path.is_file():
         raise ModelError(f"no file {where}", hint)
     # llama.cpp's reader checks every length against the file, which gguf-py's does not.
-    header = ggml.read_gguf(path, lists=(_DATASETS,), numbers=(_CHUNKS,))
+    header = gguf_file.read_gguf(path, lists=(_DATASETS,), numbers=(_CHUNKS,))
     if _DATASETS not in header.lists:
         raise ModelError(f"{where} is not an importance matrix: it has no {_DATASETS}", hint)
     data = np.memmap(path, np.uint8, "r")

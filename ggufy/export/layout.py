@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufy import ggml
+from ggufy import ggml, gguf_file
 from ggufy.errors import ExportError
 from ggufy.export import llama, trial
 from ggufy.export.imatrix import Imatrix
@@ -149,7 +149,7 @@ def _stretch(quant: str, path: Path, arrays: dict[bytes, bytes], wanted: Wanted)
     from ggufy.export import keys
 
     planned = {tensor.name: tensor for tensor in wanted.planned}
-    answer = ggml.read_gguf(path)
+    answer = gguf_file.read_gguf(path)
     with path.open("rb") as file:
         head = file.read(answer.data_offset)
     old = b"".join(

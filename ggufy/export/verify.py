@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufy import distributions, ggml
+from ggufy import distributions, ggml, gguf_file
 from ggufy.errors import ModelError, Unverified
 from ggufy.forward import Forward
 from ggufy.template import ChatTemplate, Message, text_of
@@ -129,7 +129,7 @@ def verify(
     """
     parts = files(path)
     try:
-        headers = [ggml.read_gguf(file, (TEMPLATE, "general.type")) for file in parts]
+        headers = [gguf_file.read_gguf(file, (TEMPLATE, "general.type")) for file in parts]
     except ModelError as error:
         raise Unverified(error.message, error.hint) from None
     for file, header in zip(parts, headers, strict=True):
@@ -248,11 +248,11 @@ def _judge(path: Path, near: Closeness, types: set[str]) -> None:
         )
 
 
-def _check_data(path: Path, header: ggml.GgufFile, threads: int) -> None:
+def _check_data(path: Path, header: gguf_file.GgufFile, threads: int) -> None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as data:
         start = ctypes.addressof(anchor := ctypes.c_char.from_buffer(data))
 
-        def broken(tensor: ggml.GgufTensor) -> str | None:
+        def broken(tensor: gguf_file.GgufTensor) -> str | None:
             return None if ggml.valid_rows(tensor.type, start + tensor.offset, tensor.size) else tensor.name
 
         try:

@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
-from ggufy import ggml, pipeline, subject
+from ggufy import gguf_file, pipeline, subject
 from ggufy.base import shaped
 from ggufy.errors import Unverified
 from ggufy.export import imatrix, reference, stage
@@ -124,7 +124,7 @@ def test_finely_rounded_logits_are_near(quant: str, base: Path, adapter: Path, t
     near = verify(tmp_path / "x.gguf", base, 2, found).closeness
     assert near is not None
     assert near.relative < 0.15
-    slot = next(t for t in ggml.read_gguf(tmp_path / "x.gguf").tensors if t.name == "blk.0.ffn_norm.weight")
+    slot = next(t for t in gguf_file.read_gguf(tmp_path / "x.gguf").tensors if t.name == "blk.0.ffn_norm.weight")
     data = bytearray((tmp_path / "x.gguf").read_bytes())
     data[slot.offset : slot.offset + slot.size] = bytes(slot.size)
     (tmp_path / "x.gguf").write_bytes(data)
@@ -156,7 +156,7 @@ def test_weights_of_another_model(quant: str, base: Path, expected: Reference, t
 
 def edited(source: Path, target: Path, tensor: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
     """A copy with other, still valid, 16-bit values in one tensor."""
-    slot = next(slot for slot in ggml.read_gguf(source).tensors if slot.name == tensor)
+    slot = next(slot for slot in gguf_file.read_gguf(source).tensors if slot.name == tensor)
     data = bytearray(source.read_bytes())
     values = np.frombuffer(data, np.float16, slot.size // 2, slot.offset).copy()
     data[slot.offset : slot.offset + slot.size] = change(values).astype(np.float16).tobytes()

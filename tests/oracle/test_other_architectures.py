@@ -33,7 +33,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from ggufy import ggml, progress
+from ggufy import ggml, gguf_file, progress
 from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
@@ -84,7 +84,7 @@ def tensors(path: Path) -> list[tuple[str, int, bytes]]:
     with path.open("rb") as file:
         return [
             (tensor.name, tensor.type, os.pread(file.fileno(), tensor.size, tensor.offset))
-            for tensor in ggml.read_gguf(path).tensors
+            for tensor in gguf_file.read_gguf(path).tensors
         ]
 
 
