@@ -22,7 +22,7 @@ COMMANDS = {
     "runs": "List, show and compare runs.",
     "export": "Make GGUF files of a trained run.",
     "verify": "Check the files of a run or a folder of exports, or one GGUF.",
-    "eval": "Say whether a run is better than its base, and what its quants cost.",
+    "eval": "Is a run better than its base, and what did quants cost?",
     "chat": "Talk to a GGUF file or a run.",
     "serve": "Serve a GGUF file or a run as OpenAI's chat interface does.",
     "ui": "Talk to a GGUF file or a run in the browser.",
