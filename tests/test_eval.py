@@ -114,7 +114,7 @@ class Page(HTMLParser):
 def test_the_page_needs_nothing_and_runs_nothing(evaluated_made: tuple[Path, str]) -> None:
     text = (evaluated_made[0] / "runs/taught/eval/report.html").read_text("utf-8")
     page = Page(text)
-    assert page.tags.count("section") == 3
+    assert page.tags.count("section") == 4
     assert page.tags.count("svg") == 2
     assert not {"script", "link", "iframe", "object", "img"} & set(page.tags)
     assert all(place.startswith("#") for place in page.loads)
