@@ -23,7 +23,8 @@ log = logging.getLogger("ggufy")
 GRADIO = "6.31.0"
 _MODULES = (
     *("cache.py", "errors.py", "ggml.py", "interrupts.py", "template.py"),
-    *("chat/__init__.py", "chat/model.py", "chat/prompts.py", "chat/threads.py"),
+    *("chat/__init__.py", "chat/conversation.py", "chat/model.py", "chat/prompts.py", "chat/session.py"),
+    "chat/threads.py",
 )
 _CONTEXT = 4096
 
