@@ -204,6 +204,22 @@ def from_f16(values: Any, out: Any) -> None:
     library().ggml_cpu_fp16_to_fp32(values.ctypes.data, out.ctypes.data, values.size)
 
 
+def piece(vocab: Any, token: int) -> bytes:
+    """What a token stands for; nothing for a control token.
+
+    llama-cpp-python's own function gives nothing for a token of more than 32 bytes, such as a deep indentation.
+    """
+    import llama_cpp
+
+    room = 32
+    while True:
+        text = ctypes.create_string_buffer(room)
+        count = llama_cpp.llama_token_to_piece(vocab, token, text, room, 0, False)
+        if count >= 0:
+            return text.raw[:count]
+        room = -count
+
+
 @contextmanager
 def quiet() -> Any:
     """Collect what llama.cpp logs, as a list of lines, instead of letting it reach the terminal.

@@ -19,6 +19,11 @@ SECONDS = 60
 ENTER, CTRL_C, CTRL_D, ALT_ENTER, UP, TAB = "\r", "\x03", "\x04", "\x1b\r", "\x1b[A", "\t"
 
 
+def prompted(text: str) -> bool:
+    """Whether ggufy waits for a line."""
+    return text.rpartition("\n")[2] in (">", "^C>")
+
+
 class Terminal:
     """Lines that scrolled off the top are still part of `text`."""
 
@@ -61,7 +66,7 @@ class Terminal:
 
     def ask(self, line: str, shown: str | Callable[[str], bool]) -> str:
         """Type a line once the prompt is there, and wait for what comes of it; what came after the line."""
-        self.wait(lambda text: text.splitlines()[-1:] == [">"])
+        self.wait(prompted)
         before = self.text.count("\n")
         self.type(line + ENTER)
 

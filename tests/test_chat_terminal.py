@@ -6,7 +6,6 @@ import io
 import json
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ggufy.chat.screen import MarkdownScreen, harmless
-from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, TAB, UP, Terminal
+from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, TAB, UP, Terminal, prompted
 
 HOT = ("--temperature", "50", "--top-p", "1", "--max-tokens", "8", "--threads", "1")
 
@@ -50,7 +49,7 @@ def test_a_session(chat: Callable[..., Terminal], tmp_path: Path) -> None:
     assert "Be brief." in talk.ask("/system", "system:")
     talk.ask(f"One{ALT_ENTER}two\\{ENTER}//three", answered)
     talk.ask("//four", answered)
-    talk.wait(lambda text: text.endswith("\n>"))
+    talk.wait(prompted)
     talk.type("/tok" + TAB)
     talk.wait("> /tokens")
     talk.type(ENTER)
@@ -70,7 +69,7 @@ def test_what_was_typed_is_there_in_the_next_session(chat: Callable[..., Termina
     assert first.end() == 0
     assert (tmp_path / "state" / "chat_history").stat().st_mode & 0o777 == 0o600
     second = chat(*HOT)
-    second.wait(lambda text: text.endswith("\n>"))
+    second.wait(prompted)
     second.type(UP)
     second.wait("> Something I typed")
     second.type(CTRL_C)
@@ -80,17 +79,18 @@ def test_what_was_typed_is_there_in_the_next_session(chat: Callable[..., Termina
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_program(chat: Callable[..., Terminal]) -> None:
-    talk = chat("--temperature", "50", "--top-p", "1", "--max-tokens", "100000", "--context", "2048", "--threads", "1")
+    endless = ("--temperature", "50", "--top-p", "1", "--min-p", "0", "--max-tokens", "100000", "--threads", "1")
+    talk = chat(*endless)
     for _ in range(20):
         # The random answer may have ended by itself.
         talk.ask("Go on and on", lambda text: text.count("\n") > 1)
         talk.type(CTRL_C)
-        talk.wait(answered)
+        # With a Ctrl-C the system drops what the terminal has not shown yet, which may be the figures.
+        talk.wait(prompted)
         if "stopped early" in talk.text:
             break
-        talk.type("/reset" + ENTER)
+        talk.ask("/reset", "forgotten")
     assert "stopped early" in talk.text
-    time.sleep(0.3)
     talk.ask("/params max-tokens 3", "max-tokens 3")
     shown = talk.ask("And now?", answered)
     assert "3 tokens" in shown

@@ -116,7 +116,7 @@ class ChatModel:
                     figures.ended = True
                     break
                 made.append(token)
-                if piece := decoder.decode(self.llama.detokenize([token])):
+                if piece := decoder.decode(ggml.piece(vocab, token)):
                     text.append(piece)
                     yield piece
                 if figures.tokens >= room:

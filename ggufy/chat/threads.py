@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import statistics
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from ggufy import cache, interrupts
-from ggufy.disk import write_json
 
 log = logging.getLogger("ggufy")
 
@@ -111,7 +111,8 @@ def _times(llama: Any, counts: list[int], tokens: int) -> dict[int, float]:
             seconds.append(_seconds(llama, count, tokens))
             if time.perf_counter() - begun > 4 * _SECONDS:
                 break
-        found[count] = min(seconds)
+        # Not the least: two threads on a busy machine are fast for a moment and slow for long.
+        found[count] = statistics.median(seconds)
         if found[count] > 1.3 * min(found.values()):
             break
     return found
@@ -160,7 +161,9 @@ def _keep(llama: Any, chosen: Threads, *, busy: bool) -> None:
     # A cache that cannot be written only means measuring again.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**_all(), _key(llama): entry})
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps({**_all(), _key(llama): entry}, indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
 
 
 def _all() -> dict[str, Any]:

@@ -7,7 +7,6 @@ The question is the row's own tokens, as they were trained on, so this works for
 from __future__ import annotations
 
 import codecs
-import ctypes
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +108,7 @@ class Completer:
             count += 1
             ended = self._ends(token)
             if not ended:
-                said.append(decoder.decode(piece(self._vocab, token)))
+                said.append(decoder.decode(ggml.piece(self._vocab, token)))
             if ended or count >= room:
                 break
         said.append(decoder.decode(b"", final=True))
@@ -128,23 +127,7 @@ class Completer:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of an answer, without the token that ends it."""
         kept = [token for token in tokens if not self._ends(token)]
-        return b"".join(piece(self._vocab, token) for token in kept).decode("utf-8", "replace")
+        return b"".join(ggml.piece(self._vocab, token) for token in kept).decode("utf-8", "replace")
 
     def _ends(self, token: int) -> bool:
         return bool(self._library.llama_vocab_is_eog(self._vocab, token))
-
-
-def piece(vocab: Any, token: int) -> bytes:
-    """What a token stands for; nothing for a control token.
-
-    llama-cpp-python's own function gives nothing for a token of more than 32 bytes, such as a deep indentation.
-    """
-    import llama_cpp
-
-    room = 32
-    while True:
-        text = ctypes.create_string_buffer(room)
-        count = llama_cpp.llama_token_to_piece(vocab, token, text, room, 0, False)
-        if count >= 0:
-            return text.raw[:count]
-        room = -count

@@ -22,7 +22,11 @@ log = logging.getLogger("ggufy")
 
 # The version that the app was tried with.
 GRADIO = "6.31.0"
-_MODULES = ("errors.py", "ggml.py", "interrupts.py", "template.py", "chat/__init__.py", "chat/model.py")
+_MODULES = (
+    *("cache.py", "errors.py", "ggml.py", "gguf_file.py", "interrupts.py", "template.py"),
+    *("chat/__init__.py", "chat/conversation.py", "chat/model.py", "chat/prompts.py", "chat/session.py"),
+    "chat/threads.py",
+)
 _CONTEXT = 4096
 
 

@@ -45,8 +45,13 @@ def test_a_space(hub: Hub, quick: Path, run: Callable[..., CompletedProcess[str]
     assert about["sha256"] == hub.files("ann/Llama-quick")["quick-q8_0.gguf"][0]
     compile((folder / "app.py").read_text(), "app.py", "exec")
     gguf = quick / "runs" / "quick" / "export" / "quick-q8_0.gguf"
+    imports = [line for line in (folder / "app.py").read_text().splitlines() if line.startswith("from ggufy")]
+    assert imports
     alone = subprocess.run(
-        [sys.executable, "-c", ASK, gguf], cwd=folder, env={**hub.env, "PYTHONPATH": str(folder)}, capture_output=True
+        [sys.executable, "-c", "\n".join(imports) + ASK, gguf],
+        cwd=folder,
+        env={**hub.env, "PYTHONPATH": str(folder)},
+        capture_output=True,
     )
     assert alone.returncode == 0, alone.stderr.decode()
     here = run("chat", "quick", "--prompt", "Hello", "--temperature", "0", "--max-tokens", "8", cwd=quick)
