@@ -130,7 +130,7 @@ def test_tokens_of_more_than_32_bytes_are_not_lost() -> None:
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
     with ggml.quiet():
-        model = llama_cpp.llama_load_model_from_file(
+        model = llama_cpp.llama_model_load_from_file(
             str(VENDOR / "models" / "ggml-vocab-llama-bpe.gguf").encode(), params
         )
     vocab = llama_cpp.llama_model_get_vocab(model)
@@ -138,6 +138,6 @@ def test_tokens_of_more_than_32_bytes_are_not_lost() -> None:
     tokens = (llama_cpp.llama_token * 100)()
     count = llama_cpp.llama_tokenize(vocab, text, len(text), tokens, 100, False, False)
     pieces = [ggml.piece(vocab, token) for token in tokens[:count]]
-    llama_cpp.llama_free_model(model)
+    llama_cpp.llama_model_free(model)
     assert max(map(len, pieces)) > 32
     assert b"".join(pieces) == text
