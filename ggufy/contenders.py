@@ -89,7 +89,10 @@ class Contenders:
         """The model before training; None where nothing was trained, or only files are known."""
         if self.subject is None or self.subject.adapter is None:
             return None
-        return self._made("base", F16 if trial.needs_imatrix(quant) else quant, None)
+        if trial.needs_imatrix(quant):
+            log.info("the base is made in %s, because %s needs an importance matrix of it", F16, quant)
+            quant = F16
+        return self._made("base", quant, None)
 
     def spoken(self) -> Contender | None:
         """The file that somebody would talk to: the quant that was exported last, else what there is."""

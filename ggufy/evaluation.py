@@ -49,12 +49,19 @@ class Evaluation:
         yield f"{self.page.path.as_posix()}{'  (up to date: nothing was measured again)' if self.page.reused else ''}"
 
 
+def _place(name: str) -> Path:
+    """Where it lies, however it is named."""
+    here = run.runs_folder() / name
+    return (here if (here / "run.json").is_file() else Path(name)).resolve()
+
+
 def make(what: Sequence[str | os.PathLike[str] | Run | None], wish: Wish) -> Evaluation:
     """Evaluate runs, folders of exports or GGUF files: measure what was not measured yet, and write the report."""
     _check(wish)
     named = [os.fspath(one.path if isinstance(one, Run) else one) for one in what if one is not None]
-    if twice := [name for name in named if named.count(name) > 1]:
-        raise EvalError(f"{twice[0]} is named twice", "name each once")
+    places = [_place(name) for name in named]
+    if twice := [name for name, place in zip(named, places, strict=True) if places.count(place) > 1]:
+        raise EvalError(f"{twice[-1]} is named twice", "name each once")
     with ExitStack() as stack:
         opened = [stack.enter_context(_opened(one, wish)) for one in what or (None,)]
         _check_together(opened)

@@ -204,8 +204,8 @@ def from_f16(values: Any, out: Any) -> None:
     library().ggml_cpu_fp16_to_fp32(values.ctypes.data, out.ctypes.data, values.size)
 
 
-def piece(vocab: Any, token: int) -> bytes:
-    """What a token stands for; nothing for a control token.
+def piece(vocab: Any, token: int, *, special: bool = False) -> bytes:
+    """What a token stands for; nothing for a control token, unless with `special`.
 
     llama-cpp-python's own function gives nothing for a token of more than 32 bytes, such as a deep indentation.
     """
@@ -214,7 +214,7 @@ def piece(vocab: Any, token: int) -> bytes:
     room = 32
     while True:
         text = ctypes.create_string_buffer(room)
-        count = llama_cpp.llama_token_to_piece(vocab, token, text, room, 0, False)
+        count = llama_cpp.llama_token_to_piece(vocab, token, text, room, 0, special)
         if count >= 0:
             return text.raw[:count]
         room = -count

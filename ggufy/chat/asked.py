@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ggufy.chat.model import Sampling
 from ggufy.errors import ChatError
@@ -23,9 +23,20 @@ class _Part(BaseModel):
 
 
 class _Said(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_Part]
-    name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, values: Any) -> Any:
+        """Clients send what they do not use as null, and an answer back with the lists that were empty in it."""
+        return (
+            {key: value for key, value in values.items() if value or key in ("role", "content")}
+            if isinstance(values, dict)
+            else values
+        )
 
     @property
     def message(self) -> Message:

@@ -116,7 +116,7 @@ class ChatModel:
                     figures.ended = True
                     break
                 made.append(token)
-                if piece := decoder.decode(ggml.piece(vocab, token)):
+                if piece := decoder.decode(self.llama.detokenize([token])):
                     text.append(piece)
                     yield piece
                 if figures.tokens >= room:
@@ -201,11 +201,20 @@ def _load(path: Path, context: int) -> Any:
 
     with interrupts.held(), ggml.quiet() as said:
         try:
-            return Llama(path.as_posix(), n_ctx=context, verbose=False)
+            llama = Llama(path.as_posix(), n_ctx=context, verbose=False)
         except (ValueError, RuntimeError, AssertionError, UnicodeDecodeError) as error:
             # llama-cpp-python reads the keys again by itself, and trips over damaged ones in these ways.
             reason = said[-1].partition(": ")[2] if said else " ".join(str(error).split())
             raise ChatError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again") from None
+    vocab = llama._model.vocab
+
+    def detokenize(tokens: Sequence[int], prev_tokens: Any = None, special: bool = False) -> bytes:
+        del prev_tokens
+        return b"".join(ggml.piece(vocab, token, special=special) for token in tokens)
+
+    # Its own leaves out tokens of more than 32 bytes, in the server's answers too.
+    llama.detokenize = detokenize
+    return llama
 
 
 def describe(figures: Figures) -> str:

@@ -86,7 +86,7 @@ def _measured(llama: Any) -> Threads:
         answering = _times(llama, counts, 1)
         # A prompt of about the time that the others took.
         tokens = int(2 * _SECONDS / min(answering.values()))
-        reading = _times(llama, counts, max(8, min(_PROMPT, tokens, llama.n_ctx() // 2)))
+        reading = _times(llama, counts, max(8, min(_PROMPT, tokens, len(llama.input_ids) // 2)))
         llama.reset()
     chosen = Threads(best(answering), best(reading))
     if (spent := time.perf_counter() - begun) > 1:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from ggufy.cli.finite import Finite
+
 
 @click.command(name="chat")
 @click.argument("what", required=False, metavar="[RUN|FOLDER|FILE|user/name]")
@@ -18,17 +20,13 @@ import click
 @click.option("--raw", is_flag=True, help="Show answers as they are written, not drawn as Markdown.")
 @click.option("--quant", help="Which export of a run; the newest if not given. Of a repository: q4_k_m if not given.")
 @click.option("--branch", help="Of a repository; main if not given.")
-@click.option(
-    "--temperature", type=click.FloatRange(0), default=0.6, show_default=True, help="0 is always the likeliest."
-)
-@click.option("--top-p", type=click.FloatRange(0, 1), default=0.9, show_default=True, help="Of the likeliest, so much.")
+@click.option("--temperature", type=Finite(0), default=0.6, show_default=True, help="0 is always the likeliest.")
+@click.option("--top-p", type=Finite(0, 1), default=0.9, show_default=True, help="Of the likeliest, so much.")
 @click.option(
     "--top-k", type=click.IntRange(0), default=0, show_default=True, help="Of the likeliest, so many; 0 is all."
 )
-@click.option(
-    "--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Least share of the likeliest."
-)
-@click.option("--repeat-penalty", type=click.FloatRange(0), default=1.0, show_default=True, help="1 is none.")
+@click.option("--min-p", type=Finite(0, 1), default=0.05, show_default=True, help="Least share of the likeliest.")
+@click.option("--repeat-penalty", type=Finite(0), default=1.0, show_default=True, help="1 is none.")
 @click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer.")
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), help="For answers that can be repeated.")
 @click.option("--context", type=click.IntRange(16), default=4096, show_default=True, help="Tokens kept in view.")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from ggufy.cli.finite import Finite
+
 _FILE = click.Path(path_type=Path)
 
 
@@ -48,14 +50,12 @@ class _Price(click.ParamType[tuple[float, float]]):
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="The most held-out conversations."
 )
 @click.option("--against", type=_FILE, metavar="FILE", help="Compare with this GGUF, instead of with the F16 file.")
-@click.option("--max-kl", type=click.FloatRange(0), default=0.05, show_default=True, help="Of a quant to recommend.")
+@click.option("--max-kl", type=Finite(0), default=0.05, show_default=True, help="Of a quant to recommend.")
 @click.option("--prompts", type=_FILE, metavar="FILE", help="Questions (.jsonl, .yaml, .txt) instead of ggufy's own.")
 @click.option("--rows", type=click.IntRange(0), default=50, show_default=True, help="Held-out rows that models answer.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
-@click.option(
-    "--temperature", type=click.FloatRange(0), default=0, show_default=True, help="0 is always the likeliest."
-)
-@click.option("--seed", type=click.IntRange(0), default=3407, show_default=True)
+@click.option("--temperature", type=Finite(0), default=0, show_default=True, help="0 is always the likeliest.")
+@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=3407, show_default=True)
 @click.option("--context", type=click.IntRange(16), help="Tokens kept in view; what is needed if not given.")
 @click.option("--threads", type=click.IntRange(1), help="Threads; all cores if not given.")
 @click.option("--no-adapter", "adapter", is_flag=True, flag_value=False, default=True, help="Skip the model in torch.")
@@ -70,8 +70,8 @@ class _Price(click.ParamType[tuple[float, float]]):
 )
 @click.option("--judge-rows", type=click.IntRange(0), default=0, show_default=True, help="Held-out questions, too.")
 @click.option("--judge-parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Questions at a time.")
-@click.option("--judge-per-minute", type=click.FloatRange(0, min_open=True), help="The most questions a minute.")
-@click.option("--judge-timeout", type=click.FloatRange(1), default=120, show_default=True, help="Seconds for a reply.")
+@click.option("--judge-per-minute", type=Finite(0, min_open=True), help="The most questions a minute.")
+@click.option("--judge-timeout", type=Finite(1), default=120, show_default=True, help="Seconds for a reply.")
 @click.option("--judge-tokens", type=click.IntRange(64), default=1024, show_default=True, help="Longest reply.")
 @click.option("--judge-again", is_flag=True, help="Ask also what the judge was asked before.")
 @click.option("--yes", is_flag=True, help="Ask the judge without asking you first.")

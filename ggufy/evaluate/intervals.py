@@ -32,13 +32,15 @@ class Interval:
 
     def verdict(self, more: str = "better", less: str = "worse") -> str:
         """What a difference with this interval says, in words: `more` where it is above 0."""
-        if self.holds_zero:
-            return NO_DIFFERENCE
         if self.n < FEWEST:
             return f"too few to tell ({self.n})"
+        if self.holds_zero:
+            return NO_DIFFERENCE
         return more if self.mean > 0 else less
 
     def text(self, digits: int = 2) -> str:
+        if not math.isfinite(self.low + self.high):
+            return f"{self.mean:+.{digits}f}"
         return f"{self.mean:+.{digits}f} ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
 
     def values(self) -> dict[str, Any]:

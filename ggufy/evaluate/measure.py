@@ -71,7 +71,7 @@ class Loss:
 
     tokens: int
     mean: float
-    """Nats a token, over all tokens alike: what training reports and llama.cpp's perplexity is of."""
+    """Nats a token, over all tokens alike. (The eval_loss of a training is the mean over its batches.)"""
     each: tuple[float, ...]
     """Nats a token, of each conversation."""
 

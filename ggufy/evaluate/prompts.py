@@ -87,10 +87,20 @@ def _question(item: Any, number: int, where: str) -> Question:
     for key in _KEYS - {"messages", "id"}:
         if item.get(key) is not None and not (isinstance(item[key], str) and item[key].strip()):
             raise EvalError(f"{where}: {key!r} is not a text", _SHAPES)
+    if "\\ud" in json.dumps(item) and _is_broken(item):
+        raise EvalError(f"{where}: it has half a character (a lone surrogate)", "save the file as UTF-8 again")
     name = item.get("id", number)
     if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
         raise EvalError(f"{where}: 'id' is neither a text nor a number", _SHAPES)
     return Question(str(name), _conversation(item, where), item.get("expected"), item.get("language"))
+
+
+def _is_broken(item: dict[str, Any]) -> bool:
+    try:
+        json.dumps(item, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _conversation(item: dict[str, Any], where: str) -> list[Message]:
