@@ -11,7 +11,7 @@ demo: $(VENV)/train
 	$(BIN)/ggufy demo
 
 test: $(VENV)/dev vendor
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -34,6 +34,13 @@ find = finder.find_spec
 finder.find_spec = lambda name, path=None, target=None: None if name == "torch" else find(name, path, target)
 """
 
+# The files that take longest, so that none of them is begun last, when the other processes have nothing left to do.
+_LONG = ("test_train_chaos", "test_demo", "test_kernels", "test_pull", "test_imatrix", "test_export_kill", "test_sweep")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in _LONG)
+
 
 def snapshot(folder: Path) -> dict[str, str]:
     """What every file in the folder holds, and which folders there are."""
