@@ -193,10 +193,14 @@ def _range(base: Recipe, given: str) -> Axis:
     flags = found[3].split(":")[1:] if found else []
     if not found or not set(flags) <= {"log", "int"}:
         raise RecipeError(f"{where}: expected key=low..high, with :log and :int where wanted", RANGE_EXAMPLE)
+    no_number = RecipeError(f"{where}: {key} is no number", f"list its values: --grid {key}=...")
+    section, _, name = key.partition(".")
+    if isinstance(base.model_dump().get(section, {}).get(name), bool):
+        raise no_number
     low, high = (_normal(base, key, yaml.safe_load(end), where) for end in (found[1], found[2]))
     refuse(base, key, where)
     if any(isinstance(end, bool) or not isinstance(end, int | float) for end in (low, high)):
-        raise RecipeError(f"{where}: {key} is no number", f"list its values: --grid {key}=...")
+        raise no_number
     whole = "int" in flags or (isinstance(low, int) and isinstance(high, int))
     if whole and (low != int(low) or high != int(high)):
         raise RecipeError(f"{where}: the ends of a range of whole numbers are whole", RANGE_EXAMPLE)
