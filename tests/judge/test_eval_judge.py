@@ -73,11 +73,11 @@ def test_the_verdict_is_in_the_report_and_the_key_is_nowhere(
     assert "by --judge-price" in done.stderr
     # No answer has stars, so all are graded alike.
     assert "What a judge says\n  tuned q8_0: base 2.67, tuned 2.67 of 5 over 4 answers" in done.stdout
-    assert "no difference" in done.stdout
+    assert "too few to tell (4)" in done.stdout
     said = section(answered)
     assert (said["asked"], said["known_from_before"], said["tokens_in"]) == (8, 0, 800)
     [verdict] = said["verdicts"]
-    assert (verdict["judged"], verdict["difference"]["mean"]["low"], verdict["says"]) == (4, 0, "no difference")
+    assert (verdict["judged"], verdict["difference"]["mean"]["low"], verdict["says"]) == (4, 0, "too few to tell (4)")
     assert [row["id"] for row in verdict["rows"]] == ["q0", "q1", "q2", "q3"]
     # The judge sees what the user hopes for.
     assert all("It is" in body for body in server.graded())
