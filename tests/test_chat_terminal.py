@@ -17,7 +17,7 @@ from rich.markdown import Markdown
 from ggufy.chat.screen import MarkdownScreen, harmless
 from tests.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, TAB, UP, Terminal, prompted
 
-HOT = ("--temperature", "50", "--top-p", "1", "--max-tokens", "8", "--threads", "1")
+HOT = ("--temperature", "50", "--top-p", "1", "--max-tokens", "8", "--threads", "1", "--seed", "5")
 
 
 @pytest.fixture
