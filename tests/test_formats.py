@@ -155,7 +155,7 @@ def test_a_named_format_and_odd_names() -> None:
         Reader("alpaca", part).read({"Q": 3, "A": "b."})
     with pytest.raises(DataError, match=r"x:1: data\.columns names 'Q', which is no column: those are A, B"):
         formats.detect(["A", "B"], part, "x:1")
-    with pytest.raises(DataError, match=r"x:1: no known format for the format text: the columns are A, Q"):
+    with pytest.raises(DataError, match=r"x:1: not of the format text, which needs 'text': the columns are A, Q"):
         formats.detect(["Q", "A"], part.model_copy(update={"format": "text"}), "x:1")
 
 
