@@ -52,6 +52,11 @@ def opened(
     """What prepares the splits of a recipe's data, and the rows of each; they are to be read in this order."""
     out.mkdir(parents=True, exist_ok=True)
     sources, plan = planned(source, data, base, max_length, day)
+    odd = next((form for _, form in plan.parts if form != "text"), None)
+    if data.overflow == "split" and odd:
+        raise DataError(
+            f"data.overflow: split is for plain text, but {source.name} is {odd}", "truncate, drop or refuse"
+        )
     return Stage(plan, sources, processes or pool.cores()), splits(source, data, out)
 
 
