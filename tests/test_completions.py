@@ -7,8 +7,9 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from ggufy import ggml
 from ggufy.errors import EvalError
-from ggufy.evaluate.completions import Completer, Gap, gap, longest_answer, piece
+from ggufy.evaluate.completions import Completer, Gap, gap, longest_answer
 from ggufy.evaluate.texts import IGNORED, Text
 from ggufy.forward import Forward
 
@@ -89,8 +90,8 @@ def test_deep_indentation_is_not_lost() -> None:
     code = b"if x:\n" + b" " * 80 + b"y = 1\n" + b"=" * 64
     room = (llama_cpp.llama_token * 64)()
     count = llama_cpp.llama_tokenize(vocab, code, len(code), room, 64, False, False)
-    pieces = [piece(vocab, token) for token in room[:count]]
+    pieces = [ggml.piece(vocab, token) for token in room[:count]]
     assert b"".join(pieces) == code
     assert max(map(len, pieces)) > 32
-    assert piece(vocab, 128009) == b""
+    assert ggml.piece(vocab, 128009) == b""
     llama_cpp.llama_model_free(model)

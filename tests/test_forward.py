@@ -14,11 +14,10 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from ggufy import ggml
 from ggufy.errors import ExportError, ModelError
 from ggufy.export import imatrix
 from ggufy.forward import Forward, Watch
-from tests.oracle.converter import VENDOR, export
+from tests.oracle.converter import export
 
 
 @pytest.fixture(scope="module")
@@ -123,21 +122,3 @@ def test_a_matrix_that_misses_tokens_is_refused(made: Path, tmp_path: Path, monk
 def test_a_text_longer_than_the_context(made: Path) -> None:
     with Forward(made, 256, 1) as model, pytest.raises(ModelError, match="cannot evaluate"):
         list(model.logits([736] * 400))
-
-
-def test_tokens_of_more_than_32_bytes_are_not_lost() -> None:
-    """llama-cpp-python's own function gives nothing for them: a deep indentation, a long rule."""
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    with ggml.quiet():
-        model = llama_cpp.llama_model_load_from_file(
-            str(VENDOR / "models" / "ggml-vocab-llama-bpe.gguf").encode(), params
-        )
-    vocab = llama_cpp.llama_model_get_vocab(model)
-    text = b"x" + b" " * 80 + b"=" * 64
-    tokens = (llama_cpp.llama_token * 100)()
-    count = llama_cpp.llama_tokenize(vocab, text, len(text), tokens, 100, False, False)
-    pieces = [ggml.piece(vocab, token) for token in tokens[:count]]
-    llama_cpp.llama_model_free(model)
-    assert max(map(len, pieces)) > 32
-    assert b"".join(pieces) == text
