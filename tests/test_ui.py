@@ -163,6 +163,9 @@ def test_in_a_browser(url: str) -> None:
         box.press("Enter")
         driver.expect(answers).not_to_have_count(2)
         tab.get_by_role("button", name="Stop").click()
+        # What was under way when it was stopped still arrives, and empties the field.
+        driver.expect(box).to_have_value("")
+        tab.wait_for_timeout(1_000)
         tab.get_by_label("number input for Longest answer, in tokens").fill("6")
         ask("And after that?")
         tab.get_by_label("Seed").fill("no number")
