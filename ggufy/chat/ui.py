@@ -107,6 +107,8 @@ class Page:
         return self._state(rows[-1][0] if rows else "", rows[:-1])
 
     def _answered(self, question: str, rows: Rows, system: str | None, sampling: Sampling) -> Iterator[list[Any]]:
+        import gradio
+
         if not question:
             return
         session = Session(self.models, (system or "").strip() or None, sampling)
@@ -116,16 +118,18 @@ class Page:
         answers = ["" for _ in self.names]
         figures = ["" for _ in self.names]
         rows = [*rows, (question, answers)]
+        # The field is emptied once: what is typed into it while the answer comes is the next question.
+        yield self._state("", rows, figures)
         for number, side in enumerate(session.sides):
             due = 0.0
             for piece in self._pieces(side.model, side.conversation.messages(question), sampling):
                 answers[number] += piece
                 if time.monotonic() >= due:
                     due = time.monotonic() + _PAUSE
-                    yield self._state("", rows, figures)
+                    yield self._state(gradio.skip(), rows, figures)
             said = [note for note in notes if len(self.names) == 1 or note.startswith(f"({side.name}:")]
             figures[number] = " ".join([session.cost(side).strip("[]"), *said])
-            yield self._state("", rows, figures)
+            yield self._state(gradio.skip(), rows, figures)
 
     def _pieces(self, model: ChatModel, messages: list[dict[str, str]], sampling: Sampling) -> Iterator[str]:
         pieces = model.answer(messages, sampling)
@@ -136,7 +140,7 @@ class Page:
                 return
             yield piece
 
-    def _state(self, question: str, rows: Rows, figures: Sequence[str] = ()) -> list[Any]:
+    def _state(self, question: Any, rows: Rows, figures: Sequence[str] = ()) -> list[Any]:
         """The values of everything on the page."""
         found: list[Any] = [question, rows]
         for number in range(len(self.names)):
