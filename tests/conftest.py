@@ -62,6 +62,9 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "HF_HOME": str(home / "hf"),
         "HF_HUB_OFFLINE": "1",
     }
+    # What a CI's own terminal would say about a width and colours that the tests choose themselves.
+    for key in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        kept.pop(key, None)
     return kept | own | {"CUDA_VISIBLE_DEVICES": ""}
 
 
