@@ -5,8 +5,9 @@
 The usual pipeline is three processes: peft merges and saves F16, llama.cpp's converter makes an F16 GGUF, llama.cpp
 quantizes it once for each quant. ggufy is one command: without its verify step, with its own kernels and with
 llama.cpp's; then with the verify step, without and with the logits of the training model in float32. Wall and CPU time,
-peak anonymous memory and bytes written are those of the processes. The floor is the time of llama.cpp's kernels on the
-same tensors, divided by the threads: no exporter that uses those can be faster.
+peak anonymous memory and bytes written are those of the processes. Each finds the base's weights in the page cache. The
+floor is the time of llama.cpp's kernels on the same tensors, divided by the threads: no exporter that uses those can be
+faster.
 """
 
 import argparse
@@ -144,6 +145,14 @@ def floor(base: Path, quants: list[str]) -> float:
     return seconds / cores()
 
 
+def warm(base: Path) -> None:
+    """Read the base's weights once, so that each exporter finds them in the page cache alike."""
+    for path in base.glob("*.safetensors"):
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
 def make_adapter(base: Path, folder: Path, rank: int = 16) -> None:
     """A random r=16 adapter on all linear layers, as peft writes it."""
     rng = np.random.default_rng(1)
@@ -192,6 +201,7 @@ def main() -> None:
             for name, exporter in EXPORTERS.items():
                 out = Path(scratch) / name.replace(" ", "-")
                 out.mkdir()
+                warm(base)
                 rows[name] = exporter(base, adapter, out, quants)
                 shutil.rmtree(out)
             print(f"\n{' '.join(quants)}")
