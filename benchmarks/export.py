@@ -27,7 +27,8 @@ from ggufy import ggml, weights
 from ggufy.base import shaped
 from ggufy.export import llama
 from ggufy.export.request import Request
-from ggufy.export.stage import cores, plan
+from ggufy.export.stage import plan
+from ggufy.machine import cores
 
 REPOSITORY = Path(__file__).parents[1]
 VENDOR = REPOSITORY / "vendor" / "llama.cpp"

@@ -7,7 +7,7 @@ tuned model, and the plain base. Each is an output of the run until the evaluati
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -89,10 +89,7 @@ class Contenders:
         """The model before training; None where nothing was trained, or only files are known."""
         if self.subject is None or self.subject.adapter is None:
             return None
-        if trial.needs_imatrix(quant):
-            log.info("the base is made in %s, because %s needs an importance matrix of it", F16, quant)
-            quant = F16
-        return self._made("base", quant, None)
+        return self._made("base", base_quant(quant), None)
 
     def spoken(self) -> Contender | None:
         """The file that somebody would talk to: the quant that was exported last, else what there is."""
@@ -136,12 +133,7 @@ class Contenders:
 
     def _inputs(self, role: Role, quant: str, adapter: Path | None) -> dict[str, Any]:
         assert self.subject is not None
-        inputs = {**self.subject.inputs, "evaluates": quant, "llama_cpp": metadata.version("llama-cpp-python")}
-        if adapter is None:
-            inputs["adapter"] = None
-        if foreign.is_foreign(self.subject.base.path):
-            inputs["converter"] = foreign.fingerprint()
-        return {**inputs, "role": role}
+        return {**made_of(self.subject, adapter), "evaluates": quant, "role": role}
 
     def _make(self, group: dict[str, Contender]) -> None:
         subject = self.subject
@@ -153,15 +145,37 @@ class Contenders:
         def build(places: dict[str, Path]) -> None:
             named = ", ".join(group[output].quant for output in places)
             log.info("making %s of %s for the comparison", named, "the base" if role == "base" else "the tuned model")
-            outputs = {group[output].quant: place for output, place in places.items()}
-            stage.export(Request(subject.base.path, adapter, outputs, subject.notes), self.threads)
-            expected = Expected.of(subject.base.path, adapter)
-            for place in places.values():
-                verifying.verify(place, subject.base.path, self.threads, None, expected)
+            make(subject, adapter, {group[output].quant: place for output, place in places.items()}, self.threads)
 
         # Forced: eval/ in a run is ggufy's own, and a file that has lost its stamp is made again.
         if any(self.room.valid(output, wanted) is None for output, wanted in inputs.items()):
             self.room.make(inputs, build, force=True)
+
+
+def base_quant(quant: str) -> str:
+    """In what a base is made to stand beside a file: the same, but for a quant that needs an importance matrix."""
+    if not trial.needs_imatrix(quant):
+        return quant
+    log.info("%s would need an importance matrix of the base's own; the base is made in q8_0", quant)
+    return "q8_0"
+
+
+def made_of(subject: Subject, adapter: Path | None) -> dict[str, Any]:
+    """What the bytes of a file made for a comparison depend on, but for its quant. Without `adapter` it is the base."""
+    inputs = {**subject.inputs, "llama_cpp": metadata.version("llama-cpp-python")}
+    if adapter is None:
+        inputs["adapter"] = None
+    if foreign.is_foreign(subject.base.path):
+        inputs["converter"] = foreign.fingerprint()
+    return inputs
+
+
+def make(subject: Subject, adapter: Path | None, outputs: Mapping[str, Path], threads: int) -> None:
+    """Export a subject, or without `adapter` its base, and verify the files, each under its quant."""
+    stage.export(Request(subject.base.path, adapter, dict(outputs), subject.notes), threads)
+    expected = Expected.of(subject.base.path, adapter)
+    for place in outputs.values():
+        verifying.verify(place, subject.base.path, threads, None, expected)
 
 
 def first_file(one: Contender) -> Path:

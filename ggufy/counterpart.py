@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import logging
-from importlib import metadata
 from pathlib import Path
 
-from ggufy import run, subject
+from ggufy import contenders, machine, run, subject
 from ggufy.errors import ChatError
-from ggufy.export import foreign, stage, trial
-from ggufy.export import verify as verifying
-from ggufy.export.expected import Expected
-from ggufy.export.request import Request
 
 log = logging.getLogger("ggufy")
 
@@ -27,20 +22,13 @@ def of(tuned: Path) -> Path:
     if found.adapter is None:
         raise ChatError(f"{tuned.as_posix()} is no fine-tune: it is its own base", "name another file or run")
     room, output = place
-    quant = str((room.stamp(output) or {"inputs": {}})["inputs"].get("quant", "q8_0"))
-    if trial.needs_imatrix(quant):
-        log.info("%s would need an importance matrix of the base's own; it is made in q8_0", quant)
-        quant = "q8_0"
+    quant = contenders.base_quant(str((room.stamp(output) or {"inputs": {}})["inputs"].get("quant", "q8_0")))
     # Not `quant`: among the models of a run this is none of them.
-    inputs = {**found.inputs, "adapter": None, "base_in": quant, "llama_cpp": metadata.version("llama-cpp-python")}
-    if foreign.is_foreign(found.base.path):
-        inputs["converter"] = foreign.fingerprint()
+    inputs = {**contenders.made_of(found, None), "base_in": quant}
 
     def build(places: dict[str, Path]) -> None:
         log.info("making the base %s in %s, once", found.base.name, quant)
-        [path] = places.values()
-        stage.export(Request(found.base.path, None, {quant: path}, found.notes), stage.cores())
-        verifying.verify(path, found.base.path, stage.cores(), None, Expected.of(found.base.path, None))
+        contenders.make(found, None, {quant: places[target]}, machine.cores())
 
     target = f"chat/base-{quant}.gguf"
     there = room.valid(target, inputs)

@@ -133,8 +133,8 @@ def _quants(opened: Sequence[Evaluator], wish: Wish) -> Section:
 
 
 def _prompts(opened: Sequence[Evaluator], wish: Wish) -> Section | None:
-    if "prompts" not in wish.insisted and any(one.template is None for one in opened):
-        log.info("no prompts are asked: the base has no chat template")
+    if "prompts" not in wish.insisted and any(not one.answers_chats for one in opened):
+        log.info("no prompts are asked: a model has no chat template")
         return None
     questions = prompts.read(wish.prompts) if wish.prompts else prompts.own()
     models = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from ggufy.export import stage
+from ggufy import machine
 
 PARTS = ("heldout", "quants", "prompts", "references", "numbers", "judge")
 
@@ -62,7 +62,7 @@ class Wish:
 
     @property
     def cores(self) -> int:
-        return self.threads or stage.cores()
+        return self.threads or machine.cores()
 
     @property
     def insisted(self) -> Sequence[str]:

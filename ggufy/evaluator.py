@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ggufy import contenders, digest, gguf_text, heldout, progress
+from ggufy import contenders, digest, gguf_text, heldout, machine, progress
 from ggufy.chat.model import ChatModel, Sampling
 from ggufy.contenders import Contender, Contenders
 from ggufy.errors import EvalError
@@ -28,7 +28,7 @@ from ggufy.evaluate.measure import Divergence, Loss
 from ggufy.evaluate.quants_section import File
 from ggufy.evaluate.texts import HeldOut, Text
 from ggufy.evaluation_wish import Wish
-from ggufy.export import reference, stage
+from ggufy.export import reference
 from ggufy.forward import Forward
 from ggufy.run import Run
 from ggufy.subject import Subject
@@ -81,6 +81,11 @@ class Evaluator:
     def _first(self) -> Path:
         return contenders.first_file(self.contenders.files[0])
 
+    @property
+    def prefix(self) -> str:
+        """Tells what is measured on a file of the user's from what is measured on the run's own conversations."""
+        return f"{self.wish.data.stem}-" if self.wish.data else ""
+
     def reference(self) -> Contender | None:
         """What the quants are compared with."""
         return self.against or self.contenders.tuned_f16()
@@ -89,7 +94,7 @@ class Evaluator:
         """The loss of a model on the held-out conversations, through llama.cpp."""
         if there := self._compared(one):
             return there
-        output, inputs = f"eval/loss/{one.label}.jsonl", self._measured("loss", one)
+        output, inputs = f"eval/loss/{self.prefix}{one.label}.jsonl", self._measured("loss", one)
 
         def compute(place: Path, paths: list[Path]) -> None:
             with self._open(paths[0]) as model:
@@ -99,7 +104,7 @@ class Evaluator:
 
     def divergence(self, one: Contender, other: Contender) -> tuple[Divergence, Loss]:
         """How far a model is from another on the held-out conversations; and its own loss there."""
-        output = f"eval/divergence/{one.label}.jsonl"
+        output = f"eval/divergence/{self.prefix}{one.label}.jsonl"
         inputs = {**self._measured("divergence", one), "reference": other.identity}
 
         def compute(place: Path, paths: list[Path]) -> None:
@@ -128,7 +133,7 @@ class Evaluator:
         if subject is None or subject.adapter is None:
             return "there is no adapter"
         inputs = {"measure": "adapter", "texts": digest.of_values(self.heldout.keys), **subject.content}
-        output = "eval/loss/adapter.jsonl"
+        output = f"eval/loss/{self.prefix}adapter.jsonl"
         there = self.room.valid(output, inputs)
         if there is None:
             if lacking := reference.missing(subject.base.path, subject.adapter):
@@ -152,12 +157,12 @@ class Evaluator:
     def file(self, one: Contender, question: Question) -> File:
         """Size, bits a weight, and tokens a second while it answers a question on this machine."""
         inputs: dict[str, Any] = {"measure": "file", "model": one.identity, "question": question.conversation}
-        inputs |= {"threads": self.wish.threads, "cores": stage.cores(), **_runtime()}
+        inputs |= {"threads": self.wish.threads, "cores": machine.cores(), **_runtime()}
 
         def compute(place: Path, paths: list[Path]) -> None:
             facts = contenders.facts(paths[0])
-            if self.template is None:
-                # Of a base without a template: what was held out is asked as it stands.
+            if self.template is None or gguf_text.template_of(paths[0]) is None:
+                # Of a model without a template: what was held out is asked as it stands.
                 ids = self.heldout.texts[0].read
                 with Completer(paths[0], len(ids) + _SPEED_TOKENS, self.wish.cores) as model:
                     speed = model.speed(ids, _SPEED_TOKENS)
@@ -204,7 +209,7 @@ class Evaluator:
         context = self.wish.context or max((len(gap.prompt) + most for gap in gaps), default=0)
         same = {"measure": "completions", "model": one.identity, "most": most, "context": context, **_runtime()}
         keys = rows.distinct(digest.of_values([same, gap.prompt, gap.answer]) for gap in gaps)
-        output, inputs = f"eval/completions/{one.label}.jsonl", {**same, "rows": digest.of_values(keys)}
+        output, inputs = f"eval/completions/{self.prefix}{one.label}.jsonl", {**same, "rows": digest.of_values(keys)}
 
         def compute(place: Path, paths: list[Path]) -> None:
             known = [rows.read(self.room.path / output)]
@@ -233,6 +238,14 @@ class Evaluator:
             return gguf_text.template_of(self._first)
         folder = self.subject.base.path
         return ChatTemplate.from_folder(folder) if text_of(folder) else None
+
+    @property
+    def answers_chats(self) -> bool:
+        """Whether all its models have a chat template."""
+        standard = self.against
+        return self.template is not None and (
+            standard is None or gguf_text.template_of(contenders.first_file(standard)) is not None
+        )
 
     def flags(self, answer: Answer, question: Question) -> list[Flag]:
         """What is plainly wrong with an answer."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ggufy import calibration, digest, recipe, refusals
+from ggufy import calibration, digest, machine, recipe, refusals
 from ggufy.calibration import Texts
 from ggufy.errors import ExportError, Unverified
 from ggufy.export import foreign, imatrix, layout, modelfile, stage
@@ -56,7 +56,7 @@ class _Export:
 
     def __init__(self, this: Subject, wish: Wish) -> None:
         self.this, self.wish = this, wish
-        self.threads = wish.threads or stage.cores()
+        self.threads = wish.threads or machine.cores()
         self.inputs = {**this.inputs, "llama_cpp": metadata.version("llama-cpp-python")}
         if foreign.is_foreign(this.base.path):
             self.inputs["converter"] = foreign.fingerprint()

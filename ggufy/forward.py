@@ -40,7 +40,7 @@ class Forward:
         with interrupts.held(), ggml.quiet() as said:
             self.model = llama_cpp.llama_model_load_from_file(path.as_posix().encode(), wanted)
         if not self.model:
-            raise _cannot_load(path, said)
+            raise cannot_load(path, said)
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
         self.width = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
         params = llama_cpp.llama_context_default_params()
@@ -56,7 +56,7 @@ class Forward:
             self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
             self.close()
-            raise _cannot_load(path, said)
+            raise cannot_load(path, said)
 
     def __enter__(self) -> Forward:
         return self
@@ -189,9 +189,10 @@ def _show(address: int, watch: Watch) -> bool:
     return True
 
 
-def _cannot_load(path: Path, said: list[str]) -> ModelError:
+def cannot_load(path: Path, said: list[str], error: BaseException | None = None) -> ModelError:
+    """What llama.cpp has against a file, from what it logged; without that, from what its Python wrapper raised."""
     # llama.cpp says why in one line, and in the last that it could not.
     told = [line.rpartition("error loading model: ")[2] for line in said if "error loading model: " in line]
-    last = said[-1].partition(": ")[2] or said[-1] if said else "no reason given"
+    last = said[-1].partition(": ")[2] or said[-1] if said else " ".join(str(error or "no reason given").split())
     reason = told[-1].removeprefix("error loading model architecture: ") if told else last
     return ModelError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again")

@@ -77,7 +77,7 @@ def _items(asked: Asked, wish: Wish) -> list[Item]:
         items += _beside(one, models, questions, None, several=len(asked) > 1)
         if wish.judge_rows:
             held = [replace(question, id=f"held out {question.id}") for question in one.heldout_questions]
-            items += _beside(one, models, held[: wish.judge_rows], "held-out", several=len(asked) > 1)
+            items += _beside(one, models, held[: wish.judge_rows], f"{one.prefix}held-out", several=len(asked) > 1)
     return items
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +75,18 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def cores() -> int:
+    """The cores that this process may use, which in a container are fewer than there are."""
+    try:
+        free = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        free = os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        free = max(1, min(free, round(int(quota) / int(period))))
+    return free
 
 
 def memory() -> tuple[int, int]:

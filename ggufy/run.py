@@ -29,7 +29,7 @@ def named(name: str) -> Run:
     """The run of that name, there or not. Raises RunError for what cannot be the name of a folder in runs/."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise RunError(
-            f"{name!r} cannot be the name of a run", "use letters, digits, '.', '_' and '-', as in --run first"
+            f"{name!r} cannot be the name of a run", "use letters, digits, '.', '_' and '-', as in first-try"
         )
     return Run(runs_folder() / name)
 
@@ -106,7 +106,7 @@ class Run(Maker):
         except (OSError, ValueError) as error:
             raise RunError(f"{path.as_posix()} cannot be read: {error}", "start the run again with --fresh") from None
         if not isinstance(values, dict) or "recipe" not in values:
-            raise RunError(f"{path.as_posix()} is not the record of a ggufy run", "choose another --run")
+            raise RunError(f"{path.as_posix()} is not the record of a ggufy run", "choose another name")
         return values
 
     def freeze(self, values: Mapping[str, Any]) -> None:
@@ -118,7 +118,7 @@ class Run(Maker):
         """Raise RunError for a folder with files in it that is no run: nobody else's `data/` is written over."""
         own = any((self.path / name).exists() for name in ("run.json", "lock"))
         if not own and self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise RunError(f"{self.path.as_posix()} is there already, and is no run of ggufy", "choose another --run")
+            raise RunError(f"{self.path.as_posix()} is there already, and is no run of ggufy", "choose another name")
 
     def refuse_foreign_names(self) -> None:
         """Raise RunError where the place for exports is a file."""

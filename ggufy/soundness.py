@@ -8,9 +8,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from ggufy import exported, run, subject
+from ggufy import exported, machine, run, subject
 from ggufy.errors import ChatError, RunError, Unverified
-from ggufy.export import stage
 from ggufy.export import verify as verifying
 from ggufy.export.request import ADAPTER
 from ggufy.run import Run
@@ -19,7 +18,7 @@ from ggufy.verifier import Verifier
 
 def lines(what: str | os.PathLike[str] | None, threads: int | None, *, logits: bool) -> Iterator[str]:
     """A line for each thing that is good. Raises Unverified for what is not."""
-    cores = threads or stage.cores()
+    cores = threads or machine.cores()
     path = Path(what) if what is not None else None
     if path and _is_model(path):
         place = run.holding(path)

@@ -217,6 +217,33 @@ def test_one_file_against_another(light_run: Run, taught: Path, row: Callable[..
     assert alone["taught-q4_k_m.gguf"] == pytest.approx(known["q4_k_m"], rel=1e-6)
 
 
+def test_a_file_may_be_compared_with_one_that_has_no_template(
+    light_run: Run, taught: Path, row: Callable[..., str]
+) -> None:
+    q8, q4 = (f"runs/taught/export/taught-{name}.gguf" for name in ("q8_0", "q4_k_m"))
+    (taught / "data.jsonl").write_text(row("Hello?"), "utf-8")
+    (taught / "plain.gguf").write_bytes(
+        (taught / q8).read_bytes().replace(b"tokenizer.chat_temp", b"tokenizer.chat_tump")
+    )
+    done = light_run("eval", q4, "--against", "plain.gguf", "--data", "data.jsonl", cwd=taught)
+    assert done.returncode == 0, done.stderr
+    assert "no prompts are asked: a model has no chat template" in done.stderr
+    [quants] = report(taught / "evals" / "taught-q4_k_m")["sections"]["quants"]["runs"]
+    assert all(one["tokens_per_second"] > 0 for one in quants["files"])
+
+
+def test_other_data_does_not_cost_what_was_measured(light_run: Run, taught: Path, row: Callable[..., str]) -> None:
+    (taught / "data.jsonl").write_text(row("Hello?"), "utf-8")
+    only = ("--only", "heldout", "--limit", "2", "--no-adapter")
+    for given in ((), ("--data", "data.jsonl")):
+        done = light_run("eval", "taught", *only, *given, cwd=taught)
+        assert done.returncode == 0, done.stderr
+    done = light_run("eval", "taught", *only, cwd=taught)
+    assert done.returncode == 0, done.stderr
+    assert "loss of" not in done.stderr
+    assert "making f16" not in done.stderr
+
+
 def test_two_runs_side_by_side(light_run: Run, evaluated: Path) -> None:
     shutil.copytree(evaluated / "runs" / "taught", evaluated / "runs" / "other")
     done = light_run("eval", "taught", "other", *LIGHT, cwd=evaluated)

@@ -83,7 +83,7 @@ def test_a_base_without_a_template_completes_prices(light_run: Run, run: Run, ba
     assert done.returncode == 0, done.stderr
     done = run("eval", "exports", "--data", "prices.jsonl", "--threads", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "no prompts are asked: the base has no chat template" in done.stderr
+    assert "no prompts are asked: a model has no chat template" in done.stderr
     report = json.loads((tmp_path / "exports" / "eval" / "report.json").read_text("utf-8"))
     assert list(report["sections"]) == ["heldout", "quants", "references", "numbers"]
     assert report["sections"]["numbers"]["tuned q8_0"]["rows"] == 3

@@ -25,6 +25,8 @@ Run = Callable[..., CompletedProcess[str]]
 TRAIN = ("train", "--recipe", "tiny", "--backend", "hf", "--set", "data.train_size=16", "--set", "lora.r=4")
 SHARED = ("--set", "train.max_steps=6", "--set", "train.batch_size=4", "--set", "train.gradient_accumulation=2")
 OFTEN = ("--set", "train.save_steps=2")
+# Five rows fill up neither a batch of two nor one of two in each of two processes.
+HELD_OUT = ("--set", "data.eval_size=5", "--set", "eval.steps=3", "--set", "eval.batch_size=2")
 
 
 def children(pid: int) -> list[int]:
@@ -33,9 +35,9 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_two_processes_train_like_one_also_when_one_was_killed(run: Run, tmp_path: Path, env: dict[str, str]) -> None:
-    alone = run(*TRAIN, *SHARED, *OFTEN, "--run", "one", cwd=tmp_path)
+    alone = run(*TRAIN, *SHARED, *OFTEN, *HELD_OUT, "--run", "one", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
-    two = (*TRAIN, *SHARED, *OFTEN, "--run", "two", "--gpus", "2")
+    two = (*TRAIN, *SHARED, *OFTEN, *HELD_OUT, "--run", "two", "--gpus", "2")
     command = [sys.executable, "-m", "ggufy", *two]
     process = subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stderr=subprocess.PIPE)
     sealed = tmp_path / "runs/two/checkpoints/checkpoint-2/manifest.json"
@@ -61,12 +63,13 @@ def test_two_processes_train_like_one_also_when_one_was_killed(run: Run, tmp_pat
     again = run(*two, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("resuming from step") == 1
-    curves = []
-    for name in ("one", "two"):
-        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
-        curves.append({entry["step"]: entry["loss"] for entry in map(json.loads, lines)})
-    assert list(curves[0]) == list(curves[1]) == [1, 2, 3, 4, 5, 6]
-    assert list(curves[1].values()) == pytest.approx(list(curves[0].values()), rel=1e-4)
+    for key, steps in (("loss", [1, 2, 3, 4, 5, 6]), ("eval_loss", [3, 6])):
+        curves = []
+        for name in ("one", "two"):
+            lines = map(json.loads, (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines())
+            curves.append({entry["step"]: entry[key] for entry in lines if key in entry})
+        assert list(curves[0]) == list(curves[1]) == steps
+        assert list(curves[1].values()) == pytest.approx(list(curves[0].values()), rel=1e-4)
     weights = [load_file(tmp_path / f"runs/{name}/adapter/adapter_model.safetensors") for name in ("one", "two")]
     assert all(abs(weights[0][name] - weights[1][name]).max() < 1e-3 for name in weights[0])
     summaries = [json.loads((tmp_path / f"runs/{name}/summary.json").read_text()) for name in ("one", "two")]

@@ -21,7 +21,10 @@ WHOLE = (
     *("data.train_size=12", "train.batch_size=12", "train.max_steps=3", "model.max_length=300", "lora.r=4"),
     *("train.warmup=0", "train.save_steps=3"),
 )
-HELD_OUT = ("data.train_size=20", "data.eval_size=6", "eval.steps=1", "model.max_length=300", "train.save_steps=100")
+HELD_OUT = (
+    *("data.train_size=20", "data.eval_size=6", "eval.steps=1", "eval.batch_size=4", "model.max_length=300"),
+    "train.save_steps=100",
+)
 RUNS = {
     "unpacked": WHOLE,
     "packed": (*WHOLE, "train.packing=true"),
@@ -55,6 +58,29 @@ for name, settings in json.loads(sys.argv[1]).items():
         pipeline.train("tiny", run_name=run, overrides=settings)
     except GgufyError as error:
         print(f"error: {error.message} hint: {error.hint}", file=sys.stderr, flush=True)
+"""
+
+
+# Of what was held out, one conversation at a time: the sum of the losses of all tokens that count, and their number.
+EVALUATED = """
+import datasets, torch
+from pathlib import Path
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from ggufy import subject
+from ggufy.run import Run
+
+found = subject.of_room(Run(Path("runs/stopped")))
+base = AutoModelForCausalLM.from_pretrained(found.base.path, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, found.adapter).eval()
+total, count = 0.0, 0
+for row in datasets.Dataset.from_file("runs/stopped/data/eval.arrow"):
+    ids, labels = (torch.tensor(row[key]) for key in ("input_ids", "labels"))
+    with torch.no_grad():
+        logits = model(ids[None]).logits[0, :-1]
+    total += torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum", ignore_index=-100).item()
+    count += int((labels[1:] != -100).sum())
+print(total / count)
 """
 
 
@@ -122,6 +148,13 @@ def test_early_stopping_keeps_the_best(trained: Trained) -> None:
     assert f"the adapter is that of step {best}" in trained.said["stopped"]
     assert trained.weights("stopped") == trained.weights("stopped", f"checkpoints/checkpoint-{best}")
     assert trained.weights("stopped") != trained.weights("stopped", f"checkpoints/checkpoint-{best + 2}")
+
+
+def test_the_eval_loss_is_the_mean_over_all_tokens_whatever_the_batches(trained: Trained, env: dict[str, str]) -> None:
+    command = [sys.executable, "-c", EVALUATED]
+    done = subprocess.run(command, cwd=trained.folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert trained.summary("stopped")["best_eval_loss"] == pytest.approx(float(done.stdout), rel=1e-5)
 
 
 def test_what_stopped_early_stays_stopped(trained: Trained) -> None:

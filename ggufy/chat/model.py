@@ -16,6 +16,7 @@ from ggufy import ggml, gguf_file, interrupts
 from ggufy.chat.prompts import Prompts
 from ggufy.chat.threads import Threads
 from ggufy.errors import ChatError
+from ggufy.forward import cannot_load
 from ggufy.template import Message
 
 
@@ -204,8 +205,7 @@ def _load(path: Path, context: int) -> Any:
             llama = Llama(path.as_posix(), n_ctx=context, verbose=False)
         except (ValueError, RuntimeError, AssertionError, UnicodeDecodeError) as error:
             # llama-cpp-python reads the keys again by itself, and trips over damaged ones in these ways.
-            reason = said[-1].partition(": ")[2] if said else " ".join(str(error).split())
-            raise ChatError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again") from None
+            raise cannot_load(path, said, error) from None
     vocab = llama._model.vocab
 
     def detokenize(tokens: Sequence[int], prev_tokens: Any = None, special: bool = False) -> bytes:

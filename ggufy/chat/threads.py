@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ggufy import cache, interrupts
+from ggufy import cache, interrupts, machine
 
 log = logging.getLogger("ggufy")
 
@@ -61,16 +61,9 @@ def candidates(cores: int) -> list[int]:
 
 
 def cores() -> int:
-    """Those that this process may use, which in a container, or with OMP_NUM_THREADS, are fewer than there are."""
-    try:
-        free = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        free = os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        free = max(1, min(free, round(int(quota) / int(period))))
+    """Those that this process may use, or as many as OMP_NUM_THREADS says if that is fewer."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(free, max(1, int(wanted))) if wanted.isdecimal() else free
+    return min(machine.cores(), max(1, int(wanted))) if wanted.isdecimal() else machine.cores()
 
 
 def _measured(llama: Any) -> Threads:

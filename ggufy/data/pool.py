@@ -27,11 +27,6 @@ from ggufy.errors import DataError, GgufyError
 _AHEAD = 3
 
 
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def results(plan: Plan, batches: Iterable[Sequence[Row]], processes: int) -> Iterator[Result]:
     """The results of the batches, in their order. Raises what a worker raised."""
     workers = [_Process(plan) for _ in range(processes)]

@@ -15,7 +15,7 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
-from ggufy import progress
+from ggufy import machine, progress
 from ggufy.data import files, formats, mix, pool
 from ggufy.data.counts import Counts
 from ggufy.data.files import BadRow
@@ -57,7 +57,7 @@ def opened(
         raise DataError(
             f"data.overflow: split is for plain text, but {source.name} is {odd}", "truncate, drop or refuse"
         )
-    return Stage(plan, sources, processes or pool.cores()), splits(source, data, out)
+    return Stage(plan, sources, processes or machine.cores()), splits(source, data, out)
 
 
 def planned(source: Source, data: Data, base: Path, max_length: int, day: date) -> tuple[list[Source], Plan]:

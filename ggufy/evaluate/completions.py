@@ -17,6 +17,7 @@ from typing import Any
 from ggufy import ggml, interrupts
 from ggufy.errors import EvalError
 from ggufy.evaluate.texts import IGNORED, Text
+from ggufy.forward import cannot_load
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def longest_answer(gaps: Sequence[Gap], most: int) -> int:
 
 
 class Completer:
-    """One loaded GGUF that goes on from tokens, always with the likeliest. Raises EvalError where that cannot be."""
+    """One loaded GGUF that goes on from tokens, always with the likeliest. Raises ModelError where that cannot be."""
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
         import llama_cpp
@@ -77,8 +78,7 @@ class Completer:
                     verbose=False,
                 )
             except (ValueError, RuntimeError, AssertionError, UnicodeDecodeError) as error:
-                reason = said[-1].partition(": ")[2] if said else " ".join(str(error).split())
-                raise EvalError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again") from None
+                raise cannot_load(path, said, error) from None
         self._vocab = llama_cpp.llama_model_get_vocab(self._llama._model.model)
 
     def __enter__(self) -> Completer:

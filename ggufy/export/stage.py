@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufy import ggml, progress
+from ggufy import ggml, machine, progress
 from ggufy.errors import ExportError
 from ggufy.export import adapter_gguf, detour, foreign, imatrix, layout, llama, native, stream, vocab
 from ggufy.export.adapter import Adapter
@@ -163,12 +162,7 @@ def export(request: Request, threads: int | None = None) -> None:
     ready = plan(request, folder)
     # What an interrupted attempt already wrote is written over.
     check_space(folder, ready.sizes, blocks(folder.parent))
-    ready.write(threads or cores())
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ready.write(threads or machine.cores())
 
 
 def check_space(folder: Path, sizes: Mapping[str, int], there: int = 0) -> None:

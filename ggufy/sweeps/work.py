@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from datetime import date, datetime, timezone
@@ -24,6 +23,7 @@ from ggufy.sweeps import report, space
 from ggufy.sweeps.study import Claim, Study
 from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, KILLED, MEMORY, PRUNED, REFUSED
 from ggufy.sweeps.watch import Watch
+from ggufy.train.stopping import StopSignals
 
 log = logging.getLogger("ggufy")
 
@@ -33,19 +33,10 @@ _ERRORS = 3
 _OUTCOMES = {"Diverged": DIVERGED, "OutOfMemory": MEMORY}
 
 
-class Stop:
-    """While it is entered: the number of the signal that asked to stop, which the trial at work is told too."""
+class Stop(StopSignals):
+    """The trial at work is told too."""
 
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self.process: subprocess.Popen[bytes] | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
+    process: subprocess.Popen[bytes] | None = None
 
     def _note(self, number: int, frame: Any) -> None:
         del frame
@@ -60,10 +51,6 @@ class Stop:
         """Send the trial at work a signal."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def work(this: Study, stop: Stop, after_each: Callable[[], object]) -> None:

@@ -50,11 +50,16 @@ class Backend:
 
 
 class _Trainer(SFTTrainer):
-    """trl's trainer with ggufy's order of rows, a count of conversations, and without a model card in checkpoints."""
+    """trl's trainer with ggufy's order of rows, a count of conversations, and without a model card in checkpoints.
+
+    Its eval loss is the mean over all tokens that count, as `ggufy eval` has it, and not the mean over batches.
+    """
 
     rows: batches.Collate
     order: batches.LengthGrouped | None = None
     samples = 0
+    heard, counted = 0.0, 0
+    """Of the evaluation under way, in this process: the sum of the losses of so many tokens."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         return
@@ -65,6 +70,33 @@ class _Trainer(SFTTrainer):
             held = int(self.accelerator.gather(torch.tensor([held], device=self.args.device)).sum())
         self.samples += held
         return super().training_step(model, inputs, *rest, **named)
+
+    def evaluation_loop(self, *rest: Any, **named: Any) -> Any:
+        self.heard, self.counted = 0.0, 0
+        done = super().evaluation_loop(*rest, **named)
+        sums = torch.tensor([[self.heard, self.counted]], dtype=torch.float64, device=self.args.device)
+        heard, counted = self.accelerator.gather(sums).sum(dim=0).tolist()
+        done.metrics["eval_loss"] = heard / counted
+        return done
+
+    def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        labels[self._own(len(labels)) :] = batches.IGNORED
+        counted = int((labels[:, 1:] != batches.IGNORED).sum())
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs).detach()
+        if counted:
+            self.heard += float(loss) * counted
+            self.counted += counted
+        return loss, None, None
+
+    def _own(self, rows: int) -> int:
+        """How many rows of a batch are this process's own: the last one is filled up with rows of the beginning."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        return int(min(rows, max(0, state.remainder - self.accelerator.process_index * rows)))
 
     def _get_train_sampler(self, *rest: Any, **named: Any) -> Any:
         return self.order if self.order is not None else super()._get_train_sampler(*rest, **named)

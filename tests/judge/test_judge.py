@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -269,6 +270,14 @@ def test_the_estimate_is_of_what_will_be_asked(server: Judge, ask: Ask, items: l
     # Asked again on purpose: all of them.
     ask(items, afresh=True)
     assert len(server.graded()) == before + 11 + 16
+
+
+def test_no_more_is_asked_in_a_minute_than_was_allowed(server: Judge, ask: Ask, items: list[Item]) -> None:
+    begun = time.monotonic()
+    ask(items[:4], parallel=4, per_minute=600)
+    assert len(server.graded()) == 8
+    # The first may start at once. No faster machine makes the others start sooner.
+    assert time.monotonic() - begun >= 7 * 0.1
 
 
 def test_a_reply_does_not_steer_the_terminal(server: Judge, ask: Ask, items: list[Item]) -> None:
