@@ -206,7 +206,8 @@ class Run(Maker):
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 file.close()
-                what, other = ("folder", "--out") if self.origin and not self.exists else ("run", "--run")
+                in_runs = self.path.absolute().parent == runs_folder().absolute()
+                what, other = ("run", "--run") if in_runs or self.exists else ("folder", "--out")
                 raise RunError(
                     f"the {what} {self.path.as_posix()} is in use by another ggufy (process {holder})",
                     f"wait for it, stop it, or choose another {other}",

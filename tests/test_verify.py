@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -14,6 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ggufy import ggml, gguf_file
+from ggufy import run as run_module
 from ggufy.errors import ExportError, Unverified
 from ggufy.export.expected import Expected
 from ggufy.export.verify import verify
@@ -283,6 +285,41 @@ def test_an_adapter_alone(quick: Path, base: Path, run: Run, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "quick-adapter.gguf: " in done.stdout
     assert "of them the adapter's, byte for byte" in done.stdout
+
+
+def test_an_export_knows_what_it_was_made_from_also_from_elsewhere(
+    quick: Path, base: Path, run: Run, tmp_path: Path
+) -> None:
+    """The adapter's own word for its base is relative to where it was exported."""
+    shutil.copytree(base, tmp_path / "base")
+    adapter = Path(shutil.copytree(quick / "runs/quick/adapter", tmp_path / "mine"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "base"}))
+    done = run("export", "mine", "--quant", "q8_0", "--no-logits", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder, named in ((tmp_path, "exports/mine"), (elsewhere, "../exports/mine")):
+        done = run("verify", named, "--no-logits", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    adapter.rename(tmp_path / "moved")
+    done = run("verify", "exports/mine", cwd=tmp_path)
+    assert done.returncode == 1
+    [error, hint] = done.stderr.splitlines()
+    assert error.startswith("error: exports/mine cannot be compared with what it was made from: the folder ")
+    assert error.endswith("mine is not there any more")
+    assert hint == "hint: put that back where it was, or export it again into another --out"
+
+
+def test_a_folder_of_exports_that_somebody_else_works_on(quick: Path, base: Path, run: Run, tmp_path: Path) -> None:
+    with run_module.Run(tmp_path / "out").lock():
+        done = run(
+            *("export", str(quick / "runs/quick/adapter"), "--base", str(base), "--out", "out", "--quant", "q8_0"),
+            cwd=tmp_path,
+        )
+    assert done.returncode == 1
+    assert f"error: the folder out is in use by another ggufy (process {os.getpid()})" in done.stderr
+    assert "another --out" in done.stderr
 
 
 def test_ctrl_c_while_the_data_is_read(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
