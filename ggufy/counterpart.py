@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ggufy import contenders, machine, run, subject
+from ggufy import machine, run, subject
 from ggufy.errors import ChatError
+from ggufy.evaluation import contenders
 
 log = logging.getLogger("ggufy")
 

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from ggufy.chat.model import ChatModel
     from ggufy.data.report import Report
-    from ggufy.evaluation import Evaluation
-    from ggufy.evaluation_wish import Wishes as EvalWishes
+    from ggufy.evaluation.parts import Evaluation
+    from ggufy.evaluation.wish import Wishes as EvalWishes
     from ggufy.export_wish import Wishes
     from ggufy.planner import Plan
 
@@ -273,13 +273,13 @@ def verify(
 def evaluate(*what: str | os.PathLike[str] | Run, **wish: Unpack[EvalWishes]) -> Evaluation:
     """Evaluate a run, a folder of exports or GGUF files; several are compared. The newest run if nothing is named.
 
-    The arguments are those of `ggufy.evaluation_wish.Wish`: `only`, `data`, `limit`, `against`, `max_kl`, ... What was
+    The arguments are those of `ggufy.evaluation.wish.Wish`: `only`, `data`, `limit`, `against`, `max_kl`, ... What was
     measured before is not measured again.
     """
-    from ggufy import evaluation
-    from ggufy.evaluation_wish import Wish
+    from ggufy.evaluation import parts
+    from ggufy.evaluation.wish import Wish
 
-    return evaluation.make(what, Wish(**wish))
+    return parts.make(what, Wish(**wish))
 
 
 def plan_export(

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import ggufy
-from ggufy import heldout, subject
+from ggufy import subject
+from ggufy.evaluation import heldout
 from tests.conftest import snapshot
 
 Run = Callable[..., CompletedProcess[str]]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ggufy import distributions, gguf_text, heldout
+from ggufy import distributions
 from ggufy.data import source
 from ggufy.data.formats import Sample
 from ggufy.data.tokenize import Tokenizer
@@ -22,6 +22,7 @@ from ggufy.errors import EvalError
 from ggufy.evaluate import measure, rows, torch_loss
 from ggufy.evaluate.measure import Candidate, Divergence, Loss
 from ggufy.evaluate.texts import HeldOut, Text
+from ggufy.evaluation import gguf_text, heldout
 from ggufy.export import reference
 from ggufy.forward import Forward
 from tests.oracle.converter import export

@@ -19,3 +19,14 @@ def loss(model: Any, text: Text) -> dict[str, Any]:
         logits = model(ids).logits[0][wanted].double()
         chosen = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])
     return {"tokens": len(targets), "nll": float(-chosen.sum())}
+
+
+def to_gpu(model: Any) -> None:
+    """Move a model to a GPU that holds it."""
+    import torch
+
+    if torch.cuda.is_available():
+        size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+        free, _ = torch.cuda.mem_get_info()
+        if free > 1.2 * size:
+            model.to("cuda")

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ggufy.contenders import Contender
 from ggufy.errors import EvalError, GgufyError
 from ggufy.evaluate import judge, judge_cache, judge_endpoint, judge_report, judge_verdict, prompts
 from ggufy.evaluate.answers import Question
@@ -16,9 +15,10 @@ from ggufy.evaluate.judge_cache import Cache
 from ggufy.evaluate.judge_client import Client, Gate
 from ggufy.evaluate.judge_plan import Item, Plan, Price
 from ggufy.evaluate.report import Section
-from ggufy.evaluation_wish import Wish
-from ggufy.evaluator import Evaluator
-from ggufy.scoring import Asked, named
+from ggufy.evaluation.contenders import Contender
+from ggufy.evaluation.evaluator import Evaluator
+from ggufy.evaluation.scoring import Asked, named
+from ggufy.evaluation.wish import Wish
 
 log = logging.getLogger("ggufy")
 

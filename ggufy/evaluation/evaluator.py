@@ -7,7 +7,7 @@ where it was, and a second one measures nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from datetime import date
@@ -16,9 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ggufy import contenders, digest, gguf_text, heldout, machine, progress
+from ggufy import digest, machine, progress
 from ggufy.chat.model import ChatModel, Sampling
-from ggufy.contenders import Contender, Contenders
 from ggufy.errors import EvalError
 from ggufy.evaluate import answers, completions, flags, measure, rows, torch_loss
 from ggufy.evaluate.answers import Answer, Question
@@ -27,7 +26,9 @@ from ggufy.evaluate.flags import Flag
 from ggufy.evaluate.measure import Divergence, Loss
 from ggufy.evaluate.quants_section import File
 from ggufy.evaluate.texts import HeldOut, Text
-from ggufy.evaluation_wish import Wish
+from ggufy.evaluation import asking, contenders, gguf_text, heldout
+from ggufy.evaluation.contenders import Contender, Contenders
+from ggufy.evaluation.wish import Wish
 from ggufy.export import reference
 from ggufy.forward import Forward
 from ggufy.run import Run
@@ -36,7 +37,6 @@ from ggufy.template import ChatTemplate, text_of
 
 log = logging.getLogger("ggufy")
 
-_SPEED_TOKENS = 64
 _CONTEXT, _LEAST = 4096, 64
 
 
@@ -140,7 +140,7 @@ class Evaluator:
                 return lacking
             try:
                 with reference.opened(subject.base.path, subject.adapter) as model:
-                    _to_gpu(model)
+                    torch_loss.to_gpu(model)
                     what = "loss of the adapter model"
                     self._make(
                         output,
@@ -164,11 +164,11 @@ class Evaluator:
             if self.template is None or gguf_text.template_of(paths[0]) is None:
                 # Of a model without a template: what was held out is asked as it stands.
                 ids = self.heldout.texts[0].read
-                with Completer(paths[0], len(ids) + _SPEED_TOKENS, self.wish.cores) as model:
-                    speed = model.speed(ids, _SPEED_TOKENS)
+                with Completer(paths[0], len(ids) + asking.SPEED_TOKENS, self.wish.cores) as model:
+                    speed = model.speed(ids, asking.SPEED_TOKENS)
             else:
                 with self._chat(paths[0]) as chat:
-                    speed = _speed(chat, question)
+                    speed = asking.speed(chat, question)
             rows.write(place, ["file"], lambda _: {"size": facts.size, "bits": facts.bits, "speed": speed})
 
         [row] = self._keep(f"eval/files/{one.label}.jsonl", inputs, [one], compute)
@@ -195,8 +195,8 @@ class Evaluator:
 
             def build(place: Path) -> None:
                 with self._chat(path) as chat:
-                    _check_room(chat, questions)
-                    ask = lambda question: _asked(chat, question, self._sampling())  # noqa: E731
+                    asking.check_room(chat, questions)
+                    ask = lambda question: asking.answer(chat, question, self._sampling())  # noqa: E731
                     answers.collect(questions, keys, lambda: ask, place, known, f"asking {one.name}")
 
             self._make(output, inputs, build)
@@ -320,70 +320,6 @@ class Evaluator:
         self.room.make({output: inputs}, lambda places: build(places[output]), force=True)
 
 
-def _check_room(chat: ChatModel, questions: Sequence[Question]) -> None:
-    """Raise EvalError before the first is asked, where one does not fit."""
-    for question in questions:
-        if (length := len(chat.tokens(question.conversation))) >= chat.context:
-            raise EvalError(
-                f"the question {question.id} is {length:,} tokens long, and the context holds {chat.context:,}",
-                "give a larger --context where the model has it, or shorten the question",
-            )
-
-
-def _asked(chat: ChatModel, question: Question, sampling: Sampling) -> Answer:
-    text = "".join(chat.answer(question.conversation, sampling))
-    figures = chat.figures
-    return Answer(
-        question.id,
-        question.conversation,
-        text,
-        question.expected,
-        figures.tokens,
-        round(figures.seconds, 6),
-        figures.ended,
-    )
-
-
-def _speed(chat: ChatModel, question: Question) -> float:
-    """Of answers to the same question, until there were enough tokens."""
-    tokens, seconds = 0, 0.0
-    for _ in range(_SPEED_TOKENS):
-        for _ in chat.answer(question.conversation, Sampling(temperature=0.0, max_tokens=_SPEED_TOKENS)):
-            pass
-        figures = chat.figures
-        if figures.tokens > 1:
-            tokens += figures.tokens - 1
-            seconds += figures.seconds - figures.first_token_seconds
-        if tokens >= _SPEED_TOKENS:
-            break
-    return tokens / seconds if seconds else 0.0
-
-
-def _to_gpu(model: Any) -> None:
-    """Move a model to a GPU that holds it."""
-    import torch
-
-    if torch.cuda.is_available():
-        size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-        free, _ = torch.cuda.mem_get_info()
-        if free > 1.2 * size:
-            model.to("cuda")
-
-
 def _runtime() -> dict[str, str]:
     """What computes: another llama.cpp may round in another way."""
     return {"llama_cpp": metadata.version("llama-cpp-python")}
-
-
-def same_tokenizer(files: Iterable[Path]) -> None:
-    """Raise EvalError where two files have different tokenizers."""
-    first: tuple[Path, str] | None = None
-    for path in files:
-        found = gguf_text.vocabulary(path)
-        if first is None:
-            first = (path, found)
-        elif first[1] != found:
-            raise EvalError(
-                f"{first[0].as_posix()} and {path.as_posix()} have different tokenizers: there is no KL between them",
-                "compare what they say: --only prompts",
-            )

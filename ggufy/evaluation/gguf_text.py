@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,3 +103,17 @@ def vocabulary(path: Path) -> str:
     texts = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
     header = gguf_file.read_gguf(path, texts, lists)
     return digest.of_values([dict(header.texts), dict(header.lists)])
+
+
+def same_tokenizer(files: Iterable[Path]) -> None:
+    """Raise EvalError where two files have different tokenizers."""
+    first: tuple[Path, str] | None = None
+    for path in files:
+        found = vocabulary(path)
+        if first is None:
+            first = (path, found)
+        elif first[1] != found:
+            raise EvalError(
+                f"{first[0].as_posix()} and {path.as_posix()} have different tokenizers: there is no KL between them",
+                "compare what they say: --only prompts",
+            )

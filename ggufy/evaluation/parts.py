@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ggufy import __version__, contenders, digest, evaluation_wish, evaluator, exported, judging, run, scoring, subject
-from ggufy.contenders import Contender
+from ggufy import __version__, digest, exported, run, subject
 from ggufy.errors import EvalError, GgufyError
 from ggufy.evaluate import heldout_section, prompts, prompts_section, quants_section, terminal
 from ggufy.evaluate.answers import Question
-from ggufy.evaluate.measure import Loss
 from ggufy.evaluate.report import Report, Section
-from ggufy.evaluation_wish import Wish
-from ggufy.evaluator import Evaluator
+from ggufy.evaluation import contenders, gguf_text, judging, scoring
+from ggufy.evaluation.contenders import Contender
+from ggufy.evaluation.evaluator import Evaluator
+from ggufy.evaluation.wish import Wish
 from ggufy.hub import pull
 from ggufy.run import Run
 from ggufy.stamps import Artifact
@@ -82,18 +82,6 @@ def make(what: Sequence[str | os.PathLike[str] | Run | None], wish: Wish) -> Eva
     return Evaluation(report, page, data, trouble)
 
 
-def heldout_loss(what: str | os.PathLike[str] | Run, wish: Wish = Wish()) -> Loss:  # noqa: B008 - frozen
-    """The loss of a run's F16 file on what the run has held out, measured once."""
-    with _opened(what, wish) as one:
-        try:
-            tuned = one.contenders.tuned_f16()
-            if tuned is None:
-                raise EvalError(f"{one.name} is no run", "name a run")
-            return one.loss(tuned)
-        finally:
-            one.close()
-
-
 def _heldout(opened: Sequence[Evaluator], wish: Wish) -> Section:
     groups = []
     for one in opened:
@@ -123,7 +111,7 @@ def _quants(opened: Sequence[Evaluator], wish: Wish) -> Section:
         compared = [each for each in one.contenders.quants if each != standard]
         if standard.role == "file":
             # Of one run all files have the base's.
-            evaluator.same_tokenizer([contenders.first_file(each) for each in (standard, *compared)])
+            gguf_text.same_tokenizer([contenders.first_file(each) for each in (standard, *compared)])
         measured = {each: one.divergence(each, standard) for each in compared}
         lines = [quants_section.Line(standard.name, one.file(standard, question), one.loss(standard), None)]
         for each, (apart, loss) in measured.items():
@@ -180,10 +168,8 @@ PARTS: dict[str, Callable[[Sequence[Evaluator], Wish], Section | None]] = {
 
 def _check(wish: Wish) -> None:
     """What can be said against a wish before anything is opened."""
-    if unknown := [name for name in wish.only if name not in evaluation_wish.PARTS]:
-        raise EvalError(
-            f"--only {unknown[0]}: there is no such part", f"the parts are {', '.join(evaluation_wish.PARTS)}"
-        )
+    if unknown := [name for name in wish.only if name not in (*PARTS, "judge")]:
+        raise EvalError(f"--only {unknown[0]}: there is no such part", f"the parts are {', '.join((*PARTS, 'judge'))}")
     if wish.prompts:
         prompts.read(wish.prompts)
     scoring.check(wish)

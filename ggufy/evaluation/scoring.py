@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ggufy.contenders import Contender
 from ggufy.errors import EvalError
 from ggufy.evaluate import numbers, prompts, references, score_report
 from ggufy.evaluate.completions import Completion
 from ggufy.evaluate.report import Section
-from ggufy.evaluation_wish import Wish
-from ggufy.evaluator import Evaluator
+from ggufy.evaluation.contenders import Contender
+from ggufy.evaluation.evaluator import Evaluator
+from ggufy.evaluation.wish import Wish
 
 Asked = Sequence[tuple[Evaluator, Sequence[Contender]]]
 """Each run, with the models of it that answer."""
