@@ -7,6 +7,7 @@ where it was, and a second one measures nothing.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -84,7 +85,7 @@ class Evaluator:
     @property
     def prefix(self) -> str:
         """Tells what is measured on a file of the user's from what is measured on the run's own conversations."""
-        return f"{self.wish.data.stem}-" if self.wish.data else ""
+        return f"{_part_of_a_name(self.wish.data)}-" if self.wish.data else ""
 
     def reference(self) -> Contender | None:
         """What the quants are compared with."""
@@ -177,7 +178,7 @@ class Evaluator:
     def answers(self, one: Contender, questions: Sequence[Question], label: str | None = None) -> list[Answer]:
         """What a model says to these questions: asked once. `label` tells sets of questions apart."""
         wish = self.wish
-        label = label or (wish.prompts.stem if wish.prompts else "prompts")
+        label = label or (_part_of_a_name(wish.prompts) if wish.prompts else "prompts")
         sampling: dict[str, Any] = {
             "temperature": wish.temperature,
             "max_tokens": wish.max_tokens,
@@ -318,6 +319,10 @@ class Evaluator:
     def _make(self, output: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) -> None:
         # Forced: eval/ in a run is ggufy's own, and what has lost its stamp is made again.
         self.room.make({output: inputs}, lambda places: build(places[output]), force=True)
+
+
+def _part_of_a_name(file: Path) -> str:
+    return re.sub(r"[^\w.-]+", "-", file.stem)[:60]
 
 
 def _runtime() -> dict[str, str]:
