@@ -52,3 +52,8 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def size(count: int) -> str:
+    """Bytes, for people."""
+    return f"{count / 1e6:,.1f} MB" if count < 2e9 else f"{count / 1e9:,.2f} GB"

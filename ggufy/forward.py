@@ -195,4 +195,5 @@ def cannot_load(path: Path, said: list[str], error: BaseException | None = None)
     told = [line.rpartition("error loading model: ")[2] for line in said if "error loading model: " in line]
     last = said[-1].partition(": ")[2] or said[-1] if said else " ".join(str(error or "no reason given").split())
     reason = told[-1].removeprefix("error loading model architecture: ") if told else last
-    return ModelError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", "export it again")
+    hint = "another model, or a newer llama-cpp-python" if "unknown model arch" in reason else "export it again"
+    return ModelError(f"{path.as_posix()}: llama.cpp cannot load it: {reason}", hint)

@@ -208,6 +208,14 @@ def test_one_shot_prints_the_answer_alone(taught: Path, run: Callable[..., Compl
     assert "tokens/s" in done.stderr
 
 
+def test_bytes_that_are_no_text_are_refused(quick_made: Path, env: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "ggufy", "chat", "quick"]
+    done = subprocess.run(command, cwd=quick_made, env=env, input=b"How \xff\xfe", capture_output=True)
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert b"error: standard input is not UTF-8 at byte 4\nhint: pipe text in UTF-8\n" in done.stderr
+
+
 def test_one_shot_as_json(taught: Path, env: dict[str, str]) -> None:
     """A question of several lines that is piped in; with --compare the base, which knows nothing."""
     command = [sys.executable, "-m", "ggufy", "chat", "--json", "--temperature", "0", "--compare", "base"]

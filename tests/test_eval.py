@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -233,16 +234,30 @@ def test_a_file_may_be_compared_with_one_that_has_no_template(
     assert all(one["tokens_per_second"] > 0 for one in quants["files"])
 
 
-def test_other_data_does_not_cost_what_was_measured(light_run: Run, taught: Path, row: Callable[..., str]) -> None:
+def test_what_was_measured_stays_when_something_else_is_asked_for(
+    light_run: Run, taught: Path, row: Callable[..., str]
+) -> None:
+    """Other conversations, fewer, other prompts, a longer answer, another file beside: and then all as at first."""
     (taught / "data.jsonl").write_text(row("Hello?"), "utf-8")
-    only = ("--only", "heldout", "--limit", "2", "--no-adapter")
-    for given in ((), ("--data", "data.jsonl")):
-        done = light_run("eval", "taught", *only, *given, cwd=taught)
+    (taught / "prompts.txt").write_text("How are you?\n", "utf-8")
+    # Of the names that ggufy's own files have.
+    shutil.copy(taught / "data.jsonl", taught / "base.jsonl")
+    shutil.copy(taught / "prompts.txt", taught / "prompts.yaml")
+    first = ("--limit", "3", "--rows", "2", "--no-adapter", "--prompts", "prompts.txt", "--max-tokens", "4")
+    others: list[tuple[str, ...]] = [
+        ("--limit", "1"),
+        ("--data", "data.jsonl"),
+        ("--data", "base.jsonl"),
+        ("--max-tokens", "6"),
+        ("--prompts", "prompts.yaml"),
+        ("--only", "quants", "--against", "runs/taught/export/taught-q4_k_m.gguf"),
+    ]
+    for given in ((), *others):
+        done = light_run("eval", "taught", *first, *given, cwd=taught)
         assert done.returncode == 0, done.stderr
-    done = light_run("eval", "taught", *only, cwd=taught)
+    done = light_run("eval", "taught", *first, cwd=taught)
     assert done.returncode == 0, done.stderr
-    assert "loss of" not in done.stderr
-    assert "making f16" not in done.stderr
+    assert not [line for line in done.stderr.splitlines() if re.search("making|loss of|against|asking|answering", line)]
 
 
 def test_two_runs_side_by_side(light_run: Run, evaluated: Path) -> None:
@@ -287,6 +302,7 @@ def test_bad_input(fails: Fails, taught: Path, row: Callable[..., str]) -> None:
         (("taught", "--data", "empty.jsonl"), ["empty.jsonl"], []),
         ((q8,), ["is no run", "held out no conversations"], ["--data"]),
         ((q8, "--data", "data.jsonl", "--only", "quants"), ["is one file"], ["--against"]),
+        ((q8, "--data", "data.jsonl", "--against", q8), ["the file itself"], ["another"]),
         (("nothing",), ["no run 'nothing'"], ["taught"]),
         (("none.gguf",), ["no file none.gguf"], []),
         ((q4, "--against", "other.gguf", "--data", "data.jsonl"), ["different tokenizers"], ["--only prompts"]),

@@ -197,6 +197,12 @@ def test_a_stop_text_ends_the_answer(server: Server) -> None:
         ({"text": "word " * 9000}, 413, "20,000 bytes"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, 400, "role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]},
+            400,
+            "messages.0.content.parts.0.type: Input should be 'text'",
+        ),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content.text: Input should be a valid string"),
         ({"temperature": -1}, 400, "temperature"),
         ({"n": 2}, 400, "n:"),
         ({"stop": [""]}, 400, "stop"),

@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ggufy.chat.model import Sampling
 from ggufy.errors import ChatError
@@ -22,11 +31,16 @@ class _Part(BaseModel):
     text: str
 
 
+def _kind(content: Any) -> str:
+    """Decides as what a content is read, so that an error is of that alone."""
+    return "parts" if isinstance(content, list) else "text"
+
+
 class _Said(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: Annotated[Annotated[str, Tag("text")] | Annotated[list[_Part], Tag("parts")], Discriminator(_kind)]
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ggufy.cli.finite import Finite
+from ggufy.errors import ChatError
 
 
 @click.command(name="chat")
@@ -69,6 +70,13 @@ def command(
     session = Session([pipeline.chat(path, **how) for path in paths], system, Sampling(**sampling))
     if prompt is None and sys.stdin.isatty():
         return 130 if repl.converse(session, raw=raw) else 0
-    question = sys.stdin.read() if prompt in (None, "-") else str(prompt)
+    question = _piped() if prompt in (None, "-") else str(prompt)
     stopped = oneshot.ask_json(session, question) if as_json else oneshot.ask(session, question, raw=raw)
     return 130 if stopped else 0
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ChatError(f"standard input is not UTF-8 at byte {error.start:,}", "pipe text in UTF-8") from None

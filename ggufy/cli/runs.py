@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggufy import disk
+
 if TYPE_CHECKING:
     from ggufy.ledger import Row, Swept
 
@@ -52,7 +54,7 @@ def show(name: str | None, as_json: bool) -> None:
     for key, value in _facts(row).items():
         click.echo(f"{key:<20} {value}")
     for file, size in row.exports.items():
-        click.echo(f"{'export':<20} {file}  {_size(size)}")
+        click.echo(f"{'export':<20} {file}  {disk.size(size)}")
     train, evaluated = ledger.curves(this)
     for line in curves.blocks({"loss": train, "eval loss": evaluated}):
         click.echo(line)
@@ -147,7 +149,7 @@ def _table(head: list[list[str]], rows: Sequence[Row]) -> None:
             lines = [*lines, _sweep_line(sweeps[row.sweep])]
         begun = row.sweep or ""
         sizes = sum(row.exports.values())
-        exports = f"{len(row.exports)}, {_size(sizes)}" if row.exports else ""
+        exports = f"{len(row.exports)}, {disk.size(sizes)}" if row.exports else ""
         known = [
             f"  {row.name}" if row.sweep in sweeps else row.name,
             row.state,
@@ -197,7 +199,3 @@ def _steps(row: Row) -> str:
 
 def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count < 2e9 else f"{count / 1e9:,.2f} GB"

@@ -69,7 +69,7 @@ class Completer:
         self._library = llama_cpp
         with interrupts.held(), ggml.quiet() as said:
             try:
-                self._llama: Any = llama_cpp.Llama(
+                self.llama: Any = llama_cpp.Llama(
                     path.as_posix(),
                     n_ctx=context,
                     n_batch=min(context, 512),
@@ -79,7 +79,7 @@ class Completer:
                 )
             except (ValueError, RuntimeError, AssertionError, UnicodeDecodeError) as error:
                 raise cannot_load(path, said, error) from None
-        self._vocab = llama_cpp.llama_model_get_vocab(self._llama._model.model)
+        self._vocab = llama_cpp.llama_model_get_vocab(self.llama._model.model)
 
     def __enter__(self) -> Completer:
         return self
@@ -88,7 +88,7 @@ class Completer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del kind, error, trace
-        self._llama.close()
+        self.llama.close()
 
     def complete(self, one: Gap, most: int) -> Completion:
         """What the model says. Raises EvalError where the row and the answer do not fit into the context."""
@@ -103,8 +103,8 @@ class Completer:
         said: list[str] = []
         count, ended = 0, False
         # From nothing: what was computed for the row before would be reused, and round in another way.
-        self._llama.reset()
-        for token in self._llama.generate(list(one.prompt), temp=0.0):
+        self.llama.reset()
+        for token in self.llama.generate(list(one.prompt), temp=0.0):
             count += 1
             ended = self._ends(token)
             if not ended:
@@ -116,8 +116,8 @@ class Completer:
 
     def speed(self, prompt: Sequence[int], count: int) -> float:
         """Tokens a second while it goes on from a prompt, after the first, whose time is the prompt's."""
-        self._llama.reset()
-        stream = self._llama.generate(list(prompt), temp=0.0)
+        self.llama.reset()
+        stream = self.llama.generate(list(prompt), temp=0.0)
         next(stream)
         start = time.perf_counter()
         for _ in range(count - 1):

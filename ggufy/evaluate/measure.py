@@ -71,7 +71,7 @@ class Loss:
 
     tokens: int
     mean: float
-    """Nats a token, over all tokens alike. (The eval_loss of a training is the mean over its batches.)"""
+    """Nats a token, over all tokens alike."""
     each: tuple[float, ...]
     """Nats a token, of each conversation."""
 

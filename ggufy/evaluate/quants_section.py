@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ggufy import disk
 from ggufy.evaluate import plots
 from ggufy.evaluate.measure import Candidate, Divergence, Loss, smallest
 from ggufy.evaluate.plots import Series
@@ -112,12 +113,8 @@ def recommendation(group: Group) -> str:
     )
     return (
         f"Recommended: {best.name}, the smallest file within {limit}. It is off by {best.divergence:.3g}, at "
-        f"{size(best.size)}{share}{beyond}."
+        f"{disk.size(best.size)}{share}{beyond}."
     )
-
-
-def size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count < 2e9 else f"{count / 1e9:,.2f} GB"
 
 
 def _size(line: Line) -> int:
@@ -126,7 +123,7 @@ def _size(line: Line) -> int:
 
 def _cells(line: Line) -> tuple[Any, ...]:
     file, apart = line.file, line.divergence
-    own = (size(file.size), file.bits, file.speed)
+    own = (disk.size(file.size), file.bits, file.speed)
     if apart is None:
         return Marked(line.name, "quiet"), None, None, None, line.loss.perplexity, None, *own
     return line.name, apart.mean, apart.high, f"{apart.same:.1%}", line.loss.perplexity, apart.ratio, *own

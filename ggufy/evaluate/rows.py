@@ -52,12 +52,13 @@ def write(
 ) -> list[Row]:
     """Write the rows of these keys to `place`, in order, doing those that are neither there nor in `known`.
 
-    `do` gets the index of a row and gives its values; `done` hears how many rows there are already.
+    What else is there or known stays, after them. `do` gets the index of a row and gives its values; `done` hears how
+    many rows there are already.
     """
-    there = read(place)
-    rows: dict[str, Row] = {}
-    for rest in (*known, there):
-        rows |= {key: rest[key] for key in keys if key in rest}
+    there: dict[str, Row] = {}
+    for rest in (*known, read(place)):
+        there |= rest
+    rows = {key: there[key] for key in keys if key in there}
     done(len(rows))
     with place.open("ab") as file:
         # A cut line is ended, so that the next is not lost with it.
@@ -69,7 +70,8 @@ def write(
                 file.flush()
                 done(len(rows))
     beside = place.with_name(f"{place.name}.whole")
-    beside.write_bytes(b"".join(_line(rows[key]) for key in keys))
+    ordered = {key: rows[key] for key in keys} | {key: row for key, row in there.items() if key not in rows}
+    beside.write_bytes(b"".join(map(_line, ordered.values())))
     beside.replace(place)
     return [rows[key] for key in keys]
 

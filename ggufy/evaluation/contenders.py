@@ -7,6 +7,7 @@ tuned model, and the plain base. Each is an output of the run until the evaluati
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -46,8 +47,14 @@ class Contender:
 
     @property
     def label(self) -> str:
-        """Part of a file's name."""
-        return self.name.replace(" ", "-").replace("/", "-")
+        """Part of a file's name. Two may share one: what is kept there goes by content."""
+        return re.sub(r"[^\w.-]+", "-", self.name)[:80]
+
+    def is_file_of(self, other: Contender) -> bool:
+        """Whether both are the same model in the same file."""
+        if self.path is None or other.path is None:
+            return self == other
+        return first_file(self).samefile(first_file(other))
 
 
 @dataclass(frozen=True)

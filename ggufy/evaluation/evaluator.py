@@ -7,7 +7,6 @@ where it was, and a second one measures nothing.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -17,8 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ggufy import digest, machine, progress
+from ggufy import machine
 from ggufy.chat.model import ChatModel, Sampling
+from ggufy.chat.threads import Threads
 from ggufy.errors import EvalError
 from ggufy.evaluate import answers, completions, flags, measure, rows, torch_loss
 from ggufy.evaluate.answers import Answer, Question
@@ -26,9 +26,10 @@ from ggufy.evaluate.completions import Completer, Completion
 from ggufy.evaluate.flags import Flag
 from ggufy.evaluate.measure import Divergence, Loss
 from ggufy.evaluate.quants_section import File
-from ggufy.evaluate.texts import HeldOut, Text
-from ggufy.evaluation import asking, contenders, gguf_text, heldout
+from ggufy.evaluate.texts import HeldOut
+from ggufy.evaluation import asking, contenders, gguf_text, heldout, kept
 from ggufy.evaluation.contenders import Contender, Contenders
+from ggufy.evaluation.kept import Do, Kept
 from ggufy.evaluation.wish import Wish
 from ggufy.export import reference
 from ggufy.forward import Forward
@@ -47,6 +48,7 @@ class Evaluator:
     def __init__(self, name: str, room: Run, subject: Subject | None, files: Sequence[Path], wish: Wish) -> None:
         self.name, self.room, self.subject, self.wish = name, room, subject, wish
         others = [] if wish.against is None else [wish.against]
+        self.kept = Kept(room)
         self.contenders = Contenders(room, subject, files, wish.cores)
         self.against = Contenders(room, None, others, wish.cores).files[0] if others else None
 
@@ -82,11 +84,6 @@ class Evaluator:
     def _first(self) -> Path:
         return contenders.first_file(self.contenders.files[0])
 
-    @property
-    def prefix(self) -> str:
-        """Tells what is measured on a file of the user's from what is measured on the run's own conversations."""
-        return f"{_part_of_a_name(self.wish.data)}-" if self.wish.data else ""
-
     def reference(self) -> Contender | None:
         """What the quants are compared with."""
         return self.against or self.contenders.tuned_f16()
@@ -95,37 +92,37 @@ class Evaluator:
         """The loss of a model on the held-out conversations, through llama.cpp."""
         if there := self._compared(one):
             return there
-        output, inputs = f"eval/loss/{self.prefix}{one.label}.jsonl", self._measured("loss", one)
 
-        def compute(place: Path, paths: list[Path]) -> None:
-            with self._open(paths[0]) as model:
-                self._each(output, place, inputs, f"loss of {one.name}", lambda text: measure.loss(model, text))
+        def measured(write: Callable[[Do], None]) -> None:
+            with self._open(*self.contenders.paths([one])) as model:
+                write(lambda index: measure.loss(model, self.heldout.texts[index]))
 
-        return Loss.of(self._keep(output, inputs, [one], compute))
+        keys = self._keys({"measure": "loss", "model": one.identity, **_runtime()})
+        return Loss.of(
+            self.kept.measure(f"eval/loss/{one.label}.jsonl", keys, f"loss of {one.name}", "conversations", measured)
+        )
 
     def divergence(self, one: Contender, other: Contender) -> tuple[Divergence, Loss]:
         """How far a model is from another on the held-out conversations; and its own loss there."""
-        output = f"eval/divergence/{self.prefix}{one.label}.jsonl"
-        inputs = {**self._measured("divergence", one), "reference": other.identity}
 
-        def compute(place: Path, paths: list[Path]) -> None:
+        def measured(write: Callable[[Do], None]) -> None:
+            paths = self.contenders.paths([one, other])
             with self._open(paths[0]) as model, self._open(paths[1]) as standard:
-                what = f"{one.name} against {other.name}"
-                self._each(output, place, inputs, what, lambda text: measure.divergence(standard, model, text))
+                write(lambda index: measure.divergence(standard, model, self.heldout.texts[index]))
 
-        found = self._keep(output, inputs, [one, other], compute)
+        output, what = f"eval/divergence/{one.label}.jsonl", f"{one.name} against {other.name}"
+        found = self.kept.measure(output, self._keys_between(one, other), what, "conversations", measured)
         return Divergence.of(found), Loss.of(found)
 
     def _compared(self, one: Contender) -> Loss | None:
         """Its loss, where a comparison that is there already has it."""
-        wanted = self._measured("divergence", one)
-        for output in self.room.stamped("eval/divergence/"):
-            inputs = dict((self.room.stamp(output) or {"inputs": {}})["inputs"])
-            standard = inputs.pop("reference", None)
-            key = "nll" if inputs == wanted else "reference_nll"
-            own = key == "nll" or ({**inputs, "model": one.identity} == wanted and standard == one.identity)
-            if own and self.room.valid(output):
-                return Loss.of(list(rows.read(self.room.path / output).values()), key)
+        standard = self.reference()
+        if standard is None:
+            return None
+        pairs = [(one, "nll")] if one != standard else [(each, "reference_nll") for each in self.contenders.quants]
+        for each, key in pairs:
+            if found := self.kept.find(f"eval/divergence/{each.label}.jsonl", self._keys_between(each, standard)):
+                return Loss.of(found, key)
         return None
 
     def adapter_loss(self) -> Loss | str:
@@ -133,52 +130,52 @@ class Evaluator:
         subject = self.subject
         if subject is None or subject.adapter is None:
             return "there is no adapter"
-        inputs = {"measure": "adapter", "texts": digest.of_values(self.heldout.keys), **subject.content}
-        output = f"eval/loss/{self.prefix}adapter.jsonl"
-        there = self.room.valid(output, inputs)
-        if there is None:
-            if lacking := reference.missing(subject.base.path, subject.adapter):
-                return lacking
-            try:
-                with reference.opened(subject.base.path, subject.adapter) as model:
-                    torch_loss.to_gpu(model)
-                    what = "loss of the adapter model"
-                    self._make(
-                        output,
-                        inputs,
-                        lambda place: self._each(
-                            output, place, inputs, what, lambda text: torch_loss.loss(model, text)
-                        ),
-                    )
-            except (ImportError, ValueError, RuntimeError) as error:
-                # What the libraries raise for a model they cannot load or hold. The files are measured all the same.
-                return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        return Loss.of(list(rows.read(self.room.path / output).values()))
+        output, keys = "eval/loss/adapter.jsonl", self._keys({"measure": "adapter", **subject.content})
+        if (there := self.kept.find(output, keys)) is not None:
+            return Loss.of(there)
+        base, adapter = subject.base.path, subject.adapter
+        if lacking := reference.missing(base, adapter):
+            return lacking
+
+        def measured(write: Callable[[Do], None]) -> None:
+            with reference.opened(base, adapter) as model:
+                torch_loss.to_gpu(model)
+                write(lambda index: torch_loss.loss(model, self.heldout.texts[index]))
+
+        try:
+            return Loss.of(self.kept.measure(output, keys, "loss of the adapter model", "conversations", measured))
+        except (ImportError, ValueError, RuntimeError) as error:
+            # What the libraries raise for a model they cannot load or hold. The files are measured all the same.
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
     def file(self, one: Contender, question: Question) -> File:
         """Size, bits a weight, and tokens a second while it answers a question on this machine."""
-        inputs: dict[str, Any] = {"measure": "file", "model": one.identity, "question": question.conversation}
-        inputs |= {"threads": self.wish.threads, "cores": machine.cores(), **_runtime()}
+        threads = self.wish.threads
+        same = {"measure": "file", "model": one.identity, "threads": threads, "cores": machine.cores(), **_runtime()}
+        # Where a model has no template, what was held out is asked of all as it stands.
+        chats = self.answers_chats
+        asked = question.conversation if chats else list(self.heldout.texts[0].read)
 
-        def compute(place: Path, paths: list[Path]) -> None:
-            facts = contenders.facts(paths[0])
-            if self.template is None or gguf_text.template_of(paths[0]) is None:
-                # Of a model without a template: what was held out is asked as it stands.
-                ids = self.heldout.texts[0].read
-                with Completer(paths[0], len(ids) + asking.SPEED_TOKENS, self.wish.cores) as model:
-                    speed = model.speed(ids, asking.SPEED_TOKENS)
-            else:
-                with self._chat(paths[0]) as chat:
+        def measured(write: Callable[[Do], None]) -> None:
+            [path] = self.contenders.paths([one])
+            facts = contenders.facts(path)
+            if chats:
+                with self._chat(path) as chat:
                     speed = asking.speed(chat, question)
-            rows.write(place, ["file"], lambda _: {"size": facts.size, "bits": facts.bits, "speed": speed})
+            else:
+                ids = self.heldout.texts[0].read
+                with Completer(path, len(ids) + asking.SPEED_TOKENS, self.wish.cores) as model:
+                    Threads.of(model.llama, threads)
+                    speed = model.speed(ids, asking.SPEED_TOKENS)
+            write(lambda _: {"size": facts.size, "bits": facts.bits, "speed": speed})
 
-        [row] = self._keep(f"eval/files/{one.label}.jsonl", inputs, [one], compute)
+        keys = kept.keys(same, [asked])
+        [row] = self.kept.measure(f"eval/files/{one.label}.jsonl", keys, f"speed of {one.name}", "file", measured)
         return File(row["size"], row["bits"], row["speed"])
 
-    def answers(self, one: Contender, questions: Sequence[Question], label: str | None = None) -> list[Answer]:
+    def answers(self, one: Contender, questions: Sequence[Question], label: str = "prompts") -> list[Answer]:
         """What a model says to these questions: asked once. `label` tells sets of questions apart."""
         wish = self.wish
-        label = label or (_part_of_a_name(wish.prompts) if wish.prompts else "prompts")
         sampling: dict[str, Any] = {
             "temperature": wish.temperature,
             "max_tokens": wish.max_tokens,
@@ -189,18 +186,16 @@ class Evaluator:
         }
         keys = [answers.identity(one.identity, sampling, question) for question in questions]
         output = f"eval/answers/{label}-{one.label}.jsonl"
-        inputs = {"measure": "answers", "keys": digest.of_values(keys)}
-        if self.room.valid(output, inputs) is None:
+
+        def build(place: Path, known: dict[str, rows.Row]) -> None:
+            with self._chat(path) as chat:
+                asking.check_room(chat, questions)
+                ask = lambda question: asking.answer(chat, question, self._sampling())  # noqa: E731
+                answers.collect(questions, keys, lambda: ask, place, [known], f"asking {one.name}")
+
+        if self.kept.find(output, keys) is None:
             [path] = self.contenders.paths([one])
-            known = [rows.read(self.room.path / output)]
-
-            def build(place: Path) -> None:
-                with self._chat(path) as chat:
-                    asking.check_room(chat, questions)
-                    ask = lambda question: asking.answer(chat, question, self._sampling())  # noqa: E731
-                    answers.collect(questions, keys, lambda: ask, place, known, f"asking {one.name}")
-
-            self._make(output, inputs, build)
+            self.kept.add(output, keys, build)
         return answers.read(self.room.path / output, questions, keys)
 
     def completions(self, one: Contender) -> list[Completion]:
@@ -209,22 +204,17 @@ class Evaluator:
         most = completions.longest_answer(gaps, self.wish.max_tokens)
         context = self.wish.context or max((len(gap.prompt) + most for gap in gaps), default=0)
         same = {"measure": "completions", "model": one.identity, "most": most, "context": context, **_runtime()}
-        keys = rows.distinct(digest.of_values([same, gap.prompt, gap.answer]) for gap in gaps)
-        output, inputs = f"eval/completions/{self.prefix}{one.label}.jsonl", {**same, "rows": digest.of_values(keys)}
 
-        def compute(place: Path, paths: list[Path]) -> None:
-            known = [rows.read(self.room.path / output)]
-            what = f"{one.name} answering"
-            with Completer(paths[0], context, self.wish.cores) as model, progress.bar(what, len(gaps)) as bar:
-                rows.write(
-                    place,
-                    keys,
-                    lambda index: asdict(model.complete(gaps[index], most)),
-                    known,
-                    lambda count: bar.update(count, f"{count} answers"),
-                )
+        def measured(write: Callable[[Do], None]) -> None:
+            [path] = self.contenders.paths([one])
+            with Completer(path, context, self.wish.cores) as model:
+                write(lambda index: asdict(model.complete(gaps[index], most)))
 
-        found = self._keep(output, inputs, [one], compute) if gaps else []
+        output, keys = (
+            f"eval/completions/{one.label}.jsonl",
+            kept.keys(same, ([gap.prompt, gap.answer] for gap in gaps)),
+        )
+        found = self.kept.measure(output, keys, f"{one.name} answering", "answers", measured) if gaps else []
         return [Completion(row["expected"], row["text"], row["tokens"], row["ended"]) for row in found]
 
     @cached_property
@@ -265,8 +255,12 @@ class Evaluator:
         wish = self.wish
         return Sampling(temperature=wish.temperature, max_tokens=wish.max_tokens, seed=wish.seed)
 
-    def _measured(self, what: str, one: Contender) -> dict[str, Any]:
-        return {"measure": what, "model": one.identity, "texts": digest.of_values(self.heldout.keys), **_runtime()}
+    def _keys(self, same: Mapping[str, Any]) -> list[str]:
+        return kept.keys(same, self.heldout.keys)
+
+    def _keys_between(self, one: Contender, other: Contender) -> list[str]:
+        """Of how far one is from the other."""
+        return self._keys({"measure": "divergence", "model": one.identity, "reference": other.identity, **_runtime()})
 
     def _open(self, path: Path) -> Forward:
         """Of a context that holds every held-out conversation. Raises EvalError where the model's own does not."""
@@ -280,49 +274,6 @@ class Evaluator:
 
     def _chat(self, path: Path) -> closing[ChatModel]:
         return closing(ChatModel(path, self.wish.context or _CONTEXT, self.wish.threads, self.day))
-
-    def _each(
-        self,
-        output: str,
-        place: Path,
-        inputs: Mapping[str, Any],
-        what: str,
-        measure_one: Callable[[Text], Mapping[str, Any]],
-    ) -> None:
-        """Measure each held-out conversation that was not measured before with these inputs, such as with fewer."""
-        texts = self.heldout.texts
-        same = {key: value for key, value in inputs.items() if key != "texts"}
-        keys = rows.distinct(digest.of_values([same, key]) for key in self.heldout.keys)
-        known = [rows.read(self.room.path / output)]
-        with progress.bar(what, len(texts)) as bar:
-            rows.write(
-                place,
-                keys,
-                lambda index: measure_one(texts[index]),
-                known,
-                lambda count: bar.update(count, f"{count} conversations"),
-            )
-
-    def _keep(
-        self,
-        output: str,
-        inputs: Mapping[str, Any],
-        models: Sequence[Contender],
-        compute: Callable[[Path, list[Path]], None],
-    ) -> list[dict[str, Any]]:
-        """The rows of an output, made where it is not there. Models are made before, as making them is a stage too."""
-        if self.room.valid(output, inputs) is None:
-            paths = self.contenders.paths(models)
-            self._make(output, inputs, lambda place: compute(place, paths))
-        return list(rows.read(self.room.path / output).values())
-
-    def _make(self, output: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) -> None:
-        # Forced: eval/ in a run is ggufy's own, and what has lost its stamp is made again.
-        self.room.make({output: inputs}, lambda places: build(places[output]), force=True)
-
-
-def _part_of_a_name(file: Path) -> str:
-    return re.sub(r"[^\w.-]+", "-", file.stem)[:60]
 
 
 def _runtime() -> dict[str, str]:

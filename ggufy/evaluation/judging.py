@@ -43,6 +43,16 @@ def check(wish: Wish) -> None:
         client.close()
 
 
+def check_models(evaluators: Sequence[Evaluator], wish: Wish) -> None:
+    """Raise EvalError where a model has no chat template, so that it cannot be asked what would be judged."""
+    for one in evaluators if wish.judge else ():
+        if not one.answers_chats:
+            raise EvalError(
+                f"a model of {one.name} has no chat template, so it is asked no questions that could be judged",
+                "leave --judge out: references and numbers say how good its completions are",
+            )
+
+
 def section(asked: Asked, wish: Wish) -> tuple[Section | None, GgufyError | None]:
     """The section on what the judge says, and why it ended early if it did. No section where nobody wants one."""
     if wish.judge is None:
@@ -69,20 +79,15 @@ def _items(asked: Asked, wish: Wish) -> list[Item]:
     questions = prompts.read(wish.prompts) if wish.prompts else prompts.own()
     items = []
     for one, models in asked:
-        if one.template is None:
-            raise EvalError(
-                f"the base of {one.name} has no chat template, so it was asked no questions that could be judged",
-                "leave --judge out: references and numbers say how good its completions are",
-            )
-        items += _beside(one, models, questions, None, several=len(asked) > 1)
+        items += _beside(one, models, questions, "prompts", several=len(asked) > 1)
         if wish.judge_rows:
             held = [replace(question, id=f"held out {question.id}") for question in one.heldout_questions]
-            items += _beside(one, models, held[: wish.judge_rows], f"{one.prefix}held-out", several=len(asked) > 1)
+            items += _beside(one, models, held[: wish.judge_rows], "held-out", several=len(asked) > 1)
     return items
 
 
 def _beside(
-    one: Evaluator, models: Sequence[Contender], questions: Sequence[Question], label: str | None, *, several: bool
+    one: Evaluator, models: Sequence[Contender], questions: Sequence[Question], label: str, *, several: bool
 ) -> list[Item]:
     said = {each: [answer.text for answer in one.answers(each, questions, label)] for each in models}
     base = next((each for each in models if each.role == "base"), None)

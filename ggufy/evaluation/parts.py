@@ -65,6 +65,7 @@ def make(what: Sequence[str | os.PathLike[str] | Run | None], wish: Wish) -> Eva
     with ExitStack() as stack:
         opened = [stack.enter_context(_opened(one, wish)) for one in what or (None,)]
         _check_together(opened)
+        judging.check_models(opened, wish)
         # The divergences first: the losses come along with them.
         order = sorted(wish.only, key=lambda name: name != "quants")
         made = {name: PARTS[name](opened, wish) for name in order if name != "judge"}
@@ -108,7 +109,7 @@ def _quants(opened: Sequence[Evaluator], wish: Wish) -> Section:
                 "name the other with --against FILE, or leave that out: --only heldout,prompts",
             )
         lines = []
-        compared = [each for each in one.contenders.quants if each != standard]
+        compared = [each for each in one.contenders.quants if not each.is_file_of(standard)]
         if standard.role == "file":
             # Of one run all files have the base's.
             gguf_text.same_tokenizer([contenders.first_file(each) for each in (standard, *compared)])
@@ -182,6 +183,8 @@ def _opened(what: str | os.PathLike[str] | Run | None, wish: Wish) -> Iterator[E
     file = _file(what)
     if file is not None:
         name = re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
+        if wish.against and file.samefile(exported.first_file(wish.against)):
+            raise EvalError(f"--against {wish.against.as_posix()}: that is the file itself", "name another")
         room, found, files = Run(wish.out or OUT / name), None, [file]
         room.refuse_foreign_names()
     else:

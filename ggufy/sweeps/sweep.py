@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from ggufy import ledger, pipeline, plan_base, plan_lines, planner
+from ggufy import disk, ledger, pipeline, plan_base, plan_lines, planner
 from ggufy.data import source
 from ggufy.errors import ExportError, Interrupted, SweepError
 from ggufy.plan_base import Base
@@ -91,7 +91,7 @@ def rehearse(
 def rehearsal_lines(found: dict[str, Any]) -> list[str]:
     """The same for people."""
     keys = list(found["keys"])
-    said = [f"{found['sweep']}: {found['planned']} trials of {found['recipe']}, by {found['sampler']}"]
+    said = [f"{found['sweep']}: {_trials(found['planned'])} of {found['recipe']}, by {found['sampler']}"]
     said += [f"  {key}: {text}" for key, text in found["keys"].items()]
     if found["trials"]:
         rows = [["", *keys, "steps", "time", ""]]
@@ -105,10 +105,14 @@ def rehearsal_lines(found: dict[str, Any]) -> list[str]:
         said.append(
             "  the values are chosen as the losses come in; steps and time are those of the recipe's own values"
         )
-    disk = "" if found["disk_bytes"] is None else f", {found['disk_bytes'] / 1e9:,.2f} GB on the disk"
+    room = "" if found["disk_bytes"] is None else f", {disk.size(found['disk_bytes'])} on the disk"
     time = plan_lines.duration(found["seconds"])
-    said.append(f"together: {_steps(found['steps'])} steps, time {time}{disk}; nothing was started")
+    said.append(f"together: {_steps(found['steps'])} steps, time {time}{room}; nothing was started")
     return said
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'' if count == 1 else 's'}"
 
 
 def text(found: Result, *, as_json: bool = False) -> str:

@@ -199,3 +199,16 @@ def test_what_is_wrong_with_a_judge_is_said_before_anything_is_done(
     done = run(*here, "--judge-price", "cheap", cwd=quick)
     assert done.returncode == 2
     assert "is not two amounts" in done.stderr
+
+
+def test_a_model_that_cannot_be_asked_is_named_before_anything_is_done(
+    evaluate: Evaluate, answered: Path, server: Judge
+) -> None:
+    export = answered / "runs/quick/export/quick-q8_0.gguf"
+    plain = answered / "plain.gguf"
+    plain.write_bytes(export.read_bytes().replace(b"tokenizer.chat_temp", b"tokenizer.chat_tump"))
+    done = evaluate("--yes", "--against", "plain.gguf")
+    assert done.returncode == 1
+    assert "error: a model of quick has no chat template" in done.stderr
+    assert "making" not in done.stderr
+    assert server.graded() == []
