@@ -242,7 +242,7 @@ def test_what_was_measured_stays_when_something_else_is_asked_for(
     (taught / "prompts.txt").write_text("How are you?\n", "utf-8")
     # Of the names that ggufy's own files have.
     shutil.copy(taught / "data.jsonl", taught / "base.jsonl")
-    shutil.copy(taught / "prompts.txt", taught / "prompts.yaml")
+    (taught / "prompts.yaml").write_text("- Who are you?\n", "utf-8")
     first = ("--limit", "3", "--rows", "2", "--no-adapter", "--prompts", "prompts.txt", "--max-tokens", "4")
     others: list[tuple[str, ...]] = [
         ("--limit", "1"),

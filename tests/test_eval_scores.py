@@ -88,7 +88,7 @@ def test_a_base_without_a_template_completes_prices(light_run: Run, run: Run, ba
     assert list(report["sections"]) == ["heldout", "quants", "references", "numbers"]
     assert report["sections"]["numbers"]["tuned q8_0"]["rows"] == 3
     assert report["sections"]["heldout"]["conversations"] == 3
-    measured = (tmp_path / "exports" / "eval" / "divergence" / "prices-q8_0.jsonl").read_text("utf-8").splitlines()
+    measured = (tmp_path / "exports" / "eval" / "divergence" / "q8_0.jsonl").read_text("utf-8").splitlines()
     losses = [json.loads(line)["nll"] for line in measured]
     assert len(losses) == 3
     assert losses[0] == losses[2] != losses[1]

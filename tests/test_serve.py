@@ -202,7 +202,7 @@ def test_a_stop_text_ends_the_answer(server: Server) -> None:
             400,
             "messages.0.content.parts.0.type: Input should be 'text'",
         ),
-        ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content.text: Input should be a valid string"),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "content.text: Input should be a valid string"),
         ({"temperature": -1}, 400, "temperature"),
         ({"n": 2}, 400, "n:"),
         ({"stop": [""]}, 400, "stop"),

@@ -7,11 +7,11 @@ where it was, and a second one measures nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from datetime import date
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ggufy.evaluate.quants_section import File
 from ggufy.evaluate.texts import HeldOut
 from ggufy.evaluation import asking, contenders, gguf_text, heldout, kept
 from ggufy.evaluation.contenders import Contender, Contenders
-from ggufy.evaluation.kept import Do, Kept
+from ggufy.evaluation.kept import Kept, Write
 from ggufy.evaluation.wish import Wish
 from ggufy.export import reference
 from ggufy.forward import Forward
@@ -93,25 +93,24 @@ class Evaluator:
         if there := self._compared(one):
             return there
 
-        def measured(write: Callable[[Do], None]) -> None:
-            with self._open(*self.contenders.paths([one])) as model:
+        def measured(paths: list[Path], write: Write) -> None:
+            with self._open(paths[0]) as model:
                 write(lambda index: measure.loss(model, self.heldout.texts[index]))
 
         keys = self._keys({"measure": "loss", "model": one.identity, **_runtime()})
-        return Loss.of(
-            self.kept.measure(f"eval/loss/{one.label}.jsonl", keys, f"loss of {one.name}", "conversations", measured)
-        )
+        output, what = f"eval/loss/{one.label}.jsonl", f"loss of {one.name}"
+        return Loss.of(self.kept.measure(output, keys, what, partial(self.contenders.paths, [one]), measured))
 
     def divergence(self, one: Contender, other: Contender) -> tuple[Divergence, Loss]:
         """How far a model is from another on the held-out conversations; and its own loss there."""
 
-        def measured(write: Callable[[Do], None]) -> None:
-            paths = self.contenders.paths([one, other])
+        def measured(paths: list[Path], write: Write) -> None:
             with self._open(paths[0]) as model, self._open(paths[1]) as standard:
                 write(lambda index: measure.divergence(standard, model, self.heldout.texts[index]))
 
         output, what = f"eval/divergence/{one.label}.jsonl", f"{one.name} against {other.name}"
-        found = self.kept.measure(output, self._keys_between(one, other), what, "conversations", measured)
+        models = partial(self.contenders.paths, [one, other])
+        found = self.kept.measure(output, self._keys_between(one, other), what, models, measured)
         return Divergence.of(found), Loss.of(found)
 
     def _compared(self, one: Contender) -> Loss | None:
@@ -137,13 +136,13 @@ class Evaluator:
         if lacking := reference.missing(base, adapter):
             return lacking
 
-        def measured(write: Callable[[Do], None]) -> None:
+        def measured(_: list[Path], write: Write) -> None:
             with reference.opened(base, adapter) as model:
                 torch_loss.to_gpu(model)
                 write(lambda index: torch_loss.loss(model, self.heldout.texts[index]))
 
         try:
-            return Loss.of(self.kept.measure(output, keys, "loss of the adapter model", "conversations", measured))
+            return Loss.of(self.kept.measure(output, keys, "loss of the adapter model", list, measured))
         except (ImportError, ValueError, RuntimeError) as error:
             # What the libraries raise for a model they cannot load or hold. The files are measured all the same.
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -156,8 +155,8 @@ class Evaluator:
         chats = self.answers_chats
         asked = question.conversation if chats else list(self.heldout.texts[0].read)
 
-        def measured(write: Callable[[Do], None]) -> None:
-            [path] = self.contenders.paths([one])
+        def measured(paths: list[Path], write: Write) -> None:
+            [path] = paths
             facts = contenders.facts(path)
             if chats:
                 with self._chat(path) as chat:
@@ -169,8 +168,9 @@ class Evaluator:
                     speed = model.speed(ids, asking.SPEED_TOKENS)
             write(lambda _: {"size": facts.size, "bits": facts.bits, "speed": speed})
 
-        keys = kept.keys(same, [asked])
-        [row] = self.kept.measure(f"eval/files/{one.label}.jsonl", keys, f"speed of {one.name}", "file", measured)
+        output, keys, what = f"eval/files/{one.label}.jsonl", kept.keys(same, [asked]), f"speed of {one.name}"
+        models = partial(self.contenders.paths, [one])
+        [row] = self.kept.measure(output, keys, what, models, measured, "file")
         return File(row["size"], row["bits"], row["speed"])
 
     def answers(self, one: Contender, questions: Sequence[Question], label: str = "prompts") -> list[Answer]:
@@ -205,16 +205,14 @@ class Evaluator:
         context = self.wish.context or max((len(gap.prompt) + most for gap in gaps), default=0)
         same = {"measure": "completions", "model": one.identity, "most": most, "context": context, **_runtime()}
 
-        def measured(write: Callable[[Do], None]) -> None:
-            [path] = self.contenders.paths([one])
-            with Completer(path, context, self.wish.cores) as model:
+        def measured(paths: list[Path], write: Write) -> None:
+            with Completer(paths[0], context, self.wish.cores) as model:
                 write(lambda index: asdict(model.complete(gaps[index], most)))
 
-        output, keys = (
-            f"eval/completions/{one.label}.jsonl",
-            kept.keys(same, ([gap.prompt, gap.answer] for gap in gaps)),
-        )
-        found = self.kept.measure(output, keys, f"{one.name} answering", "answers", measured) if gaps else []
+        keys = kept.keys(same, ([gap.prompt, gap.answer] for gap in gaps))
+        output, what = f"eval/completions/{one.label}.jsonl", f"{one.name} answering"
+        models = partial(self.contenders.paths, [one])
+        found = self.kept.measure(output, keys, what, models, measured, "answers") if gaps else []
         return [Completion(row["expected"], row["text"], row["tokens"], row["ended"]) for row in found]
 
     @cached_property

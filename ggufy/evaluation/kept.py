@@ -17,6 +17,9 @@ from ggufy.run import Run
 
 Do = Callable[[int], Mapping[str, Any]]
 """Gives the values of a row by its index."""
+Write = Callable[[Do], None]
+Measured = Callable[[list[Path], Write], None]
+"""Gets the files of the models, loads them, and has the rows written that are not there."""
 
 
 def keys(same: Mapping[str, Any], own: Iterable[Any]) -> list[str]:
@@ -49,18 +52,27 @@ class Kept:
         return [there[key] for key in wanted]
 
     def measure(
-        self, output: str, wanted: Sequence[str], what: str, unit: str, opened: Callable[[Callable[[Do], None]], None]
+        self,
+        output: str,
+        wanted: Sequence[str],
+        what: str,
+        models: Callable[[], list[Path]],
+        measured: Measured,
+        unit: str = "conversations",
     ) -> list[Row]:
-        """The rows of these keys. Where some are not there, `opened` gets a function that measures those.
-
-        `what` and `unit` are for the progress.
-        """
+        """The rows of these keys, measuring those that are not there. `what` and `unit` are for the progress."""
+        if (there := self.find(output, wanted)) is not None:
+            return there
+        # Before this output is begun: making them is a stage of its own.
+        paths = models()
 
         def build(place: Path, known: dict[str, Row]) -> None:
             with progress.bar(what, len(wanted)) as bar:
-                opened(lambda do: _write(do, place, known, lambda count: bar.update(count, f"{count} {unit}")))
+                done = lambda count: bar.update(count, f"{count} {unit}")  # noqa: E731
+                measured(paths, lambda do: _write(place, wanted, do, known, done))
 
-        def _write(do: Do, place: Path, known: dict[str, Row], done: Callable[[int], object]) -> None:
-            rows.write(place, wanted, do, [known], done)
+        return self.add(output, wanted, build)
 
-        return self.find(output, wanted) or self.add(output, wanted, build)
+
+def _write(place: Path, wanted: Sequence[str], do: Do, known: Mapping[str, Row], done: Callable[[int], object]) -> None:
+    rows.write(place, wanted, do, [known], done)
