@@ -14,8 +14,8 @@ from ggufy import progress
 from ggufy.errors import ExportError
 from ggufy.export import foreign, stream
 from ggufy.export.adapter import HEAD, Adapter
+from ggufy.export.agreement import agreed
 from ggufy.export.llama import Planned
-from ggufy.export.merge import agreed
 from ggufy.export.request import ADAPTER, Request, merged_sinks
 from ggufy.export.sinks import MergedSink
 from ggufy.weights import FOUR_BIT, Checkpoint

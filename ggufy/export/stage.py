@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 from collections import Counter
@@ -12,15 +11,12 @@ from pathlib import Path
 
 from ggufy import ggml, machine, progress
 from ggufy.errors import ExportError
-from ggufy.export import adapter_gguf, detour, foreign, imatrix, layout, llama, native, stream, vocab
+from ggufy.export import adapter_gguf, agreement, detour, foreign, imatrix, layout, llama, native, stream, vocab
 from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
-from ggufy.export.merge import Merge, agreed, sample
 from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.weights import Checkpoint
-
-log = logging.getLogger("ggufy")
 
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
@@ -97,8 +93,10 @@ class OnePass:
         if place := self.request.outputs.get(ADAPTER):
             adapter_gguf.write(place, self.adapter, self.planned, dict(self.request.general))
         if self.sinks:
-            merge = agreed(self.planned, self.weights, self.adapter, self.request.kernels)
-            self._choose_kernels(merge)
+            merge = agreement.agreed(self.planned, self.weights, self.adapter, self.request.kernels)
+            files = [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]
+            if files and self.request.kernels != "llama.cpp":
+                agreement.choose(files, self.planned, merge)
             with progress.bar(f"exporting {', '.join(self.sinks)}", self.total) as bar:
                 stream.run(self.planned, list(self.sinks.values()), merge, threads, bar)
 
@@ -122,25 +120,6 @@ class OnePass:
         whose = f"ggufy's kernels ({runs[0]})" if runs else "llama.cpp's kernels"
         lines.append(f"about {self._seconds(threads):.0f} s on {threads} threads, with {whose}")
         return lines
-
-    def _choose_kernels(self, merge: Merge) -> None:
-        """ggufy's own kernels, for each file for which they make the bytes of llama.cpp's on rows of every matrix."""
-        wanted, sinks = self.request.kernels, [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]
-        if wanted == "llama.cpp" or not sinks:
-            return
-        if not native.variants():
-            return
-        for sink in sinks:
-            sink.native = True
-        for name, rows in sample(self.planned, merge):
-            for sink in sinks:
-                if sink.native and not sink.agree(name, rows):
-                    log.warning(
-                        "ggufy's kernel differs from llama.cpp's on %s of the %s file, which is made with llama.cpp's",
-                        name,
-                        sink.layout.quant,
-                    )
-                    sink.native = False
 
     def _seconds(self, threads: int) -> float:
         """An estimate from a short run of each kernel that will be used."""

@@ -60,8 +60,8 @@ def test_a_kernel_that_differs_is_found_and_not_used(
     with caplog.at_level(logging.WARNING, "ggufy"):
         export(base, None, made, {"name": "tiny"})
     assert contents(made) == contents(expected)
-    assert "ggufy's kernel differs from llama.cpp's on" in caplog.text
-    assert "q4_k_m file, which is made with llama.cpp's" in caplog.text
+    assert "kernel differs from llama.cpp's on" in caplog.text
+    assert "so the q4_k_m file is made with llama.cpp's" in caplog.text
 
 
 def test_without_a_compiled_library(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
