@@ -37,12 +37,28 @@ def _library(folder: str) -> Any:
         library = ctypes.CDLL(str(path))
     except OSError:  # compiled for another machine
         return None
-    return library if hasattr(library, f"ggufy_merge_{next(iter(build.variants()))}") else None  # or from older source
+    return library if _of_this_source(library) else None
+
+
+def _of_this_source(library: Any) -> bool:
+    """Whether a library is made from the source that lies here, so that its functions take what is given to them."""
+    try:
+        told = library.ggufy_kernels_source
+    except AttributeError:
+        return False
+    told.restype, told.argtypes = ctypes.c_char_p, []
+    found = told().decode()
+    return bool(found == (build.fingerprint() or found))
 
 
 def library() -> Any:
     """The compiled library, or None where there is none that loads."""
     return _library(_folder())
+
+
+def refused() -> bool:
+    """Whether a compiled library is there, but not used: of other source, or for another machine."""
+    return library() is None and (Path(_folder()) / build.name()).is_file()
 
 
 def _folder() -> str:
