@@ -68,6 +68,14 @@ def choose(sinks: Sequence[GgufSink], planned: Sequence[Planned], merge: Merge) 
                 _compare(users, tensor, sinks[0].importance.get(tensor.name), merge, known)
 
 
+def say_what_is_left(sinks: Sequence[GgufSink]) -> None:
+    """Name the types that ggufy has no kernel for."""
+    whole = (ggml.F32, ggml.F16, ggml.BF16)
+    numbers = {slot.type for sink in sinks for slot in sink.slots.values()}
+    if names := sorted(ggml.type_name(number) for number in numbers if number not in whole and not native.has(number)):
+        log.info("llama.cpp's kernels quantize %s, for which ggufy has none of its own", ", ".join(names))
+
+
 def _compare(
     users: Mapping[int, Sequence[GgufSink]], tensor: Planned, importance: Any, merge: Merge, known: set[tuple[int, ...]]
 ) -> None:

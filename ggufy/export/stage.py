@@ -41,6 +41,10 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
 
     With `weighed` an importance matrix is expected that is not there yet. Raises ExportError or ModelError.
     """
+    if request.kernels == "native" and not native.variants():
+        raise ExportError(
+            "ggufy was installed without its own kernels", "`ggufy doctor` says how to get them; or --kernels auto"
+        )
     weights = Checkpoint.open(request.base)
     adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()
     if foreign.is_foreign(request.base):
@@ -50,10 +54,6 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:
         adapter_gguf.check(adapter)
-    if request.kernels == "native" and request.quants and not native.variants():
-        raise ExportError(
-            "ggufy was installed without its own kernels", "install it where a C compiler is, or --kernels auto"
-        )
     if request.imatrix:
         request.imatrix.check(planned)
     # llama.cpp only asks whether there is one.
@@ -97,6 +97,8 @@ class OnePass:
             files = [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]
             if files and self.request.kernels != "llama.cpp":
                 agreement.choose(files, self.planned, merge)
+            if self.request.kernels == "native":
+                agreement.say_what_is_left(files)
             with progress.bar(f"exporting {', '.join(self.sinks)}", self.total) as bar:
                 stream.run(self.planned, list(self.sinks.values()), merge, threads, bar)
 

@@ -56,7 +56,9 @@ FAULTS = {
         " * 2 + in / half : row; in % half"
     ),
     "half below a half": Fault(("q8_0",), KERNEL, "q8_0.h", "0x1.fffffep-2f", "0x1p-1f"),
-    "fused multiply-add": Fault(("q4_0", "q5_0"), f"q4_0 {KERNEL} trial blocks", flags=("-O2", "-mfma", "-ffp-contract=fast")),
+    "fused multiply-add": Fault(
+        ("q4_0", "q5_0"), f"{KERNEL} trial blocks", flags=("-O2", "-mfma", "-ffp-contract=fast")
+    ),
 }  # fmt: skip
 
 
