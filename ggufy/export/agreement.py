@@ -31,7 +31,7 @@ _WIDTH = 256
 
 
 def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kernels: str) -> Merge:
-    """How this export merges: by the compiled pass where it gives numpy's bytes of rows of every tensor."""
+    """How this export merges: by the compiled pass where it gives numpy's bytes of rows of every matrix."""
     from threadpoolctl import threadpool_limits
 
     slow, fast = Merge(base, adapter, compiled=False), Merge(base, adapter, compiled=True)
@@ -41,11 +41,11 @@ def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kerne
     # As in the pass; and a product of so few rows waits for a BLAS's threads longer than it takes.
     with threadpool_limits(1, "blas"):
         for tensor in planned:
-            if tensor.made:
+            if tensor.made or 0 in tensor.shape:
                 continue
             kind = (tensor.shape, tensor.heads, fast.kind(tensor))
             if kind in known and len(tensor.shape) == 1:
-                continue
+                continue  # one vector is like another
             slab = _few(tensor) if kind in known else _first(tensor)
             if not _merges_alike(slow, fast, slab, alone=kind not in known):
                 log.warning("ggufy's compiled merge differs from numpy's on %s, so numpy merges", tensor.name)
