@@ -22,7 +22,8 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg,misc]
         try:
             library = build["build"](folder)
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"ggufy's kernels are not compiled ({error}); llama.cpp's are used", file=sys.stderr)  # noqa: T201
+            said = f"ggufy's kernels are not compiled ({error}); llama.cpp's are used. {build['NEEDS']}"
+            print(said, file=sys.stderr)  # noqa: T201
             return
         build_data["artifacts"].append(library.relative_to(self.root).as_posix())
         build_data["pure_python"] = False

@@ -221,11 +221,15 @@ def _kernels() -> Iterator[Check]:
         yield Check("kernels", OK, f"ggufy's own, {runs[0]}{others}")
         return
     compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    why = "ggufy was installed without a C compiler" if compiler is None else "ggufy's own are not compiled"
+    why = "ggufy's own are not compiled, which takes GCC 12 or clang"
+    if compiler is None:
+        why = "ggufy was installed without a C compiler"
+    elif native.refused():
+        why = "ggufy's own are compiled from other source, or for another machine"
     again = "pip install --force-reinstall --no-deps --no-binary ggufy ggufy"
     if (Path(__file__).parents[1] / "pyproject.toml").is_file():
         again = f"python {os.path.relpath(build.__file__)} {os.path.relpath(build.FOLDER)}"
-    first = "" if compiler else "install a C compiler (Debian: apt-get install build-essential), then "
+    first = "" if compiler else "install a C compiler, GCC 12 or clang (Debian: apt-get install build-essential), then "
     yield Check("kernels", MISSING, f"llama.cpp's, several times slower: {why}", first + again)
 
 

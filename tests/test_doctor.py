@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ggufy.export import native
+from ggufy.export.kernels import build
 
 Doctor = Callable[..., tuple[int, dict[str, Any]]]
 TOKEN = "hf_neverToBeSeenAnywhere"
@@ -70,6 +71,10 @@ def test_which_kernels_are_used(doctor: Doctor, tmp_path: Path) -> None:
     _, script, folder = found["kernels"]["mend"].split()
     assert (tmp_path / script).resolve().name == "build.py"
     assert (tmp_path / folder / "kernels.c").is_file()
+    assert "which takes GCC 12 or clang" in found["kernels"]["text"]
+    (tmp_path / build.name()).write_bytes(b"of another machine")
+    _, found = doctor(GGUFY_KERNELS=str(tmp_path))
+    assert "are compiled from other source, or for another machine" in found["kernels"]["text"]
 
 
 def test_without_a_compiler_it_says_so_first(doctor: Doctor, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Slower than the one pass and with copies on the disk, but the same command, name
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from ggufy import progress
 from ggufy.errors import ExportError
 from ggufy.export import foreign, stream
 from ggufy.export.adapter import HEAD, Adapter
+from ggufy.export.agreement import agreed
 from ggufy.export.llama import Planned
-from ggufy.export.merge import agreed
 from ggufy.export.request import ADAPTER, Request, merged_sinks
 from ggufy.export.sinks import MergedSink
 from ggufy.weights import FOUR_BIT, Checkpoint
+
+log = logging.getLogger("ggufy")
 
 _SCRATCH = "a merged copy, removed again"
 
@@ -54,6 +57,8 @@ class Detour:
         quants = {name: self.request.outputs[name] for name in self.request.quants}
         if not quants:
             return
+        if self.request.kernels == "native":
+            log.info("outside the Llama family llama.cpp's quantizer makes the quants; ggufy's kernels only merge")
         merged = self.sinks.get("merged") or self.sinks.get(_SCRATCH)
         folder = merged.folder if merged and self.changed else self.request.base
         try:

@@ -6,11 +6,9 @@ The product of the adapter's matrices is numpy's in both, because a BLAS sums in
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,8 +19,6 @@ from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
 from ggufy.export.rows import read_rows
 from ggufy.weights import SIZES, Checkpoint
-
-log = logging.getLogger("ggufy")
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class Merge:
 
     def _compiled(self, slab: Slab, parts: Collection[str]) -> Rows:
         outputs = {part: self._buffer(part, slab) for part in parts}
-        weights, name = self._stored(slab)
+        weights, name = self._stored(slab.tensor)
         pair = self.adapter.pairs.get(str(slab.tensor.source))
         stored, kind, delta, scaling = None, weights[name].dtype, None, 1.0
         if kind not in native.STORED or (pair and not pair.plain):
@@ -152,16 +148,22 @@ class Merge:
             "the base is damaged, or training diverged: train again with a lower learning rate",
         )
 
-    def _stored(self, slab: Slab) -> tuple[Checkpoint, str]:
+    def kind(self, tensor: Planned) -> tuple[str, str]:
+        """What decides how the rows of a tensor are merged: the type they are stored in, and the change."""
+        weights, name = self._stored(tensor)
+        pair = self.adapter.pairs.get(str(tensor.source))
+        return weights[name].dtype, "none" if pair is None else "added" if pair.plain else "of another kind"
+
+    def _stored(self, tensor: Planned) -> tuple[Checkpoint, str]:
         """Where the rows lie that the adapter changes: in the base, or in the adapter."""
-        name = str(slab.tensor.source)
+        name = str(tensor.source)
         if name in self.adapter.whole:
             return self.adapter.weights or self.base, self.adapter.whole[name]
-        return self.base, slab.tensor.stored or name
+        return self.base, tensor.stored or name
 
     def _read(self, slab: Slab, out: Any) -> None:
         """Rows of the base with the adapter's change, float32."""
-        read_rows(*self._stored(slab), slab.start, slab.stop, out)
+        read_rows(*self._stored(slab.tensor), slab.start, slab.stop, out)
         if pair := self.adapter.pairs.get(str(slab.tensor.source)):
             pair.apply(out, slab.start, self._buffer("delta", slab))
 
@@ -174,37 +176,3 @@ class Merge:
         if part not in kept or kept[part].size < rows * columns:
             kept[part] = np.empty(rows * columns, native.OUTPUTS.get(part, "float32"))
         return kept[part][: rows * columns].reshape(rows, columns)
-
-
-def sample(planned: Sequence[Planned], merge: Merge) -> Iterator[tuple[str, Any]]:
-    """A merged row of each matrix, from its middle, rounded to F16 as the pass does: name and float32 (1, columns)."""
-    for slab in _middles(planned):
-        # A bad weight is for the pass to name.
-        with suppress(ExportError):
-            yield slab.tensor.name, merge.rows(slab, ["permuted"]).permuted
-
-
-def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kernels: str) -> Merge:
-    """How this export merges: by the compiled pass where it gives numpy's bytes of a row of every matrix."""
-    slow, fast = Merge(base, adapter, compiled=False), Merge(base, adapter, compiled=True)
-    if kernels == "llama.cpp" or not native.variants():
-        return slow
-    for slab in _middles(planned):
-        try:
-            expected = slow.rows(slab, native.OUTPUTS)
-        except ExportError:
-            continue
-        found = fast.rows(slab, native.OUTPUTS)
-        for part in native.OUTPUTS:
-            if getattr(found, part).tobytes() != getattr(expected, part).tobytes():
-                log.warning("ggufy's compiled merge differs from numpy's on %s, so numpy merges", slab.tensor.name)
-                return slow
-    return fast
-
-
-def _middles(planned: Sequence[Planned]) -> Iterator[Slab]:
-    for tensor in planned:
-        if len(tensor.shape) == 2:
-            middle = tensor.shape[0] // 2
-            # One row has nothing to be permuted with.
-            yield Slab(replace(tensor, heads=0), middle, middle + 1)

@@ -20,6 +20,10 @@ from ggufy.export.kernels import build
 TYPES = {"q2_k": 256, "q3_k": 256, "q4_k": 256, "q5_k": 256, "q6_k": 256}
 TYPES |= {"q8_0": 32, "q4_0": 32, "q5_0": 32, "iq4_nl": 32, "iq4_xs": 256}
 """What has a kernel, and of what the columns must be a multiple."""
+BY_ROWS = ("q4_0", "q5_0")
+"""What weighs, where there is an importance matrix, by the mean square of a row: there a lane is a row."""
+LANES = 16
+"""Blocks, or rows, that the widest variant works on side by side."""
 PLACE = "GGUFY_KERNELS"
 """Environment variable: the folder of the compiled library, where it is not beside its source."""
 
@@ -33,12 +37,28 @@ def _library(folder: str) -> Any:
         library = ctypes.CDLL(str(path))
     except OSError:  # compiled for another machine
         return None
-    return library if hasattr(library, f"ggufy_merge_{next(iter(build.variants()))}") else None  # or from older source
+    return library if _of_this_source(library) else None
+
+
+def _of_this_source(library: Any) -> bool:
+    """Whether a library is made from the source that lies here, so that its functions take what is given to them."""
+    try:
+        told = library.ggufy_kernels_source
+    except AttributeError:
+        return False
+    told.restype, told.argtypes = ctypes.c_char_p, []
+    found = told().decode()
+    return bool(found == (build.fingerprint() or found))
 
 
 def library() -> Any:
     """The compiled library, or None where there is none that loads."""
     return _library(_folder())
+
+
+def refused() -> bool:
+    """Whether a compiled library is there, but not used: of other source, or for another machine."""
+    return library() is None and (Path(_folder()) / build.name()).is_file()
 
 
 def _folder() -> str:
@@ -47,11 +67,21 @@ def _folder() -> str:
 
 def variants() -> tuple[str, ...]:
     """The variants that this processor can run, the fastest first: ("avx2", "sse2")."""
-    lib = library()
+    return _supported(_folder())
+
+
+@functools.cache
+def _supported(folder: str) -> tuple[str, ...]:
+    lib = _library(folder)
     if lib is None:
         return ()
     lib.ggufy_kernels_supported.restype, lib.ggufy_kernels_supported.argtypes = ctypes.c_char_p, []
     return tuple(lib.ggufy_kernels_supported().decode().split())
+
+
+def has(number: int) -> bool:
+    """Whether a type has a kernel here."""
+    return ggml.type_name(number) in TYPES and bool(variants())
 
 
 @functools.cache
@@ -68,10 +98,9 @@ def quantize(number: int, rows: Any, out: Any, importance: Any = None, variant: 
     `importance` weighs the columns: float32 (columns,). Without a `variant` it is the fastest that this processor can
     run. Says whether there is a kernel for the type; where there is none, nothing is written.
     """
-    kind = ggml.type_name(number)
-    runs = variants()
-    if kind not in TYPES or not runs:
+    if not has(number):
         return False
+    kind, runs = ggml.type_name(number), variants()
     n, columns = rows.shape
     _check(rows, "float32")
     _check(out, "uint8")

@@ -88,18 +88,6 @@ class GgufSink:
             ggml.quantize(slot.type, rows.permuted, out, importance)
         return out.data
 
-    def agree(self, name: str, rows: Any) -> bool:
-        """Whether both kernels make the same bytes of some float32 rows of a tensor, as this file has it."""
-        import numpy as np
-
-        slot = self.slots[name]
-        ours, theirs = np.zeros((2, len(rows) * slot.row_bytes), np.uint8)
-        importance = self.importance.get(name)
-        if not native.quantize(slot.type, rows, ours, importance):
-            return True
-        ggml.quantize(slot.type, rows, theirs, importance)
-        return bool((ours == theirs).all())
-
 
 def _in_llama_cpps_order(rows: Any, tensor: Planned) -> Any:
     """Whole heads, of which llama.cpp pairs the halves: (heads, 2, half, columns) -> (heads, half, 2, columns)."""

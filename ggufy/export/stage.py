@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 from collections import Counter
@@ -12,15 +11,12 @@ from pathlib import Path
 
 from ggufy import ggml, machine, progress
 from ggufy.errors import ExportError
-from ggufy.export import adapter_gguf, detour, foreign, imatrix, layout, llama, native, stream, vocab
+from ggufy.export import adapter_gguf, agreement, detour, foreign, imatrix, layout, llama, native, stream, vocab
 from ggufy.export.adapter import Adapter
 from ggufy.export.llama import Planned
-from ggufy.export.merge import Merge, agreed, sample
 from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.weights import Checkpoint
-
-log = logging.getLogger("ggufy")
 
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
@@ -45,6 +41,10 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
 
     With `weighed` an importance matrix is expected that is not there yet. Raises ExportError or ModelError.
     """
+    if request.kernels == "native" and not native.variants():
+        raise ExportError(
+            "ggufy was installed without its own kernels", "`ggufy doctor` says how to get them; or --kernels auto"
+        )
     weights = Checkpoint.open(request.base)
     adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()
     if foreign.is_foreign(request.base):
@@ -54,10 +54,6 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:
         adapter_gguf.check(adapter)
-    if request.kernels == "native" and request.quants and not native.variants():
-        raise ExportError(
-            "ggufy was installed without its own kernels", "install it where a C compiler is, or --kernels auto"
-        )
     if request.imatrix:
         request.imatrix.check(planned)
     # llama.cpp only asks whether there is one.
@@ -97,8 +93,12 @@ class OnePass:
         if place := self.request.outputs.get(ADAPTER):
             adapter_gguf.write(place, self.adapter, self.planned, dict(self.request.general))
         if self.sinks:
-            merge = agreed(self.planned, self.weights, self.adapter, self.request.kernels)
-            self._choose_kernels(merge)
+            merge = agreement.agreed(self.planned, self.weights, self.adapter, self.request.kernels)
+            files = [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]
+            if files and self.request.kernels != "llama.cpp":
+                agreement.choose(files, self.planned, merge)
+            if self.request.kernels == "native":
+                agreement.say_what_is_left(files)
             with progress.bar(f"exporting {', '.join(self.sinks)}", self.total) as bar:
                 stream.run(self.planned, list(self.sinks.values()), merge, threads, bar)
 
@@ -122,25 +122,6 @@ class OnePass:
         whose = f"ggufy's kernels ({runs[0]})" if runs else "llama.cpp's kernels"
         lines.append(f"about {self._seconds(threads):.0f} s on {threads} threads, with {whose}")
         return lines
-
-    def _choose_kernels(self, merge: Merge) -> None:
-        """ggufy's own kernels, for each file for which they make the bytes of llama.cpp's on rows of every matrix."""
-        wanted, sinks = self.request.kernels, [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]
-        if wanted == "llama.cpp" or not sinks:
-            return
-        if not native.variants():
-            return
-        for sink in sinks:
-            sink.native = True
-        for name, rows in sample(self.planned, merge):
-            for sink in sinks:
-                if sink.native and not sink.agree(name, rows):
-                    log.warning(
-                        "ggufy's kernel differs from llama.cpp's on %s of the %s file, which is made with llama.cpp's",
-                        name,
-                        sink.layout.quant,
-                    )
-                    sink.native = False
 
     def _seconds(self, threads: int) -> float:
         """An estimate from a short run of each kernel that will be used."""

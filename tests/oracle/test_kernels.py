@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ggufy import ggml
-from ggufy.export import native
+from ggufy.export import hard, native
 from ggufy.export.kernels import build
 from ggufy.weights import to_bf16
 
@@ -71,6 +71,17 @@ def mixed(rng: Rng, normal: np.ndarray) -> np.ndarray:
     return normal
 
 
+def beside(rng: Rng, normal: np.ndarray) -> np.ndarray:
+    """Middles between two levels, and the floats just below and above them, where a block's scale is a power of two."""
+    groups = normal.reshape(len(normal), -1, 32)
+    limit = rng.choice(np.array([4, 8, 16, 32, 127], np.float32), groups.shape[:2])[..., None]
+    # Small ones more often: what is just below a half is not just below 100 and a half.
+    groups[:] = np.trunc(rng.uniform(-1, 1, groups.shape) ** 3 * limit) + np.float32(0.5)
+    groups[:] = np.nextafter(groups, rng.choice(np.array([-np.inf, 0, np.inf], np.float32), groups.shape))
+    groups[..., 9:10] = limit * rng.choice(np.array([-1, 1], np.float32), limit.shape)
+    return normal * per_row(rng, normal, [1, 2.0**-9, -1])
+
+
 SHAPES: dict[str, Callable[[Rng, np.ndarray], np.ndarray]] = {
     "normal": lambda _, x: x,
     "half": lambda rng, x: (x * per_row(rng, x, [1e-3, 1, 50])).astype(np.float16).astype(np.float32),
@@ -88,6 +99,7 @@ SHAPES: dict[str, Callable[[Rng, np.ndarray], np.ndarray]] = {
     "ties": lambda rng, x: (rng.integers(-8, 9, x.shape) / 8).astype(np.float32),
     # Nearly flat, far from zero: the search's scale is all rounding.
     "close": lambda rng, x: (1 + rng.integers(-3, 4, x.shape) * 2.0**-23).astype(np.float32) * per_row(rng, x, [-1, 1]),
+    "beside ties": beside,
     "mixed": mixed,
 }
 
@@ -103,7 +115,9 @@ def importances(rng: Rng, columns: int) -> list[np.ndarray]:
     zeros = np.where(rng.random(columns) < 0.7, np.float32(0), plain)
     zeros[:256] = 0
     extreme = np.exp(rng.uniform(-80, 80, columns)).astype(np.float32)
-    return [plain, zeros, extreme, np.zeros(columns, np.float32), np.ones(columns, np.float32)]
+    # No matrix has negative ones; but with them levels leave the range that others never do.
+    signed = rng.standard_normal(columns, np.float32)
+    return [plain, zeros, extreme, np.zeros(columns, np.float32), np.ones(columns, np.float32), signed, -plain]
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
@@ -159,7 +173,15 @@ def test_values_that_are_no_numbers_do_not_crash(kind: str) -> None:
     """Infinities come from float16; their bytes mean nothing, but are the same."""
     rows = np.random.default_rng(0).standard_normal((9, COLUMNS), dtype=np.float32)
     rows[2, 5], rows[3, 300:340], rows[5, 700] = np.inf, -np.inf, -np.inf
-    compare(TYPES[kind], rows, None, native.variants(), "infinite")
+    for importance in (None, *importances(np.random.default_rng(1), COLUMNS)):
+        compare(TYPES[kind], rows, importance, native.variants(), "infinite")
+
+
+@pytest.mark.parametrize("kind", native.TYPES)
+def test_the_blocks_of_the_trial_before_an_export(kind: str) -> None:
+    assert np.isfinite(hard.rows()).all()
+    for importance in (None, hard.importance()):
+        compare(TYPES[kind], hard.rows(), importance, native.variants(), "hard")
 
 
 def test_a_type_without_a_kernel_is_left_to_llama_cpp() -> None:
@@ -194,20 +216,26 @@ def test_memory(tool: str, tmp_path: Path) -> None:
     """No byte beyond what is given is read or written, in a program of its own, with buffers of the exact size."""
     if tool == "valgrind" and not shutil.which("valgrind"):
         pytest.skip("valgrind is not installed")
+    if tool == "sanitizers" and not have_sanitizers(tmp_path):
+        pytest.skip("the compiler has no sanitizers")
     rng = np.random.default_rng(5)
     rows = np.concatenate([spread(shape, rng, 1, COLUMNS) for shape in ("half", "outlier", "mostly zero")])
     rows = rows.clip(-4e4, 4e4)  # what is merged has to fit float16
     # valgrind 3.19 does not know AVX-512.
     for variant in [name for name in native.variants() if tool == "sanitizers" or name != "avx512"]:
         program = tmp_path / variant
-        try:
-            build.driver(DRIVER, program, variant, SANITIZERS if tool == "sanitizers" else ["-g"])
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"no sanitizers: {error}")
+        build.driver(DRIVER, program, variant, SANITIZERS if tool == "sanitizers" else ["-g"])
         for importance in (None, importances(rng, COLUMNS)[1]):
             run(program, rows, importance, ["valgrind", "-q", "--error-exitcode=9"] if tool == "valgrind" else [])
             expected = [reference(TYPES[kind], rows, importance).tobytes() for kind in native.TYPES]
             assert (tmp_path / "out").read_bytes() == b"".join([*expected, *merged(rows)])
+
+
+def have_sanitizers(folder: Path) -> bool:
+    """Whether an empty program can be made with them: that the kernels cannot be is no reason to skip."""
+    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
+    command = [str(build.compiler()), *SANITIZERS, str(folder / "empty.c"), "-o", str(folder / "empty")]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def merged(rows: np.ndarray) -> Iterator[bytes]:

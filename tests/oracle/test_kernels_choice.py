@@ -60,8 +60,8 @@ def test_a_kernel_that_differs_is_found_and_not_used(
     with caplog.at_level(logging.WARNING, "ggufy"):
         export(base, None, made, {"name": "tiny"})
     assert contents(made) == contents(expected)
-    assert "ggufy's kernel differs from llama.cpp's on" in caplog.text
-    assert "q4_k_m file, which is made with llama.cpp's" in caplog.text
+    assert "kernel differs from llama.cpp's on" in caplog.text
+    assert "so the q4_k_m file is made with llama.cpp's" in caplog.text
 
 
 def test_without_a_compiled_library(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,5 +69,21 @@ def test_without_a_compiled_library(base: Path, tmp_path: Path, monkeypatch: pyt
     made = files(tmp_path / "made")
     export(base, None, made, {"name": "tiny"})
     assert all(path.stat().st_size for path in made.values())
+    for outputs in (made, {"f16": tmp_path / "f16.gguf"}, {"merged": tmp_path / "merged"}):
+        with pytest.raises(ExportError, match="installed without its own kernels"):
+            export(base, None, outputs, {"name": "tiny"}, kernels="native")
+    # Of any architecture: it is not read before that is known.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
     with pytest.raises(ExportError, match="installed without its own kernels"):
-        export(base, None, made, {"name": "tiny"}, kernels="native")
+        export(other, None, {"merged": tmp_path / "merged"}, kernels="native")
+
+
+def test_types_without_a_kernel_are_named(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quants = {"q4_1": tmp_path / "q4_1.gguf", "f16": tmp_path / "f16.gguf"}
+    with caplog.at_level(logging.INFO, "ggufy"):
+        export(base, None, quants)
+        assert not caplog.messages
+        export(base, None, quants, kernels="native")
+    assert caplog.messages == ["llama.cpp's kernels quantize q4_1, for which ggufy has none of its own"]

@@ -14,8 +14,9 @@ from ggufy.data import source
 from ggufy.errors import ExportError
 from ggufy.export import native
 from ggufy.export.adapter import Adapter
+from ggufy.export.agreement import agreed
 from ggufy.export.llama import Planned
-from ggufy.export.merge import Merge, Slab, agreed
+from ggufy.export.merge import Merge, Slab
 from ggufy.export.pair import Pair
 from ggufy.weights import Checkpoint
 

@@ -39,7 +39,7 @@ from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
 from ggufy.export import foreign, stream
 from ggufy.export.adapter import Adapter
-from ggufy.export.merge import agreed
+from ggufy.export.agreement import agreed
 from ggufy.export.sinks import MergedSink
 from ggufy.weights import Checkpoint
 from tests.oracle.converter import VENDOR, convert

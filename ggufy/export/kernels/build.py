@@ -9,9 +9,11 @@ no value. -fvisibility=hidden leaves only the kernels' names.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -23,6 +25,7 @@ FOLDER = Path(__file__).parent
 SOURCES = (FOLDER / "kernels.c", FOLDER / "merge.c")
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra"]
+NEEDS = "GCC 12 or clang compiles them; CC names another compiler than the usual one"
 _X86 = {
     "sse2": ["-DGGUFY_LANES=4", "-msse2"],
     "avx2": ["-DGGUFY_LANES=8", "-mavx2", "-mf16c"],
@@ -41,8 +44,25 @@ def name() -> str:
     return "libggufy_kernels" + (".dylib" if sys.platform == "darwin" else ".so")
 
 
+def fingerprint() -> str:
+    """What tells this source, with its flags, from any other; empty where it is not there."""
+    files = [*sorted(FOLDER.glob("*.[ch]")), FOLDER / "build.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if len(files) > 1 else ""
+
+
 def _command(compiler: str) -> list[str]:
-    return shlex.split(compiler or os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    wanted = compiler or os.environ.get("CC")
+    try:
+        words = shlex.split(wanted or sysconfig.get_config_var("CC") or "cc")
+    except ValueError as error:
+        raise OSError(f"the compiler is said to be {wanted}, which cannot be read: {error}") from None
+    # The compiler that made Python need not be on this machine.
+    return words if wanted or shutil.which(words[0]) else ["cc"]
+
+
+def compiler() -> str | None:
+    """Where the compiler is that `build` would start, or None where there is none."""
+    return shutil.which(_command("")[0])
 
 
 def variants(machine: str = "") -> dict[str, list[str]]:
@@ -52,13 +72,17 @@ def variants(machine: str = "") -> dict[str, list[str]]:
 
 def build(folder: Path, compiler: str = "", extra: Sequence[str] = ()) -> Path:
     """Compile the library into `folder`. Raises OSError or CalledProcessError where that cannot be done."""
-    command = _command(compiler)
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / name()
+    # What cannot be compiled anew is not to be found as it was.
+    library.unlink(missing_ok=True)
+    command = _command(compiler)
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
         for number, (variant, flags) in enumerate(variants().items()):
-            defines = [f"-DGGUFY_VARIANT={variant}", *([] if number else ["-DGGUFY_DISPATCH"])]
+            defines = [f"-DGGUFY_VARIANT={variant}"]
+            if number == 0:
+                defines += ["-DGGUFY_DISPATCH", f'-DGGUFY_SOURCE="{fingerprint()}"']
             for source in SOURCES:
                 objects.append(str(Path(scratch) / f"{source.stem}-{variant}.o"))
                 compiling = [*command, *FLAGS, *flags, *defines, *extra, "-c", str(source), "-o", objects[-1]]
@@ -76,4 +100,7 @@ def driver(
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1])))  # noqa: T201
+    try:
+        print(build(Path(sys.argv[1])))  # noqa: T201
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: the kernels cannot be compiled: {error}\n  {NEEDS}")

@@ -7,7 +7,7 @@
  *
  * This file is compiled once for each variant:
  *   -DGGUFY_VARIANT=avx2 -DGGUFY_LANES=8 -mavx2      symbols end in _avx2
- *   -DGGUFY_DISPATCH (one of the variants)           also holds ggufy_kernels_supported
+ *   -DGGUFY_DISPATCH (one of the variants)           also holds ggufy_kernels_supported and ggufy_kernels_source
  * with -O3 -ffp-contract=off. Fast-math is out; a fused multiply-add would round once where llama.cpp rounds twice.
  * Byte order is little-endian, as GGUF's.
  */
@@ -747,6 +747,12 @@ ENTRY(q8_0) {
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 #endif
+#ifndef GGUFY_SOURCE
+#define GGUFY_SOURCE ""
+#endif
+/* From which source this library is: build.py's digest of it. */
+EXPORTED const char *ggufy_kernels_source(void) { return GGUFY_SOURCE; }
+
 /* The variants of this library that this processor can run, the fastest first. */
 EXPORTED const char *ggufy_kernels_supported(void) {
 #if defined(__x86_64__) || defined(__i386__)
