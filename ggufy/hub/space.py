@@ -23,7 +23,8 @@ log = logging.getLogger("ggufy")
 # The version that the app was tried with.
 GRADIO = "6.31.0"
 _MODULES = (
-    *("cache.py", "errors.py", "ggml.py", "gguf_file.py", "interrupts.py", "template.py"),
+    *("cache.py", "errors.py", "forward.py", "ggml.py", "ggml_graph.py", "gguf_file.py", "interrupts.py"),
+    *("machine.py", "template.py"),
     *("chat/__init__.py", "chat/conversation.py", "chat/model.py", "chat/prompts.py", "chat/session.py"),
     "chat/threads.py",
 )
