@@ -31,9 +31,9 @@ from ggufy import (
 from ggufy.base.resolve import Base
 from ggufy.data import prepare, source
 from ggufy.data.source import Source
-from ggufy.errors import ChatError, ExportError, RecipeError, TrainError
+from ggufy.errors import ChatError, ExportError, HubError, RecipeError, TrainError
 from ggufy.export_wish import Wish
-from ggufy.hub import checkpoints, dataset, pull, push
+from ggufy.hub import beforehand, checkpoints, dataset, names, pull, push
 from ggufy.recipe import Recipe
 from ggufy.run import Run
 from ggufy.stamps import Artifact
@@ -77,14 +77,13 @@ def train(
     this = run.named(wanted.name if run_name is None else run_name)
     this.refuse_foreign()
     if fresh or this.stamp("adapter") is None:
-        checkpoints.target_of(wanted, this)
-        push.check_before_training(wanted, this.name)
+        beforehand.check(wanted, this)
         _refuse_hopeless(wanted)
     old = this.frozen if this.exists and not fresh else None
     base = record.base(wanted, old)
     stage.check_base(base.path, wanted.lora.modules)
     rows = record.rows(wanted, old)
-    with this.lock():
+    with this.lock("--run"):
         frozen = record.frozen(this, wanted, base, rows, fresh=fresh)
         data = _data(this, wanted, base, rows, frozen)
         identity = {"recipe": record.identity(wanted), "base": base.fingerprint, "data": data.sha256}
@@ -105,6 +104,7 @@ def train(
                 identity=digest.of_values({**identity, "recipe": record.training(wanted)}),
                 change_gpus=change_gpus,
             )
+            beforehand.check_counted(wanted, this)
             sending.enter_context(checkpoints.uploading(this, wanted))
             ranks.fit(work, places["adapter"])
 
@@ -133,11 +133,20 @@ def check(
         wanted = recipe.changed(what, overrides, values)
     else:
         wanted = recipe.load(what, overrides, values)
+
+    def where(*key: str) -> str:
+        return wanted.name if isinstance(what, Recipe) else recipe.place(what, overrides, key)
+
     try:
         layout.check_quants(wanted.export.quants)
     except ExportError as error:
-        where = wanted.name if isinstance(what, Recipe) else recipe.place(what, overrides, ("export", "quants"))
-        raise RecipeError(f"{where}: export.quants: {error.message}", "choose from these names") from None
+        message = f"{where('export', 'quants')}: export.quants: {error.message}"
+        raise RecipeError(message, "choose from these names") from None
+    for key in ("repo", "branch", "tag"):
+        try:
+            names.check_one(wanted, key, wanted.name)
+        except HubError as error:
+            raise RecipeError(f"{where('hub', key)}: hub.{key}: {error.message}", error.hint) from None
     return wanted
 
 
@@ -253,7 +262,7 @@ def export(
     wanted = Wish(**wish)
     room, find = _subject(what, base, out)
     exports.check(wanted, room)
-    with room.lock():
+    with room.lock(None if room.exists else "--out"):
         return exports.make(find(), wanted)
 
 

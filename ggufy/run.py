@@ -164,13 +164,15 @@ class Run(Maker):
                 remove(self.path / name)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, instead: str | None = None) -> Iterator[None]:
         """Hold the run as its only writer. The kernel drops the lock of a process that died.
+
+        `instead` is the option by which the command could work elsewhere, if it has one.
 
         A folder that was made for this, and in which nothing came to be, is removed again.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        with self._locked() as file:
+        with self._locked(instead) as file:
             file.seek(0)
             if left := file.read().strip():
                 log.info("taking over the lock of process %s, which ended without releasing it", left)
@@ -190,7 +192,7 @@ class Run(Maker):
                         for folder in made:
                             folder.rmdir()
 
-    def _locked(self) -> IO[str]:
+    def _locked(self, instead: str | None) -> IO[str]:
         """The open lock file, locked. Raises RunError where another process holds it."""
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -207,8 +209,8 @@ class Run(Maker):
                 holder = file.read().strip() or "unknown"
                 file.close()
                 in_runs = self.path.absolute().parent == runs_folder().absolute()
-                what, other = ("run", "--run") if in_runs or self.exists else ("folder", "--out")
+                what = "run" if in_runs or self.exists else "folder"
                 raise RunError(
                     f"the {what} {self.path.as_posix()} is in use by another ggufy (process {holder})",
-                    f"wait for it, stop it, or choose another {other}",
+                    f"wait for it, stop it, or choose another {instead}" if instead else "wait for it, or stop it",
                 ) from None

@@ -69,9 +69,12 @@ def _is_compared(this: Run, output: str, models: Container[str]) -> bool:
 
 
 def _models(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterator[str]:
-    found = subject.of_room(this)
+    # A run that was pulled may have come without its adapter.
+    alone = this.exists and this.stamp("adapter") is None
+    found = None if alone else subject.of_room(this)
     if found is None:
-        yield f"{this.path.as_posix()}: source.json does not say what these were made from, so nothing is compared"
+        why = "the adapter is not here" if alone else "source.json does not say what these were made from"
+        yield f"{this.path.as_posix()}: {why}, so nothing is compared"
         for output in outputs:
             yield verifying.verify(this.path / output, None, threads).text()
         return

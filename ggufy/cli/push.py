@@ -45,14 +45,17 @@ def command(what_run: str | None, dry_run: bool, ollama: str | None, **wish: Any
     from ggufy.hub.push import Wish
 
     this = run.find(what_run)
+    to_hub = ollama is None or wish["repo"]
     if dry_run:
-        text, files = push.dry_run(this, Wish(**wish))
-        click.echo(text)
-        for line in files:
+        text, files = push.dry_run(this, Wish(**wish)) if to_hub else ("", [])
+        for line in (*([text] if text else ()), *files, *(models.dry_run(this, ollama) if ollama else ())):
             click.echo(line)
         return
     with this.lock():
-        if ollama is None or wish["repo"]:
+        if ollama:
+            # What Ollama would refuse is known before anything goes to the Hub.
+            models.check(this, ollama)
+        if to_hub:
             for line in push.push(this, Wish(**wish)).lines():
                 click.echo(line)
         for tag in models.push(this, ollama) if ollama else ():

@@ -31,4 +31,5 @@ def command(
         written = space.write(this, repo, folder, quant=quant, force=force)
         click.echo(f"{folder.as_posix()}: {len(written)} files")
         if send:
-            click.echo(space.send(this, folder, written, repo, private=private, force=force))
+            for line in space.send(this, folder, written, repo, private=private, force=force).lines():
+                click.echo(line)

@@ -98,7 +98,7 @@ def check_base(api: Any, base: str | None) -> Asked:
         except RepositoryNotFoundError:
             return None
 
-    info = session.ask(f"look at the base {base}", look, name=base)
+    info = session.ask(f"look at the base {base}", look, name=base, reading=True)
     if info is None:
         log.warning("the base %s is not on the Hub, or is private: others cannot use the adapter without it", base)
         return Asked()
@@ -126,7 +126,8 @@ def of_data(api: Any, places: Iterable[Place]) -> Asked:
         card: Any = {}
         if place.on_the_hub:
             try:
-                card = session.ask(f"look at {place.name}", partial(look, place.name), name=place.name, kind="dataset")
+                asked = partial(look, place.name)
+                card = session.ask(f"look at {place.name}", asked, name=place.name, kind="dataset", reading=True)
             except HubError as error:
                 log.info("what the card of the data %s says is not known: %s", place.name, error.message)
         said, found = card.get("language"), card.get("license")
@@ -148,4 +149,4 @@ def _there(api: Any, name: str, kind: str) -> Any | None:
                 raise
             return None
 
-    return session.ask(f"look at {name}", look, name=name, kind=kind)
+    return session.ask(f"look at {name}", look, name=name, kind=kind, reading=True)

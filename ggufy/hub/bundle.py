@@ -10,16 +10,14 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ggufy import __version__
 from ggufy.errors import HubError, RunError
-from ggufy.hub import leaks, names
+from ggufy.hub import leaks, manifest, names
+from ggufy.hub.places import without_places
 from ggufy.run import Run
 
-MANIFEST = "ggufy/manifest.json"
-FORMAT = 1
 # An adapter's folder may hold more, written by other tools: of these files it is known what is in them.
 _ADAPTER = (
     "adapter_config.json",
@@ -49,11 +47,15 @@ class Bundle:
     """The files of a push, and what a card has to know of them."""
 
     run: Run
+    name: str
+    """Of the run, as the repository has it: one that was pulled may have another name here."""
     frozen: dict[str, Any]
     what: tuple[str, ...]
     stamps: list[dict[str, Any]] = field(default_factory=list)
     sources: dict[str, tuple[Path | bytes, str]] = field(default_factory=dict)
     """Path in the repository -> where its content is, and its path in the run."""
+    earlier: list[str] = field(default_factory=list)
+    """What was made from the adapter of an earlier training, and is left out."""
 
     def paths(self, kind: str) -> list[str]:
         """The outputs of a kind, by their path in the run."""
@@ -72,19 +74,30 @@ def kind_of(stamp: Mapping[str, Any]) -> str | None:
     return "gguf"
 
 
-def collect(run: Run, what: Iterable[str], *, insist: bool, sent: Collection[str] = ()) -> Bundle:
+def collect(
+    run: Run, what: Iterable[str], *, insist: bool, sent: Collection[str] = (), name: str | None = None
+) -> Bundle:
     """The files of a run that are to be sent. Raises RunError where there is nothing, or, with `insist`, not all.
 
-    Only outputs whose stamp holds are sent: nothing unfinished, and nothing that somebody changed. Outputs of other
-    kinds that lie there already, by the hashes that were `sent`, stay a part of it: of the card, and of what is pulled.
+    Only outputs whose stamp holds are sent: nothing unfinished, nothing that somebody changed, and nothing that was
+    made from an earlier adapter. Outputs of other kinds that lie there already, by the hashes of what was `sent` and is
+    there still, stay a part of it: of the card, and of what is pulled.
     """
     wanted = tuple(dict.fromkeys(what))
     # A run that is sent is a public thing: the folders of this disk are no part of it.
-    bundle = Bundle(run, without_places(run.frozen), wanted)
+    bundle = Bundle(run, name or run.name, without_places(run.frozen), wanted)
+    if adapter := run.stamp("adapter"):
+        stamps = [stamp for output in run.stamped() if (stamp := run.stamp(output))]
+        bundle.earlier += sorted(manifest.earlier(stamps, {str(adapter["sha256"])}))
     for output in run.stamped():
         stamp = run.stamp(output)
         kind = kind_of(stamp) if stamp else None
-        if stamp is None or kind is None or not (kind in wanted or _lies_there(run, stamp, sent)):
+        if (
+            stamp is None
+            or kind is None
+            or output in bundle.earlier
+            or not (kind in wanted or _lies_there(run, stamp, sent))
+        ):
             continue
         names.check_path(output)
         if run.valid(output) is None:
@@ -95,7 +108,7 @@ def collect(run: Run, what: Iterable[str], *, insist: bool, sent: Collection[str
         _add(bundle, without_places(stamp), kind)
     missing = [kind for kind in wanted if not bundle.paths(kind)]
     if missing and (insist or not bundle.stamps):
-        raise _unfinished(run, missing)
+        raise _unfinished(run, missing, bundle.earlier)
     for name in (*_FIGURES, "loss.png"):
         if (run.path / name).is_file():
             path = name if name.endswith(".png") else f"ggufy/{name}"
@@ -167,15 +180,16 @@ def finish(bundle: Bundle, texts: Mapping[str, str]) -> list[File]:
                 f"{(bundle.run.path / name).as_posix()} is not what was stamped when it was made",
                 f"`ggufy verify {bundle.run.name}` says what was changed",
             )
-        listed[path] = {"path": name, "size": file.size, "sha256": file.sha256}
-    manifest = manifest_of(bundle.run.name, listed, bundle.stamps)
-    files.append(_file(MANIFEST, as_json(manifest), known, places))
+        listed[path] = {"path": name, **facts_of(file)}
+    made = {path: facts_of(by_path[path]) for path in texts}
+    noted = manifest.of(bundle.name, listed, bundle.stamps, made)
+    files.append(_file(manifest.MANIFEST, as_json(noted), known, places))
     return sorted(files, key=lambda file: (file.size, file.path))
 
 
-def manifest_of(run: str, files: Mapping[str, Any], stamps: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What `ggufy pull` reads first: where each file belongs, and its hash."""
-    return {"format": FORMAT, "ggufy": __version__, "run": run, "files": dict(files), "stamps": list(stamps)}
+def facts_of(file: File) -> dict[str, Any]:
+    """What is noted of a file, in a manifest or a receipt."""
+    return {"size": file.size, "sha256": file.sha256, **({"git": file.git} if file.git else {})}
 
 
 def from_sources(files: Mapping[str, Path | bytes], folder: Path | None) -> list[File]:
@@ -204,26 +218,14 @@ def inside(run: Run, path: Path) -> Path:
     return path
 
 
-def without_places(values: Any) -> Any:
-    """Plain values with the last part of each absolute path in the place of the whole."""
-    if isinstance(values, Mapping):
-        return {key: without_places(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [without_places(value) for value in values]
-    if isinstance(values, str) and "\n" not in values:
-        for kind in (PurePosixPath, PureWindowsPath):
-            if values.startswith("~") or (kind(values).is_absolute() and kind(values).name):
-                return kind(values).name
-    return values
-
-
 def as_json(values: Any) -> bytes:
     """JSON as it is written to files, the same bytes for the same values."""
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _unfinished(run: Run, missing: list[str]) -> RunError:
-    there = sorted({str(kind_of(stamp)) for output in run.stamped() if (stamp := run.stamp(output)) and kind_of(stamp)})
+def _unfinished(run: Run, missing: list[str], earlier: list[str]) -> RunError:
+    stamps = [stamp for output in run.stamped() if output not in earlier and (stamp := run.stamp(output))]
+    there = sorted({str(kind_of(stamp)) for stamp in stamps if kind_of(stamp)})
     saved = sorted(run.path.glob("checkpoints/checkpoint-*/manifest.json"))
     exists = f"; what there is: {', '.join(there)}" if there else ""
     instead = f"; --what {','.join(there)} sends what there is" if there else ""
@@ -234,8 +236,9 @@ def _unfinished(run: Run, missing: list[str]) -> RunError:
             f"`ggufy train` with its recipe finishes it{instead}",
         )
     option = " --merged" if "merged" in missing else ""
+    of_now = " of the last training" if earlier else ""
     return RunError(
-        f"{run.path.as_posix()} has no {' and no '.join(missing)} files yet{exists}",
+        f"{run.path.as_posix()} has no {' and no '.join(missing)} files{of_now} yet{exists}",
         f"`ggufy export {run.name}{option}` makes them{instead}",
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from ggufy import recipe
 from ggufy.errors import HubError
 from ggufy.hub import facts
-from ggufy.hub.bundle import Bundle, counts
+from ggufy.hub.bundle import Bundle, counts, kind_of
 from ggufy.hub.facts import Asked, Gguf, Place
 
 
@@ -68,7 +68,7 @@ def notice(bundle: Bundle, asked: Asked) -> str | None:
 def _header(bundle: Bundle, models: list[Gguf], asked: Asked) -> str:
     from huggingface_hub import ModelCardData
 
-    frozen, name = bundle.frozen, bundle.run.name
+    frozen, name = bundle.frozen, bundle.name
     base = facts.base_on_the_hub(frozen)
     adapter, merged = bool(bundle.paths("adapter")), bool(bundle.paths("merged"))
     results = _results(bundle)
@@ -135,7 +135,7 @@ def _said(bundle: Bundle, models: list[Gguf], repo: str, branch: str, asked: Ask
     rows = {split: found.get("kept") for split, found in counts(run).items()}
     return {
         "title": repo.partition("/")[2] + ("" if branch == "main" else f" ({branch})"),
-        "name": run.name,
+        "name": bundle.name,
         "repo": repo,
         "branch": branch,
         "branch_is_main": branch == "main",
@@ -148,7 +148,8 @@ def _said(bundle: Bundle, models: list[Gguf], repo: str, branch: str, asked: Ask
         "ggufy": frozen["ggufy"],
         "notice": (notice(bundle, asked) or "").strip() or None,
         "files": _files(bundle, models),
-        "measured": next((gguf.closeness for gguf in quants if gguf.closeness), None),
+        "measured": _positions(models),
+        "merged": next((stamp["inputs"]["quant"] for stamp in bundle.stamps if kind_of(stamp) == "merged"), None),
         "revision": "" if branch == "main" else f', revision="{branch}"',
         "has_adapter": bool(bundle.paths("adapter")),
         "gguf": _recommended(quants),
@@ -160,6 +161,14 @@ def _said(bundle: Bundle, models: list[Gguf], repo: str, branch: str, asked: Ask
         "recipe": recipe.show(recipe.from_values(frozen["recipe"])),
         "versions": ", ".join(f"{name} {version}" for name, version in frozen["versions"].items()),
     }
+
+
+def _positions(models: list[Gguf]) -> str | None:
+    """Over how many positions files were compared; where that is not the same for all, file by file."""
+    measured = {gguf.name: gguf.closeness["positions"] for gguf in models if gguf.closeness}
+    if len(set(measured.values())) <= 1:
+        return next((f"{positions:,} positions" for positions in measured.values()), None)
+    return f"{', '.join(f'{positions:,} (`{name}`)' for name, positions in measured.items())} positions"
 
 
 def _recommended(quants: list[Gguf]) -> Gguf | None:

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import GgufyError, HubError, from_lower
-from ggufy.hub import access, bundle, names, push, receipt, session, upload
+from ggufy.hub import access, bundle, manifest, names, places, push, receipt, session, upload
 from ggufy.hub.bundle import File
 from ggufy.hub.facts import amount
-from ggufy.hub.pull import checkpoint_branch
+from ggufy.hub.pull import checkpoint_branch, newest_step
 from ggufy.hub.upload import Target
 from ggufy.recipe import Recipe
 from ggufy.run import Run
@@ -44,22 +44,15 @@ _CONFIG = "adapter_config.json"
 
 
 def target_of(wanted: Recipe, run: Run) -> Target | None:
-    """Where the checkpoints of a training go, if they do. Raises HubError where they would be of no use there."""
+    """Where the checkpoints of a training go, if they do: beside the results of a push, by the same names.
+
+    Its data is prepared, so that {n} is known.
+    """
     hub = wanted.hub
-    if hub.checkpoints == "off":
+    if hub.checkpoints == "off" or hub.repo is None:
         return None
-    if hub.repo is None:
-        raise HubError(f"hub.checkpoints is {hub.checkpoints}, and no repository is named", "set hub.repo=user/name")
-    data = wanted.data
-    places = [("model.base", wanted.model.base), ("data.source", data.source), ("data.eval_source", data.eval_source)]
-    for key, value in (*places, *(("data.more", part.source) for part in data.more)):
-        if value and bundle.without_places(value) != value:
-            raise HubError(
-                f"hub.checkpoints: {key} is {value}, which is on this machine only",
-                f"name {key} by its repository, or relative to the folder ggufy is started in",
-            )
-    frozen = {"recipe": wanted.model_dump(mode="json")}
-    repo, branch = (names.fill(text, run.name, frozen, 1) for text in (hub.repo, hub.branch))
+    frozen, rows = {"recipe": wanted.model_dump(mode="json")}, bundle.conversations(run)
+    repo, branch = (names.fill(text, run.name, frozen, rows) for text in (hub.repo, hub.branch))
     return Target(names.check_repository(repo), names.check_ref(checkpoint_branch(branch), "branch"))
 
 
@@ -184,6 +177,10 @@ class Sender:
                 push.create(api, target, private=private)
             push.make_branch(api, target)
             self.ready = True
+        if ahead := self._ahead(files, upload.look(api, target), _step(folder)):
+            self.sent = _step(folder)
+            log.info("%s is not sent: %s has step %d of this run, by another machine", folder.name, target.name, ahead)
+            return
         paths = {file.path for file in files}
 
         def stale(there: Mapping[str, Any]) -> list[str]:
@@ -199,29 +196,41 @@ class Sender:
             stale=stale,
         )
         facts = push.receipt_of(target, None, done)
-        receipt.finish(self.run, target.name, files, facts, alone=True)
+        receipt.finish(self.run, target.name, files, facts)
         self.sent = _step(folder)
         log.info("%s is on the Hub: %s, %s", folder.name, target.name, amount(sum(file.size for file in files)))
+
+    def _ahead(self, files: list[File], remote: upload.Remote, step: int) -> int | None:
+        """The step on the branch, where another machine went on with this run and is as far as this one, or further."""
+        theirs = {path for path in remote.files if path.startswith("checkpoints/")}
+        there = newest_step(path.split("/")[1] for path in theirs)
+        own = receipt.own(self.run, self.target.name)
+        ours = all(manifest.identities(remote.files[path]) <= own for path in theirs)
+        # The same record; or, where that notes other versions, the same weights.
+        records = [file for file in files if file.path == "ggufy/run.json"]
+        weights = [file for file in files if file.path.endswith((".safetensors", "optimizer.pt"))]
+        same = any(bool(kind) and all(map(remote.holds, kind)) for kind in (records, weights))
+        return there if there >= step and not ours and same else None
 
     def _files(self) -> list[File]:
         """Those of the checkpoints that are held, and of the run what a training needs to go on."""
         sources: dict[str, tuple[Path | bytes, str]] = {}
         sealed: dict[str, str] = {}
         for folder in sorted(path.parent for path in self.holding.glob("*/manifest.json")):
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            manifest["files"] = {name: facts for name, facts in manifest["files"].items() if name not in _NOT_SENT}
+            seal = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            seal["files"] = {name: facts for name, facts in seal["files"].items() if name not in _NOT_SENT}
             at = f"checkpoints/{folder.name}"
-            for name, facts in manifest["files"].items():
+            for name, facts in seal["files"].items():
                 sources[f"{at}/{name}"] = (folder / names.check_path(name), f"{at}/{name}")
                 sealed[f"{at}/{name}"] = facts["sha256"]
-            if _CONFIG in manifest["files"]:
+            if _CONFIG in seal["files"]:
                 data = self._public_config(folder / _CONFIG)
                 sha256 = hashlib.sha256(data).hexdigest()
                 sources[f"{at}/{_CONFIG}"] = (data, f"{at}/{_CONFIG}")
                 sealed[f"{at}/{_CONFIG}"] = sha256
-                manifest["files"][_CONFIG] = {"size": len(data), "sha256": sha256}
-            sources[f"{at}/manifest.json"] = (bundle.as_json(manifest), f"{at}/manifest.json")
-        sources["ggufy/run.json"] = (bundle.as_json(self.run.frozen), "run.json")
+                seal["files"][_CONFIG] = {"size": len(data), "sha256": sha256}
+            sources[f"{at}/manifest.json"] = (bundle.as_json(seal), f"{at}/manifest.json")
+        sources["ggufy/run.json"] = (bundle.as_json(places.without_places(self.run.frozen)), "run.json")
         metrics = self.run.path / "metrics.jsonl"
         if metrics.is_file():
             # The training may be writing its next line.
@@ -231,16 +240,16 @@ class Sender:
         for file in files:
             if sealed.get(file.path, file.sha256) != file.sha256:
                 raise HubError(f"{file.path} is not what was sealed", "the next checkpoint will be sent")
-        listed = {f.path: {"path": sources[f.path][1], "size": f.size, "sha256": f.sha256} for f in files}
-        made = bundle.as_json(bundle.manifest_of(self.run.name, listed, []))
-        files += bundle.from_sources({bundle.MANIFEST: made}, self.run.path)
+        listed = {file.path: {"path": sources[file.path][1], **bundle.facts_of(file)} for file in files}
+        noted = manifest.of(receipt.name(self.run, self.target.name), listed, [])
+        files += bundle.from_sources({manifest.MANIFEST: bundle.as_json(noted)}, self.run.path)
         return sorted(files, key=lambda file: (file.size, file.path))
 
     def _public_config(self, path: Path) -> bytes:
         """Peft's configuration, with the base's name in the place of the folder it was loaded from."""
         config = json.loads(path.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = self.run.frozen["base"]["name"]
-        return bundle.as_json(bundle.without_places(config))
+        return bundle.as_json(places.without_places(config))
 
     def _say(self, folder: Path | None, error: GgufyError, *, last: bool) -> None:
         then = "giving up; it is on this disk" if last else "trying again"

@@ -15,7 +15,7 @@ from typing import Any
 from ggufy import __version__, digest, recipe
 from ggufy.disk import sync
 from ggufy.errors import HubError
-from ggufy.hub import access, bundle, facts, leaks, names, push, receipt, session, upload
+from ggufy.hub import access, bundle, facts, leaks, manifest, names, places, push, receipt, session, upload
 from ggufy.hub.bundle import File
 from ggufy.hub.facts import Asked, Place
 from ggufy.hub.upload import Target
@@ -74,7 +74,7 @@ def checker() -> Callable[[str, str], None]:
 def check(wish: Wish) -> access.Access:
     """Whether a push could work, asked before the rows are prepared. Raises HubError."""
     target = wish.target
-    leaks.look("the commit's message", (wish.message or "").encode(), leaks.known_keys(), ())
+    leaks.look_in_names(target.repo, target.branch, wish.message)
     may = access.check(session.client(), target.repo, None, target.kind)
     access.check_private(target.repo, may, private=wish.private, kind=target.kind)
     return may
@@ -84,9 +84,9 @@ def send(wish: Wish, may: access.Access, scratch: Path, made: Contents) -> push.
     """Move what was written below `scratch` to the wish's folder, and bring the branch to hold it."""
     target, api = wish.target, session.client()
     room = Run(wish.folder)
-    text = card(target.repo, made, access.of_data(api, made.places))
+    text = card(target, made, access.of_data(api, made.places))
     (scratch / "README.md").write_text(text, encoding="utf-8")
-    with room.lock():
+    with room.lock("--out"):
         files = _settle(room, target, scratch, force=wish.force)
         if not may.exists:
             push.create(api, target, private=wish.private)
@@ -97,7 +97,7 @@ def send(wish: Wish, may: access.Access, scratch: Path, made: Contents) -> push.
             # Files of an earlier push from this folder, as they were sent.
             own = receipt.own(room, target.name)
             gone = [path for path in there if path.startswith("data/") and path not in paths]
-            return [path for path in gone if upload.identities(there[path]) & own]
+            return [path for path in gone if manifest.identities(there[path]) & own]
 
         done = upload.upload(
             api,
@@ -109,8 +109,9 @@ def send(wish: Wish, may: access.Access, scratch: Path, made: Contents) -> push.
             stale=stale,
             force=wish.force,
         )
-        receipt.finish(room, target.name, files, push.receipt_of(target, None, done), alone=True)
-    return push.Pushed(target, done.commit, session.page(target.repo, target.kind), files, done.new)
+        receipt.finish(room, target.name, files, push.receipt_of(target, None, done))
+    at = "" if target.branch == "main" else f"/tree/{target.branch}"
+    return push.Pushed(target, done.commit, session.page(target.repo, target.kind, at), files, done.new, done.gone)
 
 
 def _settle(room: Run, target: Target, scratch: Path, *, force: bool) -> list[File]:
@@ -144,7 +145,7 @@ def _files(room: Run, paths: Mapping[str, Path]) -> list[File]:
     return [*bundle.from_sources(rest, room.path), *bundle.from_sources(rows, None)]
 
 
-def card(repo: str, made: Contents, stated: Asked) -> str:
+def card(target: Target, made: Contents, stated: Asked) -> str:
     """README.md. Raises HubError where the header would not be one that the Hub takes."""
     import yaml
     from huggingface_hub import DatasetCard, DatasetCardData
@@ -173,8 +174,9 @@ def card(repo: str, made: Contents, stated: Asked) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     body = environment.from_string(template).render(
-        title=repo.partition("/")[2],
-        repo=repo,
+        title=target.repo.partition("/")[2],
+        repo=target.repo,
+        branch=None if target.branch == "main" else target.branch,
         made=made,
         first=next(iter(made.rows)),
         license=stated.license,
@@ -197,7 +199,7 @@ def contents(frozen: Mapping[str, Any], columns: str, rows: Mapping[str, int], c
     """What a card says, of a recipe and what became of its rows; of what is on this disk only the name."""
     import yaml
 
-    public = bundle.without_places(frozen)
+    public = places.without_places(frozen)
     settings = recipe.from_values(public["recipe"]).data.model_dump(mode="json", exclude_defaults=True)
     return Contents(
         columns,

@@ -50,6 +50,7 @@ def fetch(target: Target, remote: Remote, path: str, out: Path) -> Path:
             lambda: _stream(target, remote, path, partial),
             name=target.repo,
             kind=target.kind,
+            reading=True,
         )
         if matches(partial, entry):
             sync(partial)

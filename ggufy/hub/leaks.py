@@ -81,6 +81,13 @@ def look(where: str, content: bytes, known: Sequence[bytes], paths: Sequence[byt
         )
 
 
+def look_in_names(*texts: str | None) -> None:
+    """Raises HubError where a name of a repository, branch or tag, or a commit's message, holds a key."""
+    known = known_keys()
+    for text in texts:
+        look("a name or the commit's message", (text or "").encode(), known, ())
+
+
 def _blocks(source: Path | bytes) -> Iterator[bytes]:
     if isinstance(source, bytes):
         yield source

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from string import Formatter
 from typing import Any
 
 from ggufy.errors import HubError
-from ggufy.recipe_types import check_placeholders
+from ggufy.recipe_types import Recipe, check_placeholders
 
 _PART = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 _REF = re.compile(r"[A-Za-z0-9_](?:[\w./+-]*[A-Za-z0-9_+])?", re.ASCII)
@@ -21,11 +22,24 @@ def fill(text: str, run: str, frozen: Mapping[str, Any], conversations: int | No
         raise HubError(str(error), "a brace that is meant as one is doubled: {{") from None
     recipe = frozen["recipe"]
     n = recipe["data"]["train_size"] or conversations
-    if "{n}" in text and n is None:
+    if counts(text) and n is None:
         raise HubError(
             f"{text}: {{n}} is not known before the data is prepared", "set data.train_size, or leave {n} out"
         )
     return text.format(recipe=recipe["name"], run=run, r=recipe["lora"]["r"], n=n)
+
+
+def counts(text: str | None) -> bool:
+    """Whether a name has {n} in it, which may be known only when the data was prepared."""
+    return any(field == "n" for _, field, _, _ in Formatter().parse(text or ""))
+
+
+def check_one(recipe: Recipe, key: str, run: str) -> None:
+    """Raises HubError where hub.repo, hub.branch or hub.tag of a recipe cannot be one; whatever {n} will be."""
+    text = getattr(recipe.hub, key)
+    if text:
+        filled = text.format(recipe=recipe.name, run=run, r=recipe.lora.r, n=recipe.data.train_size or 1)
+        check_repository(filled) if key == "repo" else check_ref(filled, key)
 
 
 def check_repository(name: str) -> str:

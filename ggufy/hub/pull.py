@@ -12,32 +12,21 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ggufy import cache, hubfetch, run
 from ggufy.disk import sync, write_json
 from ggufy.errors import HubError, RunError
-from ggufy.hub import bundle, download, names, receipt, session, upload
+from ggufy.hub import branches, bundle, download, names, places, receipt, session, upload
+from ggufy.hub.branches import Found
 from ggufy.hub.facts import amount
-from ggufy.hub.upload import Remote, Target
+from ggufy.hub.manifest import MANIFEST, vouched
+from ggufy.hub.upload import Target
 from ggufy.recipe import LATE_SECTIONS
 from ggufy.run import Run
 
 log = logging.getLogger("ggufy")
-
-_FOLDERS = ("adapter", "export", "checkpoints")
-_FILES = ("run.json", "metrics.jsonl", "summary.json", "loss.png", "data/report.json")
-# Pickles of whole objects, which no run needs.
-_NEVER = ("training_args.bin",)
-
-
-@dataclass(frozen=True)
-class _Found:
-    target: Target
-    remote: Remote
-    manifest: dict[str, Any]
 
 
 def checkpoint_branch(branch: str) -> str:
@@ -49,7 +38,7 @@ def pull(repo: str, branch: str | None = None, run_name: str | None = None) -> R
     """Bring a run back, with everything that was pushed of it. Raises HubError, RunError, Unverified."""
     names.check_repository(repo)
     first = names.check_ref(branch or "main", "branch")
-    found = _find(Target(repo, first)) or _find(Target(repo, checkpoint_branch(first)))
+    found = _first(Target(repo, first), Target(repo, checkpoint_branch(first)))
     if found is None:
         raise HubError(
             f"{repo}@{first} holds no run that ggufy pushed",
@@ -62,7 +51,7 @@ def checkpoints(repo: str, branch: str | None = None, run_name: str | None = Non
     """Bring back what a training needs to go on."""
     names.check_repository(repo)
     wanted = names.check_ref(branch or "main", "branch")
-    found = _find(Target(repo, checkpoint_branch(wanted))) or _find(Target(repo, wanted))
+    found = _first(Target(repo, checkpoint_branch(wanted)), Target(repo, wanted))
     if found is None:
         raise HubError(
             f"{repo}@{checkpoint_branch(wanted)} holds no checkpoints of a run",
@@ -83,9 +72,27 @@ def checkpoints(repo: str, branch: str | None = None, run_name: str | None = Non
         ),
     )
     if here >= there or this.stamp("adapter"):
-        log.info("%s is here already, at step %d", this.path.as_posix(), here)
+        state = "and its training has ended" if this.stamp("adapter") else f"at step {here}"
+        log.info("%s is here already, %s", this.path.as_posix(), state)
         return this
     return _restore(found, run_name, going_on=True)
+
+
+def _first(*targets: Target) -> Found | None:
+    """The run on the first of these branches that holds one. Raises HubError where there is none of these branches."""
+    missing: dict[str, session.NoRevision] = {}
+    for target in targets:
+        try:
+            found = branches.find(target)
+        except session.NoRevision as error:
+            missing[target.branch] = error
+            continue
+        if found is not None:
+            return found
+    if len(missing) == len(targets):
+        # Of a branch and that of its checkpoints the name that somebody gave.
+        raise missing[min(missing, key=len)]
+    return None
 
 
 def newest_step(folders: Iterable[str]) -> int:
@@ -93,13 +100,13 @@ def newest_step(folders: Iterable[str]) -> int:
     return max((int(name[11:]) for name in folders if re.fullmatch(r"checkpoint-\d+", name)), default=0)
 
 
-def _is_same(this: Run, found: _Found) -> bool:
+def _is_same(this: Run, found: Found) -> bool:
     """Whether the run here is the one there, maybe at another step."""
     place = cache.folder() / "hub" / "manifests" / f"{found.remote.head}-run"
     download.fetch(found.target, found.remote, "ggufy/run.json", place)
     theirs = json.loads(place.read_text(encoding="utf-8"))
     place.unlink()
-    ours = bundle.without_places(this.frozen)
+    ours = places.without_places(this.frozen)
     return all(ours.get(key) == theirs.get(key) for key in ("base", "data", "seed", "date")) and _without_late(
         ours
     ) == _without_late(theirs)
@@ -194,61 +201,7 @@ def _verified(path: Path, entry: Any) -> bool:
     return bool(noted == now and state.st_size == entry.size)
 
 
-def _find(target: Target) -> _Found | None:
-    """The run on a branch, if the branch is there and holds one."""
-    try:
-        remote = upload.look(session.client(), target)
-    except HubError as error:
-        if "no such branch" in error.message:
-            return None
-        raise
-    if bundle.MANIFEST not in remote.files:
-        return None
-    place = cache.folder() / "hub" / "manifests" / remote.head
-    download.fetch(target, remote, bundle.MANIFEST, place)
-    try:
-        manifest = json.loads(place.read_text(encoding="utf-8"))
-    except ValueError:
-        raise _not_ours(target, "is not JSON") from None
-    finally:
-        place.unlink()
-    _check(target, remote, manifest)
-    return _Found(target, remote, manifest)
-
-
-def _check(target: Target, remote: Remote, manifest: Any) -> None:
-    """Raises HubError for a manifest that is not of a run, or that would write anywhere else than into one."""
-    try:
-        if manifest["format"] != bundle.FORMAT:
-            raise _not_ours(target, f"has format {manifest['format']}, and this ggufy knows {bundle.FORMAT}")
-        for path, facts in manifest["files"].items():
-            parts = names.check_path(facts["path"]).split("/")
-            if not (facts["path"] in _FILES or (parts[0] in _FOLDERS and len(parts) > 1)) or parts[-1] in _NEVER:
-                raise _not_ours(target, f"names {facts['path']}, which is no file of a run")
-            if path not in remote.files or remote.files[path].size != facts["size"]:
-                raise _not_ours(target, f"names {path}, which is not there like that")
-        listed = {facts["path"]: facts for facts in manifest["files"].values()}
-        for stamp in manifest["stamps"]:
-            if bundle.kind_of(stamp) is None:
-                raise _not_ours(target, f"has a stamp of {stamp['output']}")
-            names.check_path(stamp["output"])
-            for name, facts in stamp["files"].items():
-                if listed[name]["sha256"] != facts["sha256"]:
-                    raise _not_ours(target, f"has a stamp of another {name}")
-        if "run.json" not in listed:
-            raise _not_ours(target, "has no run.json")
-        run.named(manifest["run"])
-    except (LookupError, TypeError, AttributeError) as error:
-        raise _not_ours(target, f"is not complete ({type(error).__name__}: {error})") from None
-
-
-def _not_ours(target: Target, why: str) -> HubError:
-    return HubError(
-        f"{target.name}: its {bundle.MANIFEST} {why}; nothing was written", "the repository is not as ggufy leaves one"
-    )
-
-
-def _restore(found: _Found, run_name: str | None, *, going_on: bool = False) -> Run:
+def _restore(found: Found, run_name: str | None, *, going_on: bool = False) -> Run:
     target, remote, manifest = found.target, found.remote, found.manifest
     this = run.named(run_name or manifest["run"])
     this.refuse_foreign()
@@ -257,7 +210,7 @@ def _restore(found: _Found, run_name: str | None, *, going_on: bool = False) -> 
     files = sorted(
         manifest["files"].items(), key=lambda item: (last.get(item[1]["path"].rpartition("/")[2], 0), item[1]["size"])
     )
-    with this.lock():
+    with this.lock("--run"):
         missing = []
         for path, facts in files:
             local = this.path / facts["path"]
@@ -309,17 +262,19 @@ def _stamp(this: Run, stamps: list[dict[str, Any]]) -> None:
         write_json(path, {**stamp, "files": files})
 
 
-def _note(this: Run, found: _Found) -> None:
-    """A receipt, so that a push from here knows the files on the Hub for the run's own."""
-    files = []
-    for path, entry in found.remote.files.items():
-        sha256 = entry.lfs.sha256 if entry.lfs else found.manifest["files"].get(path, {}).get("sha256", "")
-        git = None if entry.lfs else entry.blob_id
-        files.append(bundle.File(path, b"", entry.size, sha256, git))
-    target, head = found.target, found.remote.head
+def _note(this: Run, found: Found) -> None:
+    """A receipt, so that a push from here knows the files for the run's own, but not what others have done there."""
+    target, there = found.target, found.remote.files
+    own = vouched(found.manifest, there)
+    files = [bundle.File(path, b"", facts["size"], facts["sha256"], facts.get("git")) for path, facts in own.items()]
+    # It was read, and it is of the run.
+    listed = there[MANIFEST]
+    files.append(bundle.File(MANIFEST, b"", listed.size, found.sha256, None if listed.lfs else listed.blob_id))
+    head = found.remote.head
     facts = {
         "repo": target.repo,
         "branch": target.branch,
+        "run": found.manifest["run"],
         "commit": head,
         "url": session.page(target.repo, rest=f"/commit/{head}"),
         "tag": None,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ggufy import recipe
 from ggufy.errors import HubError
-from ggufy.hub import access, bundle, card, facts, leaks, names, receipt, session, upload
+from ggufy.hub import access, branches, bundle, card, facts, leaks, names, receipt, session, upload
 from ggufy.hub.bundle import File
 from ggufy.hub.facts import Asked
-from ggufy.hub.upload import Target
+from ggufy.hub.manifest import hashes, identities
+from ggufy.hub.upload import Remote, Target
 from ggufy.run import Run
 
 log = logging.getLogger("ggufy")
@@ -41,10 +42,11 @@ class Pushed:
     url: str
     files: list[File]
     new: list[str]
+    gone: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """What came of it, for people."""
-        if not self.new:
+        if not self.new and not self.gone:
             return [f"{self.target.name} holds all {len(self.files)} files already; nothing was sent", self.url]
         size = facts.amount(sum(file.size for file in self.files if file.path in self.new))
         there = len(self.files) - len(self.new)
@@ -63,17 +65,22 @@ class _Plan:
 
 def push(run: Run, wish: Wish) -> Pushed:
     """Send a run. It ends when the hashes on the Hub are those on this disk. Raises HubError, RunError, Unverified."""
-    plan = _plan(run, wish)
-    target = plan.target
+    first = _plan(run, wish, None)
+    target = first.target
     api = session.client()
-    may = access.check(api, target.repo, str(plan.bundle.frozen["base"]["name"]))
-    access.check_private(target.repo, may, private=plan.private)
+    may = access.check(api, target.repo, str(first.bundle.frozen["base"]["name"]))
+    access.check_private(target.repo, may, private=first.private)
+    remote = _look(api, target) if may.exists else None
+    # What was sent before is a part of this push where it lies there still.
+    plan = _plan(run, wish, remote.files if remote else {})
+    _say_missing(plan.bundle)
     of_data = access.of_data(api, facts.trained_on(plan.bundle.frozen))
     files = _files(plan, replace(may.asked, language=of_data.language))
     if not may.exists:
         create(api, target, private=plan.private)
     make_branch(api, target)
     _check_tag(api, plan, files)
+    stale = _stale(run, plan, remote, files, force=wish.force)
     done = upload.upload(
         api,
         target,
@@ -81,35 +88,71 @@ def push(run: Run, wish: Wish) -> Pushed:
         plan.message,
         own=lambda: receipt.own(run, target.name),
         before=lambda: receipt.begin(run, target.name, files),
+        stale=stale,
         force=wish.force,
     )
+    _say_others(target, files, done)
     if plan.tag:
         _tag(api, plan, done.commit)
-    receipt.finish(run, target.name, files, receipt_of(target, plan.tag, done))
-    return Pushed(target, done.commit, done.url, files, done.new)
+    noted = {"run": plan.bundle.name, **receipt_of(target, plan.tag, done)}
+    receipt.finish(run, target.name, files, noted, done.there)
+    return Pushed(target, done.commit, done.url, files, done.new, done.gone)
+
+
+def _look(api: Any, target: Target) -> Remote | None:
+    try:
+        return upload.look(api, target)
+    except session.NoRevision:
+        return None
+
+
+def _stale(
+    run: Run, plan: _Plan, remote: Remote | None, files: list[File], *, force: bool
+) -> Callable[[Mapping[str, Any]], list[str]]:
+    """Which files of a branch are exports of an earlier training, of this run's or, with `force`, of one before it."""
+    target = plan.target
+    adapters = {str(stamp["inputs"].get("adapter")) for stamp in plan.bundle.stamps}
+    adapters |= {str(stamp["sha256"]) for stamp in [run.stamp("adapter")] if stamp}
+    # Where all of it is there, so is its manifest, which lists nothing else.
+    changed = remote is not None and not all(map(remote.holds, files))
+    found = branches.of_earlier_trainings(target, remote, adapters) if remote and changed else {}
+    kept, own = {file.path for file in files}, receipt.own(run, target.name)
+    old = {path: hashes(facts) for path, facts in found.items() if path not in kept and (force or hashes(facts) & own)}
+    return lambda there: [path for path, known in old.items() if path in there and identities(there[path]) & known]
+
+
+def _say_others(target: Target, files: list[File], done: upload.Sent) -> None:
+    """What was removed, and what else lies there that somebody could take for a part of the run."""
+    for path in done.gone:
+        log.info("removed %s, which is of an earlier training", path)
+    ours = {file.path for file in files}
+    for path in done.there:
+        if path.endswith(".gguf") and path not in ours:
+            log.info("%s has %s too, which is no part of this push", target.name, path)
+
+
+def _say_missing(parts: bundle.Bundle) -> None:
+    for output in (output for output in parts.earlier if not output.endswith(".Modelfile")):
+        log.info("%s is of an earlier training, so it is not sent; export it again", output)
+    name = parts.run.name
+    makers = {
+        "adapter": "the end of the training",
+        "gguf": f"`ggufy export {name}`",
+        "merged": f"`ggufy export {name} --merged`",
+    }
+    for kind in parts.what:
+        if not parts.paths(kind):
+            log.info("no %s files yet, so none are sent; %s makes them", kind, makers[kind])
 
 
 def dry_run(run: Run, wish: Wish) -> tuple[str, list[str]]:
     """The card, and what would be sent, without asking the Hub anything."""
-    plan = _plan(run, wish)
+    plan = _plan(run, wish, None)
+    _say_missing(plan.bundle)
     files = _files(plan, Asked())
     listed = [f"{facts.amount(file.size):>10}  {file.sha256[:12]}  {file.path}" for file in files]
     total = facts.amount(sum(file.size for file in files))
     return _source(files, "README.md").decode(), [*listed, f"{total:>10}  in all, to {plan.target.name}"]
-
-
-def check_before_training(wanted: recipe.Recipe, run_name: str) -> None:
-    """Where a recipe names a repository: whether a push there could work. Asked before hours are spent."""
-    hub = wanted.hub
-    if hub.repo is None or hub.offline:
-        return
-    frozen = {"recipe": wanted.model_dump(mode="json")}
-    repo = names.check_repository(names.fill(hub.repo, run_name, frozen, 1))
-    try:
-        may = access.check(session.client(), repo, wanted.model.base)
-        access.check_private(repo, may, private=hub.private)
-    except session.Unreachable as error:
-        log.warning("whether %s may be written to is not known: %s", repo, error.message)
 
 
 def target_of(run: Run, repo: str | None, branch: str | None) -> Target:
@@ -124,15 +167,18 @@ def target_of(run: Run, repo: str | None, branch: str | None) -> Target:
     return Target(names.check_repository(filled[0]), names.check_ref(filled[1], "branch"))
 
 
-def _plan(run: Run, wish: Wish) -> _Plan:
+def _plan(run: Run, wish: Wish, there: Mapping[str, Any] | None) -> _Plan:
+    """What is to be sent; `there` are the files of the branch, where it was looked at."""
     hub = recipe.from_values(run.frozen["recipe"]).hub
+    leaks.look_in_names(*((getattr(wish, key) or getattr(hub, key)) for key in ("repo", "branch", "tag", "message")))
     target = target_of(run, wish.repo, wish.branch)
-    known = receipt.read(run)["pushes"].get(target.name, {}).get("files", {})
-    sent = {facts["sha256"] for facts in known.values()}
-    parts = bundle.collect(run, wish.what or hub.what, insist=wish.what is not None, sent=sent)
-    for kind in parts.what:
-        if not parts.paths(kind):
-            log.info("no %s files yet, so none are sent; `ggufy export %s` makes them", kind, run.name)
+    parts = bundle.collect(
+        run,
+        wish.what or hub.what,
+        insist=wish.what is not None,
+        sent=receipt.sent(run, target.name, there),
+        name=receipt.name(run, target.name),
+    )
     rows, private = bundle.conversations(run), hub.private if wish.private is None else wish.private
     tag, message = (
         names.fill(text, run.name, run.frozen, rows) if text else None
@@ -140,9 +186,8 @@ def _plan(run: Run, wish: Wish) -> _Plan:
     )
     if tag:
         names.check_ref(tag, "tag")
-    leaks.look("the commit's message", (message or "").encode(), leaks.known_keys(), ())
     kinds = [kind for kind in parts.what if parts.paths(kind)]
-    return _Plan(target, parts, private, tag, message or f"{run.name}: {', '.join(kinds)}")
+    return _Plan(target, parts, private, tag, message or f"{parts.name}: {', '.join(kinds)}")
 
 
 def _files(plan: _Plan, asked: Asked) -> list[File]:
@@ -162,15 +207,21 @@ def _source(files: Iterable[File], path: str) -> bytes:
 def create(api: Any, target: Target, *, private: bool, **how: Any) -> None:
     """Make a repository."""
 
-    def make() -> None:
+    def make() -> bool:
         try:
             api.create_repo(target.repo, repo_type=target.kind, private=private, exist_ok=True, **how)
         except KeyError:
-            # An answer that the name is taken, without the address it should have: it is there.
-            return
+            # An answer that the name is taken, without the address it should have.
+            if not api.repo_exists(target.repo, repo_type=target.kind):
+                raise HubError(
+                    f"cannot make the repository {target.repo}: the Hub says that the name is taken, and shows none",
+                    "it may be being made, or was removed just now: try again in a minute, or choose another name",
+                ) from None
+            return False
+        return True
 
-    session.ask(f"make the repository {target.repo}", make, name=target.repo, kind=target.kind)
-    log.info("made %s%s", session.page(target.repo, target.kind), ", private" if private else "")
+    if session.ask(f"make the repository {target.repo}", make, name=target.repo, kind=target.kind):
+        log.info("made %s%s", session.page(target.repo, target.kind), ", private" if private else "")
 
 
 def make_branch(api: Any, target: Target) -> None:

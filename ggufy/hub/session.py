@@ -26,6 +26,10 @@ class Unreachable(HubError):
     """Nobody has refused anything: there was no answer, or none that says so."""
 
 
+class NoRevision(HubError):
+    """The repository is there, and has no such branch, tag or commit."""
+
+
 def client() -> Any:
     """The Hub's client. Its own bars are shown on terminals only, and its talk of retries is not ours."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -50,9 +54,18 @@ def page(name: str, kind: str = "model", rest: str = "") -> str:
 
 
 def ask(
-    what: str, function: Callable[[], Answer], *, name: str, kind: str = "model", waits: Sequence[float] = _WAITS
+    what: str,
+    function: Callable[[], Answer],
+    *,
+    name: str,
+    kind: str = "model",
+    waits: Sequence[float] = _WAITS,
+    reading: bool = False,
 ) -> Answer:
-    """Call the Hub, again after a while where the failure may pass. Raises HubError."""
+    """Call the Hub, again after a while where the failure may pass. Raises HubError.
+
+    `reading` is what needs no right to write, and of what is public no token either.
+    """
     for wait in (*waits, None):
         try:
             return function()
@@ -61,7 +74,7 @@ def ask(
         except Exception as error:  # noqa: BLE001 - the client raises its own, its HTTP library's and built-in errors
             status = status_of(error)
             if wait is None or not passing(error):
-                raise explain(error, f"cannot {what}", name, kind) from None
+                raise explain(error, f"cannot {what}", name, kind, reading=reading) from None
             said = f"the Hub answered {status}" if status else "the connection to the Hub broke"
             pause = max(wait, retry_after(error))
             log.info("%s: %s; trying again in %.0f s", what, said, pause)
@@ -114,10 +127,10 @@ def retry_after(error: BaseException) -> float:
     return 0.0
 
 
-def explain(error: Exception, what: str, name: str, kind: str) -> HubError:
+def explain(error: Exception, what: str, name: str, kind: str, *, reading: bool = False) -> HubError:
     """The HubError for what the client raised while doing `what`."""
     import httpx
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_token
 
     status = status_of(error)
     at = page(name, kind)
@@ -130,12 +143,15 @@ def explain(error: Exception, what: str, name: str, kind: str) -> HubError:
     if isinstance(error, errors.GatedRepoError):
         return HubError(f"{name}: access is gated", f"accept the licence at {at} with the account of your token")
     if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"{what}: no such branch, tag or commit", f"see {at}/tree/main")
-    if isinstance(error, errors.RepositoryNotFoundError) and status != 401:
+        return NoRevision(f"{what}: no such branch, tag or commit", f"see {at}/tree/main")
+    # Who shows no token is told 401 of what there is not, and of what is private.
+    if isinstance(error, errors.RepositoryNotFoundError) and (status != 401 or (reading and get_token() is None)):
         return HubError(f"{name}: no such repository, or it is private", f"check the name at {at}, and `hf auth login`")
     by_status = {
         401: ("the Hub does not accept this token", f"make a new one at {TOKENS}, then `hf auth login` or HF_TOKEN"),
-        403: (f"this token may not write to {name}", f"give it write access at {TOKENS}, or choose another --repo"),
+        403: (f"this token may not read {name}", f"give it access at {TOKENS}, or ask for it at {at}")
+        if reading
+        else (f"this token may not write to {name}", f"give it write access at {TOKENS}, or choose another --repo"),
         404: ("the Hub has no such thing", f"check {at}"),
         409: ("something of that name is there already, or being made", f"see {at}, and try again"),
         413: ("the Hub takes no file of that size", "`ggufy export --split-max-size 20G` makes smaller ones"),

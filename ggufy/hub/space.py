@@ -13,7 +13,7 @@ from typing import Any
 
 from ggufy import digest, recipe
 from ggufy.errors import HubError, RunError
-from ggufy.hub import access, bundle, facts, names, push, receipt, session, upload
+from ggufy.hub import access, bundle, facts, leaks, names, places, push, receipt, session, upload
 from ggufy.hub.pull import choose
 from ggufy.hub.upload import Target
 from ggufy.run import Run
@@ -23,7 +23,8 @@ log = logging.getLogger("ggufy")
 # The version that the app was tried with.
 GRADIO = "6.31.0"
 _MODULES = (
-    *("cache.py", "errors.py", "ggml.py", "gguf_file.py", "interrupts.py", "template.py"),
+    *("cache.py", "errors.py", "forward.py", "ggml.py", "ggml_graph.py", "gguf_file.py", "interrupts.py"),
+    *("machine.py", "template.py"),
     *("chat/__init__.py", "chat/conversation.py", "chat/model.py", "chat/prompts.py", "chat/session.py"),
     "chat/threads.py",
 )
@@ -49,8 +50,8 @@ def write(run: Run, repo: str, out: Path, *, quant: str | None = None, force: bo
     return [out / name for name in files]
 
 
-def send(run: Run, out: Path, names_of_files: list[Path], repo: str, *, private: bool, force: bool) -> str:
-    """Upload a written Space; returns its address."""
+def send(run: Run, out: Path, names_of_files: list[Path], repo: str, *, private: bool, force: bool) -> push.Pushed:
+    """Upload a written Space."""
     target = Target(repo, "main", "space")
     files = bundle.from_sources({path.relative_to(out).as_posix(): path for path in names_of_files}, out)
     api = session.client()
@@ -69,7 +70,7 @@ def send(run: Run, out: Path, names_of_files: list[Path], repo: str, *, private:
         before=lambda: receipt.begin(run, _noted(repo), files),
         force=force,
     )
-    receipt.finish(run, _noted(repo), files, push.receipt_of(target, None, done), alone=True)
+    receipt.finish(run, _noted(repo), files, push.receipt_of(target, None, done))
     model = json.loads((out / "model.json").read_text(encoding="utf-8"))["repo"]
     if session.ask(f"look at {model}", lambda: api.repo_info(model), name=model).private:
         log.warning(
@@ -77,7 +78,7 @@ def send(run: Run, out: Path, names_of_files: list[Path], repo: str, *, private:
             model,
             session.page(repo, "space", "/settings"),
         )
-    return session.page(repo, "space")
+    return push.Pushed(target, done.commit, session.page(repo, "space"), files, done.new)
 
 
 def _noted(repo: str) -> str:
@@ -87,8 +88,9 @@ def _noted(repo: str) -> str:
 
 def contents(run: Run, repo: str, quant: str | None) -> dict[str, bytes]:
     """The files of a Space, by name."""
+    leaks.look_in_names(repo)
     names.check_repository(repo)
-    frozen = bundle.without_places(run.frozen)
+    frozen = places.without_places(run.frozen)
     model = _model(run, quant)
     wanted = recipe.from_values(run.frozen["recipe"])
     known = facts.llama(str(frozen["base"]["name"]))
@@ -138,7 +140,19 @@ def _model(run: Run, quant: str | None) -> dict[str, Any]:
         if chosen := choose(fitting, quant):
             held = sent["files"][chosen]
             return {"repo": sent["repo"], "file": chosen, "commit": sent["commit"], "sha256": held["sha256"]}
+    known = next((sent["repo"] for sent in pushes.values()), "user/name")
+    first = f"`ggufy push {run.name} --repo {known}`"
+    if not _exported(run, quant):
+        first = f"`ggufy export {run.name}{f' --quant {quant}' if quant else ''}`, then {first}"
+    else:
+        first += " first"
     raise RunError(
         f"{run.path.as_posix()} has no GGUF file{f' in {quant}' if quant else ''} on the Hub yet, which a Space needs",
-        f"`ggufy push {run.name} --repo user/name` first",
+        first,
     )
+
+
+def _exported(run: Run, quant: str | None) -> bool:
+    """Whether there is something to push."""
+    stamps = [stamp for output in run.stamped("export/") if (stamp := run.stamp(output)) and bundle.kind_of(stamp)]
+    return any(stamp["output"].endswith(".gguf") and quant in (None, stamp["inputs"].get("quant")) for stamp in stamps)

@@ -18,12 +18,17 @@ from ggufy.errors import HubError, Unverified
 from ggufy.hub import session
 from ggufy.hub.bundle import File
 from ggufy.hub.facts import amount
+from ggufy.hub.manifest import identities
 
 log = logging.getLogger("ggufy")
 
 _TRIES = 6
 # Smaller ones go together, larger ones each on its own, so that a kill costs one of them at most.
 _SMALL = 1_000_000
+# Answers to a commit that was not even looked at.
+_NOT_DONE = (425, 429)
+# In the place of a commit whose answer was lost.
+_UNKNOWN = "unknown"
 
 
 class _Moved(Exception):
@@ -51,6 +56,10 @@ class Sent:
     url: str
     new: list[str] = field(default_factory=list)
     """The files of the commit; none where everything was there."""
+    gone: list[str] = field(default_factory=list)
+    """What the commit has removed."""
+    there: Mapping[str, Any] = field(default_factory=dict)
+    """All files of the branch after it."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +74,6 @@ class Remote:
         return there is not None and bool(identities(there) & {file.sha256, file.git})
 
 
-def identities(there: Any) -> set[str]:
-    """The hashes by which the Hub knows a file's content: the sha256 of a large one, git's of a small one."""
-    return {there.lfs.sha256} if there.lfs else {there.blob_id}
-
-
 def look(api: Any, target: Target, revision: str | None = None) -> Remote:
     """The files of a branch, or of a commit."""
     head = revision or session.ask(
@@ -77,12 +81,14 @@ def look(api: Any, target: Target, revision: str | None = None) -> Remote:
         lambda: api.repo_info(target.repo, repo_type=target.kind, revision=target.branch).sha,
         name=target.repo,
         kind=target.kind,
+        reading=True,
     )
     listed = session.ask(
         f"list the files of {target.name}",
         lambda: list(api.list_repo_tree(target.repo, repo_type=target.kind, revision=head, recursive=True)),
         name=target.repo,
         kind=target.kind,
+        reading=True,
     )
     return Remote(str(head), {entry.path: entry for entry in listed if hasattr(entry, "blob_id")})
 
@@ -106,14 +112,16 @@ def upload(
     operations: dict[str, Any] = {}
     committed: str | None = None
     sent: list[str] = []
+    removed: list[str] = []
     for attempt in range(_TRIES):
         remote = look(api, target)
         todo = [file for file in files if not remote.holds(file)]
         gone = stale(remote.files) if stale else []
         if not todo:
             _confirm(target, files, remote)
-            if not gone or committed:
-                return Sent(remote.head, _url(target, remote.head), sent if committed else [])
+            if not gone or committed not in (None, _UNKNOWN):
+                done = (sent, removed) if committed else ([], [])
+                return Sent(remote.head, _url(target, remote.head), *done, there=remote.files)
         _refuse_foreign(target, todo, remote, set() if force else own(), force=force)
         _send(api, target, todo, operations)
         before()
@@ -121,19 +129,30 @@ def upload(
             committed = _commit(api, target, [operations[file.path] for file in todo], gone, message, remote.head)
         except _Moved:
             log.info("%s was changed by somebody else meanwhile; looking again", target.name)
+            time.sleep(min(0.25 * 2.0**attempt, 8.0))
             continue
         except Exception as error:  # noqa: BLE001 - the client raises its own, its HTTP library's and built-in errors
             if attempt == _TRIES - 1 or not session.passing(error):
                 raise session.explain(error, f"cannot commit to {target.name}", target.repo, target.kind) from None
-            pause = max(min(2.0**attempt, 8.0), session.retry_after(error))
-            log.info("the answer to the commit was lost; looking in %.0f s whether it landed", pause)
-            committed = "unknown"
-            time.sleep(pause)
-        sent = [file.path for file in todo]
+            committed = _wait(error, attempt) or committed
+        sent, removed = [file.path for file in todo], gone
     raise HubError(
         f"{target.name} changes faster than this push can follow",
-        "push again later, or to another --branch: what has arrived is not sent twice",
+        "push again later, or to another branch: what has arrived is not sent twice",
     )
+
+
+def _wait(error: Exception, attempt: int) -> str | None:
+    """Wait after a commit that was not confirmed; whether it may have landed all the same."""
+    status = session.status_of(error)
+    pause = max(min(2.0**attempt, 8.0), session.retry_after(error))
+    if status in _NOT_DONE:
+        log.info("the Hub answered %d to the commit; trying again in %.0f s", status, pause)
+    else:
+        said = f"the Hub answered {status} to the commit" if status else "the answer to the commit was lost"
+        log.info("%s; looking in %.0f s whether it landed", said, pause)
+    time.sleep(pause)
+    return None if status in _NOT_DONE else _UNKNOWN
 
 
 def _refuse_foreign(target: Target, todo: Iterable[File], remote: Remote, own: set[str], *, force: bool) -> None:
@@ -142,7 +161,9 @@ def _refuse_foreign(target: Target, todo: Iterable[File], remote: Remote, own: s
         more = f" and {len(theirs) - 1} more" if len(theirs) > 1 else ""
         raise HubError(
             f"{target.name} has a {theirs[0]}{more} that this run did not put there",
-            "--branch NAME keeps both, --force writes over it",
+            "another --repo keeps both, --force writes over it"
+            if target.kind == "space"
+            else "--branch NAME keeps both, --force writes over it",
         )
 
 
@@ -159,6 +180,9 @@ def _send(api: Any, target: Target, todo: Sequence[File], operations: dict[str, 
     groups = [[file for file in todo if file.size < _SMALL], *([file] for file in todo if file.size >= _SMALL)]
     total, done = sum(file.size for file in todo), 0
     for group in filter(None, groups):
+        done += sum(file.size for file in group)
+        if all(operations[file.path]._is_uploaded for file in group):
+            continue  # by an attempt before this one, which has said so
         send = partial(
             api.preupload_lfs_files,
             target.repo,
@@ -178,11 +202,11 @@ def _send(api: Any, target: Target, todo: Sequence[File], operations: dict[str, 
         if left_out := [file.path for file in group if operations[file.path]._should_ignore]:
             raise HubError(
                 f"{left_out[0]}: the .gitignore of {target.name} leaves it out",
-                f"change that file at {session.page(target.repo, target.kind)}, or choose another --branch",
+                f"change that file at {session.page(target.repo, target.kind)}, or choose another name",
             )
-        done += sum(file.size for file in group)
         if len(group) == 1:
-            log.info("sent %s: %s of %s are there", group[0].path, amount(done), amount(total))
+            # Not "sent": what a push before this one has brought there is only named.
+            log.info("%s has arrived: %s of %s are there", group[0].path, amount(done), amount(total))
 
 
 def _commit(api: Any, target: Target, additions: Sequence[Any], gone: Sequence[str], message: str, parent: str) -> str:

@@ -262,6 +262,8 @@ class Handler(BaseHTTPRequestHandler):
         if (repo := self._find(kind, name)) is None:
             return None
         if (commit := repo.at(rev)) is None:
+            if repo.at(rev.partition("/")[0]):
+                return self._refuse(404, "EntryNotFound", "no client that is tested lists a folder that is there")
             return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {rev}")
         xet = self.server.store.xet_hash
         return self._answer(
@@ -480,8 +482,11 @@ class Handler(BaseHTTPRequestHandler):
         elif self.route == "/_/edit":
             repo = store.repos[(wanted["kind"], wanted["name"])]
             head = repo.branches[wanted["branch"]]
-            entry = store.put(wanted["text"].encode(), large=wanted["path"].endswith(LARGE))
-            files = {**repo.commits[head].files, wanted["path"]: entry}
+            files = dict(repo.commits[head].files)
+            if wanted["text"] is None:
+                del files[wanted["path"]]
+            else:
+                files[wanted["path"]] = store.put(wanted["text"].encode(), large=wanted["path"].endswith(LARGE))
             repo.branches[wanted["branch"]] = repo.add(head, "somebody else's", files)
         seen = {
             f"{repo.kind}:{repo.name}": {

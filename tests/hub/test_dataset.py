@@ -92,6 +92,16 @@ def test_again_nothing_is_sent_and_a_split_that_has_gone_goes(hub: Hub, work: Pa
     assert not list(work.glob("datasets/chats/data/validation*"))
 
 
+def test_the_card_of_a_branch_says_which(hub: Hub, work: Path) -> None:
+    said = hub.works(*PUSH, "--branch", "b2", cwd=work)
+    assert f"{hub.url}/datasets/ann/chats/tree/b2" in said
+    card = hub.read("ann/chats", "README.md", "b2", kind="dataset").decode()
+    assert 'load_dataset("ann/chats", split="train", revision="b2")' in card
+    assert "`data.source: ann/chats`, `data.revision: b2`" in card
+    hub.works(*PUSH, cwd=work)
+    assert "revision" not in hub.read("ann/chats", "README.md", kind="dataset").decode()
+
+
 def test_prompts_with_completions_and_sources_on_the_hub(hub: Hub, work: Path) -> None:
     """For a base without a chat template a row is a prompt and what follows it; two data sets, and what they say."""
     rows = [json.dumps({"prompt": f"{n} + {n} = ", "completion": f"{n + n}"}) + "\n" for n in range(3)]

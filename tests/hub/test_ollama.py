@@ -25,6 +25,8 @@ with (here / "asked").open("a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
 if sys.argv[1] == "create":
     assert pathlib.Path(sys.argv[4]).read_text().startswith("FROM ./quick-q8_0.gguf")
+    if (here / "sign in").exists():
+        sys.exit("Error: you need to be signed in to use this model")
 elif (here / "refuse").exists():
     sys.exit("pushing manifest\\nError: you are not authorized to push to this namespace")
 """
@@ -46,6 +48,25 @@ def test_what_ollama_refuses_is_said(hub: Hub, quick: Path, path: str) -> None:
     said = hub.fails("push", "quick", "--ollama", "ann/quick", cwd=quick, PATH=path)
     assert "ollama push ann/quick failed: Error: you are not authorized" in said
     assert "ollama.com/settings/keys" in said
+
+
+def test_who_is_not_signed_in_is_told_how(hub: Hub, quick: Path, path: str) -> None:
+    (Path(path.partition(os.pathsep)[0]) / "sign in").touch()
+    said = hub.fails("push", "quick", "--ollama", "ann/quick", cwd=quick, PATH=path)
+    assert "`ollama signin`" in said
+    assert "server" not in said
+
+
+def test_a_dry_run_needs_no_repository(hub: Hub, quick: Path, path: str) -> None:
+    said = hub.works("push", "quick", "--ollama", "ann/quick", "--dry-run", cwd=quick, PATH=path)
+    assert "quick-q8_0.Modelfile, to https://ollama.com/ann/quick" in said
+    assert not (Path(path.partition(os.pathsep)[0]) / "asked").exists()
+
+
+def test_what_ollama_would_refuse_keeps_from_the_hub(hub: Hub, quick: Path, path: str) -> None:
+    both = ("push", "quick", "--repo", "ann/Llama-quick", "--ollama", "quick")
+    assert "no model of an Ollama account" in hub.fails(*both, cwd=quick, PATH=path)
+    assert not hub.requests()
 
 
 @pytest.mark.parametrize(("name", "said"), [("quick", "no model of an Ollama account"), ("ann/x", "not installed")])

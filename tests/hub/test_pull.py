@@ -151,8 +151,9 @@ def test_another_run_here_stays(hub: Hub, there: Path) -> None:
 
 def test_what_is_not_there(hub: Hub, there: Path) -> None:
     assert "no such repository" in hub.fails("pull", "ann/nothing", cwd=there)
-    assert "holds no run" in hub.fails(*PULL, "--branch", "other", cwd=there)
-    assert "holds no checkpoints" in hub.fails("train", "--from-hub", "ann/Llama-quick", "--branch", "b", cwd=there)
+    assert "no such branch" in hub.fails(*PULL, "--branch", "other", cwd=there)
+    assert "other-checkpoints" not in hub.fails(*PULL, "--branch", "other", cwd=there)
+    assert "no such branch" in hub.fails("train", "--from-hub", "ann/Llama-quick", "--branch", "b", cwd=there)
 
 
 def test_chat_with_a_repository(hub: Hub, there: Path) -> None:
@@ -218,6 +219,10 @@ def test_the_machine_is_taken_away(hub: Hub, quick: Path, quick_again: tuple[str
     # The Hub holds the last checkpoint of this machine now; here nothing is to be done any more.
     assert "checkpoints/checkpoint-4/manifest.json" in hub.files("ann/Llama-quick", "checkpoints")
     assert "here already" in hub.works("train", "--from-hub", "ann/Llama-quick", cwd=there)
+    # The first machine comes back, goes on by itself, and finds the checkpoints there.
+    said = hub.works("train", *quick_again, *options, cwd=here)
+    assert "checkpoint-4 is not sent: ann/Llama-quick@checkpoints has step 4 of this run" in said
+    assert "not on the Hub yet" not in said
 
 
 def test_uploads_that_fail_never_stop_a_training(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_killed_through_xet(xet_hub: Hub, quick: Path) -> None:
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("sent adapter_model"):
+        if line.startswith("adapter_model.safetensors has arrived"):
             break
 
     def blocks() -> dict[str, tuple[int, int]]:
@@ -189,6 +190,22 @@ def test_card_of_a_mix_and_of_what_was_measured(hub: Hub, quick: Path) -> None:
     near = json.loads((run / "stamps" / "export--quick-q8_0.gguf.json").read_text())["closeness"]
     assert f"| {100 * near['agreement']:.1f}% | {near['divergence']:.2g} |" in card.text
     assert f"over {near['positions']} positions" in card.text
+
+
+def test_card_of_files_that_were_measured_over_other_texts(hub: Hub, quick: Path) -> None:
+    """One that was verified by a later ggufy, over more positions: each file says its own."""
+    run = quick / "runs" / "quick"
+    shutil.copyfile(run / "export" / "quick-q8_0.gguf", run / "export" / "quick-q6_k.gguf")
+    stamp = json.loads((run / "stamps" / "export--quick-q8_0.gguf.json").read_text())
+    positions = stamp["closeness"]["positions"]
+    [facts] = stamp["files"].values()
+    facts["mtime_ns"] = (run / "export" / "quick-q6_k.gguf").stat().st_mtime_ns
+    stamp |= {"output": "export/quick-q6_k.gguf", "files": {"export/quick-q6_k.gguf": facts}}
+    stamp["inputs"]["quant"] = "q6_k"
+    stamp["closeness"]["positions"] = 4321
+    (run / "stamps" / "export--quick-q6_k.gguf.json").write_text(json.dumps(stamp))
+    done = hub.run(*PUSH, "--dry-run", cwd=quick)
+    assert f"over 4,321 (`quick-q6_k.gguf`), {positions:,} (`quick-q8_0.gguf`) positions" in done.stdout
 
 
 def test_card_of_what_was_not_measured(hub: Hub, quick: Path) -> None:
