@@ -67,6 +67,8 @@ def library() -> Any:
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
+    # Fills the table by which the last one to three numbers of an odd count come from float16; they would be zeros.
+    lib.ggml_cpu_init()
     return lib
 
 

@@ -156,7 +156,8 @@ def _made(merge: Merge, slab: Slab, parts: Collection[str]) -> dict[str, Any] | 
 
 def _first(tensor: Planned, many: int = _MANY) -> Slab:
     """Rows of a tensor that is the first of its kind: whole heads where rows are permuted, two or more."""
-    rows, _ = matrix(tensor.shape)
+    rows, columns = matrix(tensor.shape)
+    many = max(many, -(-native.LANES * _WIDTH // columns))  # narrow ones, such as vectors, whole
     head = rows // tensor.heads if tensor.heads else 1
     heads = max(2, -(-many // head)) if tensor.heads else many
     return _middle(tensor, min(rows, heads * head), head)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +178,32 @@ def test_a_merge_that_differs_is_found_and_not_used(
     assert not agreed(planned, base, Adapter.none(), "llama.cpp").compiled
     right = native.merge
 
-    def wrong(*given: Any, **more: Any) -> int:
+    def last_place(*given: Any, **more: Any) -> int:
         bad = right(*given, **more)
-        given[3]["half"].view(np.uint16)[0, -1] ^= 1
+        given[3].get("half", np.zeros((1, 1), np.float16)).view(np.uint16)[0, -1] ^= 1
         return bad
 
-    monkeypatch.setattr(native, "merge", wrong)
-    assert not agreed(planned, base, Adapter.none(), "auto").compiled
-    assert "ggufy's compiled merge differs from numpy's on" in caplog.text
+    def alone(*given: Any, **more: Any) -> int:
+        return last_place(*given, **more) if len(given[3]) == 1 else right(*given, **more)
+
+    def refused(*given: Any, **more: Any) -> int:
+        right(*given, **more)
+        return 0
+
+    for wrong in (last_place, alone, refused):
+        caplog.clear()
+        monkeypatch.setattr(native, "merge", wrong)
+        assert not agreed(planned, base, Adapter.none(), "auto").compiled
+        assert "ggufy's compiled merge differs from numpy's on" in caplog.text
     monkeypatch.setenv(native.PLACE, str(tmp_path))
     assert not agreed(planned, base, Adapter.none(), "auto").compiled
+
+
+@pytest.mark.parametrize("count", [3, 17])
+def test_an_odd_count_from_float16(count: int) -> None:
+    """llama.cpp reads the last few from a table, which somebody has to have filled: a fresh process shows it."""
+    code = (
+        "import numpy as np; from ggufy import ggml; out = np.zeros(N, np.float32); "
+        "ggml.from_f16(np.ones(N, np.float16), out); assert (out == 1).all()"
+    )
+    subprocess.run([sys.executable, "-c", f"N = {count}; {code}"], check=True)
