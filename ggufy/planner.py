@@ -220,12 +220,8 @@ def recommended(plans: Sequence[Plan]) -> list[Plan]:
 
 def remedy(recipe: Recipe, base: Base, where: Device) -> list[str]:
     """What to --set so that a recipe fits, gentlest first and no more than it takes. Empty where nothing does."""
-    train = recipe.train
-    rows = train.batch_size * train.gradient_accumulation
-    tries: list[tuple[str, dict[str, Any]]] = []
-    if train.batch_size > 1:
-        tries.append(("train", {"batch_size": 1, "gradient_accumulation": rows}))
-    if not train.gradient_checkpointing:
+    tries = [("train", update) for update in _smaller_batches(recipe)]
+    if not recipe.train.gradient_checkpointing:
         tries.append(("train", {"gradient_checkpointing": True}))
     if recipe.model.load_in != "4bit":
         tries.append(("model", {"load_in": "4bit"}))
@@ -233,16 +229,44 @@ def remedy(recipe: Recipe, base: Base, where: Device) -> list[str]:
         ("model", {"max_length": length}) for length in (4096, 2048, 1024, 512) if length < recipe.model.max_length
     ]
     said: dict[str, Any] = {}
+    made = recipe
     for section, update in tries:
-        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=update)})
+        made = _with(made, section, update)
         said |= {f"{section}.{key}": value for key, value in update.items()}
-        compute = _compute(recipe, where)
-        need = footprint.needs(
-            base.shape, recipe, compute, recipe.train.batch_size, recipe.model.max_length, cuda=where.cuda
-        )
-        if need.total <= where.bytes:
-            return [f"{key}={str(value).lower()}" for key, value in said.items()]
-    return []
+        if _fits(made, base, where):
+            break
+    else:
+        return []
+    # What came after the batch may have made room for a larger one again.
+    sizes = {"batch_size": recipe.train.batch_size, "gradient_accumulation": recipe.train.gradient_accumulation}
+    for update in (sizes, *_smaller_batches(recipe)):
+        if _fits(_with(made, "train", update), base, where):
+            said |= {f"train.{key}": value for key, value in update.items()}
+            break
+    if said.get("train.batch_size") == recipe.train.batch_size:
+        said = {key: value for key, value in said.items() if key.removeprefix("train.") not in sizes}
+    return [f"{key}={str(value).lower()}" for key, value in said.items()]
+
+
+def _smaller_batches(recipe: Recipe) -> list[dict[str, Any]]:
+    """The same rows a step in more parts: half as many at once, a quarter, ... one."""
+    size, rows = recipe.train.batch_size, recipe.train.batch_size * recipe.train.gradient_accumulation
+    found = []
+    while size > 1:
+        size //= 2
+        if rows % size == 0:
+            found.append({"batch_size": size, "gradient_accumulation": rows // size})
+    return found
+
+
+def _with(recipe: Recipe, section: str, update: dict[str, Any]) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=update)})
+
+
+def _fits(recipe: Recipe, base: Base, where: Device) -> bool:
+    compute = _compute(recipe, where)
+    size, length = recipe.train.batch_size, recipe.model.max_length
+    return footprint.needs(base.shape, recipe, compute, size, length, cuda=where.cuda).total <= where.bytes
 
 
 def check_space(made: Plan, folder: Path) -> None:

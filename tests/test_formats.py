@@ -177,6 +177,23 @@ def test_either_kind_of_turn_in_either_column() -> None:
     ("form", "row", "prompt", "asked"),
     [
         ("alpaca", {"TASK": "sum", "instruction": "1+1", "output": "2"}, "[{TASK}] {instruction}", "[sum] 1+1"),
+        # The input is left out in no template.
+        ("alpaca", {"instruction": "Add", "input": "1", "output": "2"}, "Now: {instruction}", "Now: Add\n\n1"),
+        ("alpaca", {"instruction": "Add", "input": "1", "output": "2"}, "Now: {prompt}", "Now: Add\n\n1"),
+        ("alpaca", {"instruction": "Add", "input": "1", "output": "2"}, "{input}: {instruction}", "1: Add"),
+        ("alpaca", {"instruction": "Add", "input": None, "output": "2"}, "<{input}> {instruction}", "<> Add"),
+        ("alpaca", {"instruction": "Add", "output": "2"}, "<{input}> {instruction}", "<> Add"),
+        # Columns that happen to have these names: a whole prompt with its answer, what the row was made by.
+        ("alpaca", {"instruction": "Add", "prompt": "Add: 2", "output": "2"}, "[x] {prompt}", "[x] Add"),
+        (
+            "messages",
+            {
+                "instruction": "META",
+                "messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}],
+            },
+            "X {instruction}",
+            "X 1+1",
+        ),
         ("alpaca", {"instruction": "a", "input": "b", "output": "c"}, "{prompt}!", "a\n\nb!"),
         ("prompt-completion", {"n": 7, "prompt": "a", "completion": "c"}, "{{{n}}} {prompt}", "{7} a"),
         (
@@ -186,7 +203,6 @@ def test_either_kind_of_turn_in_either_column() -> None:
             "[sum] 1+1",
         ),
     ],
-    ids=["alpaca", "usual", "pair", "messages"],
 )
 def test_a_prompt_template(form: str, row: dict[str, Any], prompt: str, asked: str) -> None:
     sample = Reader(form, Part(source="x", prompt=prompt)).read(row)
@@ -198,7 +214,7 @@ def test_a_prompt_template(form: str, row: dict[str, Any], prompt: str, asked: s
     ("row", "problem"),
     [
         ({"instruction": "a", "output": "b"}, r"data\.prompt names \{TASK\}; the columns are instruction, output"),
-        ({"TASK": None, "instruction": "a", "output": "b"}, r"\{TASK\}, which is NoneType, not a text"),
+        ({"TASK": None, "instruction": "a", "output": "b"}, r"\{TASK\}, which is null, not a text"),
         ({"TASK": ["x"], "instruction": "a", "output": "b"}, r"\{TASK\}, which is list, not a text"),
     ],
     ids=["unknown", "null", "list"],

@@ -182,6 +182,17 @@ def test_what_does_not_fit_comes_with_what_would(plan: Callable[..., Any], light
     assert done.stderr.startswith("hint: it fits with --set ")
 
 
+def test_no_smaller_a_batch_is_advised_than_it_takes(plan: Callable[..., Any]) -> None:
+    made = plan("--gpu", "l4", "train.batch_size=256", "train.gradient_accumulation=1")
+    assert not made["fits"]
+    advised = dict(one.split("=") for one in made["remedy"])
+    size = int(advised.pop("train.batch_size"))
+    assert advised == {"train.gradient_accumulation": str(256 // size)}
+    assert size > 1
+    larger = (f"train.batch_size={2 * size}", f"train.gradient_accumulation={128 // size}")
+    assert not plan("--gpu", "l4", *larger)["fits"]
+
+
 def test_memory_grows_and_shrinks_with_what_it_should() -> None:
     def made(*changes: str) -> planner.Plan:
         wanted = recipe.load("3b_qlora", changes)

@@ -46,6 +46,24 @@ def test_a_diverged_training_is_an_error_and_leaves_no_checkpoint_of_it(run: Run
         assert all(abs(tensor).max() < float("inf") for tensor in load_file(weights).values()), weights
 
 
+def test_an_eval_loss_that_is_no_number_ends_a_training(run: Run, tmp_path: Path) -> None:
+    """Also where the training's own is not looked at in between; and what it would have been the best of is no best."""
+    wild = (
+        "train.learning_rate=1",
+        "train.max_grad_norm=1e9",
+        "train.warmup=2",
+        "lora.alpha=1e13",
+        "data.train_size=2",
+    )
+    held = ("data.eval_size=2", "eval.steps=1", "train.keep_best=true", "tracking.log_steps=50", "train.max_steps=12")
+    changes = [part for change in (*wild, *held) for part in ("--set", change)]
+    done = run("train", "--recipe", "tiny", *changes, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: training diverged: the eval loss became nan at step " in done.stderr
+    assert "NaN" not in (tmp_path / "runs/tiny/metrics.jsonl").read_text()
+    assert not (tmp_path / "runs/tiny/adapter").exists()
+
+
 def test_starting_over_loses_nothing_if_it_cannot_start(quick: Path, run: Run, quick_again: tuple[str, ...]) -> None:
     (quick / "empty.jsonl").write_text("")
     before = snapshot(quick / "runs/quick")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,12 @@ def test_what_counts_as_out_of_memory(error: Exception, is_one: bool) -> None:
 )
 def test_when_evaluations_have_stalled(losses: list[float], patience: int | None, stalled: bool) -> None:
     assert evals.has_stalled(list(enumerate(losses)), patience) is stalled
+
+
+def test_an_eval_loss_that_is_no_number_is_never_the_best() -> None:
+    log = [{"step": step, "eval_loss": loss} for step, loss in ((2, math.nan), (4, 0.5), (6, 0.6), (8, 0.7))]
+    assert evals.best(evals.losses(log)) == (4, 0.5)
+    assert evals.has_stalled(evals.losses(log), 2)
 
 
 @pytest.mark.parametrize(

@@ -84,19 +84,29 @@ class Reader:
             return ""
         return _text(value, f"the column {name!r}", needed=needed)
 
-    def asked(self, row: Row, usual: str) -> str:
-        """What the user says: the template filled in, or what it is without one. Raises BadRow."""
+    def asked(self, row: Row, usual: str, *, alone: str | None = None, given: str = "") -> str:
+        """What the user says: the template filled in, or what it is without one. Raises BadRow.
+
+        Of an Alpaca row `alone` is the instruction without its input, and `given` that input: they are told apart only
+        where the template has a place for both.
+        """
         if self.prompt is None:
             return usual
-        known = {"prompt": usual, "instruction": usual, **row}
-        known |= {ours: row[theirs] for ours, theirs in self.names.items() if theirs in row}
+        # A column that happens to have one of these names holds something else: a whole prompt, or a system text.
+        own = {"prompt": usual, "instruction": usual}
+        if alone is not None:
+            own["input"] = given
+            if "input" in self.fields:
+                own["instruction"] = alone
+        named = {ours: row[theirs] for ours, theirs in self.names.items() if theirs in row}
+        known = {**row, **named, **own}
         values = {}
         for field in self.fields:
             if field not in known:
                 raise BadRow(f"data.prompt names {{{field}}}; the columns are {', '.join(sorted(row))}")
             value = known[field]
             if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise BadRow(f"data.prompt names {{{field}}}, which is {type(value).__name__}, not a text")
+                raise BadRow(f"data.prompt names {{{field}}}, which is {_kind(value)}, not a text")
             values[field] = value if isinstance(value, str) else str(value)
         return _text(self.prompt.format_map(values), "the prompt")
 
@@ -138,9 +148,11 @@ def _messages(row: Row, reader: Reader) -> Sample:
 
 def _alpaca(row: Row, reader: Reader) -> Sample:
     usual, given = reader.text(row, "instruction"), reader.text(row, "input", needed=False)
+    alone = usual
     if given.strip():
         usual += ("\n\n" if reader.chat else ALPACA_INPUT) + given
-    return _exchange(reader.asked(row, usual), reader.text(row, "output"))
+    asked = reader.asked(row, usual, alone=alone, given=given)
+    return _exchange(asked, reader.text(row, "output"))
 
 
 def _prompt_completion(row: Row, reader: Reader) -> Sample:
@@ -165,9 +177,13 @@ def _exchange(prompt: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
 def _text(value: Any, what: str, *, needed: bool = True) -> str:
     if not isinstance(value, str):
-        raise BadRow(f"{what} is {'null' if value is None else type(value).__name__}, not a string")
+        raise BadRow(f"{what} is {_kind(value)}, not a string")
     if needed and not value.strip():
         raise BadRow(f"{what} is empty")
     try:

@@ -16,6 +16,8 @@ _TOKENS_A_CONVERSATION = 500  # FineTome's are about that long
 _FLOPS_A_WEIGHT = {False: 4, True: 6}
 # What training reaches of the speed of a large matrix product; 0.32 was measured with the built-in model.
 _EFFICIENCY = 0.33
+_ROWS = 1000
+"""Of a file whose rows nobody has counted."""
 
 
 def parameters(base: str) -> float | None:
@@ -32,7 +34,7 @@ def cpu_hours(recipe: Recipe) -> float | None:
     train = recipe.train
     steps, tokens_a_step = work(recipe)
     if steps is None:
-        steps = max(1, round(1000 * train.epochs / (train.batch_size * train.gradient_accumulation)))
+        steps = max(1, round(_ROWS * train.epochs / (train.batch_size * train.gradient_accumulation)))
     tokens = steps * tokens_a_step
     return tokens * size * _FLOPS_A_WEIGHT[train.gradient_checkpointing] / (_EFFICIENCY * _flops()) / 3600
 
@@ -67,8 +69,9 @@ def hopeless(recipe: Recipe) -> TrainError:
     """The error that says how slow it would be, and what to use instead."""
     hours = cpu_hours(recipe) or 0.0
     time_text = f"{hours / 24:.0f} days" if hours > 48 else "an hour" if hours < 1.5 else f"{hours:.0f} hours"
+    rows = "" if work(recipe)[0] is not None else f" for {_ROWS:,} rows"
     return TrainError(
-        f"there is no GPU here, and {recipe.name} would take about {time_text} on this CPU",
+        f"there is no GPU here, and {recipe.name} would take about {time_text}{rows} on this CPU",
         "use a machine with a GPU, such as a free Colab T4, or try the line with `ggufy demo`; --backend hf insists",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ Loss = tuple[int, float]
 
 
 def losses(history: Iterable[Mapping[str, Any]], key: str = "eval_loss") -> list[Loss]:
-    """The losses in a log of the trainer, or in the lines of metrics.jsonl, in order."""
-    return [(int(entry["step"]), float(entry[key])) for entry in history if key in entry]
+    """The losses in a log of the trainer, or in the lines of metrics.jsonl, in order; those that are finite."""
+    found = [(int(entry["step"]), float(entry[key])) for entry in history if key in entry]
+    return [at for at in found if math.isfinite(at[1])]
 
 
 def of_checkpoint(folder: Path) -> list[Loss]:

@@ -11,6 +11,7 @@ from importlib import metadata
 from statistics import fmean
 from typing import Any
 
+from ggufy import machine
 from ggufy.recipe import Recipe
 from ggufy.train import evals
 from ggufy.train.evals import Loss
@@ -102,7 +103,7 @@ def hardware() -> dict[str, Any]:
         "device": "cpu",
         "machine": platform.machine(),
         "system": platform.system(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": machine.cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
     if torch.cuda.is_available():

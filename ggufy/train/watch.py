@@ -28,7 +28,6 @@ _NAMES = {
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
     "mean_token_accuracy": "token_accuracy",
-    "eval_mean_token_accuracy": "eval_token_accuracy",
     "epoch": "epoch",
     "num_input_tokens_seen": "tokens",
 }
@@ -75,10 +74,10 @@ class Watch(TrainerCallback):
         if not {"loss", "eval_loss"} & figures.keys():
             return
         # With fp16 the scaler skips steps whose gradients overflow; that is how it finds its scale.
-        watched = ("loss",) if args.fp16 else ("loss", "grad_norm")
+        watched = ("loss", "eval_loss") if args.fp16 else ("loss", "eval_loss", "grad_norm")
         broken = [name for name in watched if not math.isfinite(figures.get(name, 0.0))]
         if broken:
-            self._lose(f"the {broken[0]} became {figures[broken[0]]}", control)
+            self._lose(f"the {broken[0].replace('_', ' ')} became {figures[broken[0]]}", control)
             return
         self._measure(figures)
         figures = {"step": state.global_step, **figures}
@@ -130,6 +129,8 @@ class Watch(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del args
+        if self.lost is not None:
+            return
         train, done = self.job.recipe.train, evals.losses(state.log_history)
         lowest = evals.best(done)
         if train.keep_best and lowest is not None and lowest[0] == state.global_step:
