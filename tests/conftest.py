@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,10 @@ import pytest
 # Several processes of tests share the cores. Threads that wait for each other by spinning would stop them all.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell ignores Ctrl-C for what it runs in the background, and so would everything the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 QUICK = ("--recipe", "tiny", "--set", "train.max_steps=4", "--set", "train.save_steps=2", "--run", "quick")
 # Every run of the tests is of 2 January 2026, also across midnight.
