@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import llama_cpp
@@ -77,6 +79,15 @@ def test_a_watcher_that_fails_is_heard(made: Path) -> None:
         list(model.logits([736] * 20))
 
 
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, in whose callbacks (hypothesis has one) Python drops what is raised."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
 def test_ctrl_c_at_any_moment_is_heard(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where Python delivers it in a function that llama.cpp has called, which would drop it."""
     dropped: list[object] = []
