@@ -6,6 +6,7 @@ tuned model, and the plain base. Each is an output of the run until the evaluati
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,10 +160,12 @@ class Contenders:
             self.room.make(inputs, build, force=True)
 
 
+@functools.cache
 def base_quant(quant: str) -> str:
     """In what a base is made to stand beside a file: the same, but for a quant that needs an importance matrix."""
     if not trial.needs_imatrix(quant):
         return quant
+    # Once: several parts of an evaluation ask.
     log.info("%s would need an importance matrix of the base's own; the base is made in q8_0", quant)
     return "q8_0"
 

@@ -17,7 +17,7 @@ from ggufy.run import Run
 
 Do = Callable[[int], Mapping[str, Any]]
 """Gives the values of a row by its index."""
-Write = Callable[[Do], None]
+Write = Callable[[Do], object]
 Measured = Callable[[list[Path], Write], None]
 """Gets the files of the models, loads them, and has the rows written that are not there."""
 
@@ -69,10 +69,6 @@ class Kept:
         def build(place: Path, known: dict[str, Row]) -> None:
             with progress.bar(what, len(wanted)) as bar:
                 done = lambda count: bar.update(count, f"{count} {unit}")  # noqa: E731
-                measured(paths, lambda do: _write(place, wanted, do, known, done))
+                measured(paths, lambda do: rows.write(place, wanted, do, [known], done))
 
         return self.add(output, wanted, build)
-
-
-def _write(place: Path, wanted: Sequence[str], do: Do, known: Mapping[str, Row], done: Callable[[int], object]) -> None:
-    rows.write(place, wanted, do, [known], done)
