@@ -183,3 +183,12 @@ def xet_hub(env: dict[str, str], tmp_path: Path) -> Iterator[Hub]:
     hub.control("state", {"people": PEOPLE})
     yield hub
     _stop(server)
+
+
+@pytest.fixture
+def there(hub: Hub, quick: Path) -> Path:
+    """An empty folder on another machine, with quick on the Hub."""
+    hub.works("push", "quick", "--repo", "ann/Llama-quick", cwd=quick)
+    folder = quick.parent / "there"
+    folder.mkdir()
+    return folder

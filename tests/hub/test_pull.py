@@ -24,15 +24,6 @@ PULL = ("pull", "ann/Llama-quick")
 CDN = {"method": "GET", "path": "^/cdn/"}
 
 
-@pytest.fixture
-def there(hub: Hub, quick: Path) -> Path:
-    """An empty folder on another machine, with quick on the Hub."""
-    hub.works(*PUSH, cwd=quick)
-    folder = quick.parent / "there"
-    folder.mkdir()
-    return folder
-
-
 def delivered(folder: Path) -> dict[str, str]:
     held = snapshot(folder / "runs" / "quick")
     return {name: digest for name, digest in held.items() if name.startswith(("adapter/", "export/"))}

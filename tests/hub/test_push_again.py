@@ -31,15 +31,6 @@ def change(path: Path, how: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(values))
 
 
-@pytest.fixture
-def there(hub: Hub, quick: Path) -> Path:
-    """An empty folder on another machine, with quick on the Hub."""
-    hub.works(*PUSH, cwd=quick)
-    folder = quick.parent / "there"
-    folder.mkdir()
-    return folder
-
-
 def test_what_others_wrote_is_not_a_pulled_runs_own(hub: Hub, there: Path) -> None:
     edit(hub, "README.md", "By hand.")
     hub.works("pull", REPO, cwd=there)
