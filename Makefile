@@ -25,7 +25,7 @@ bench: $(VENV)/dev vendor
 
 # Downloads several GB into build/unsloth; not part of CI.
 unsloth-signatures: $(VENV)/dev
-	$(BIN)/python tests/unsloth_signatures.py build/unsloth
+	$(BIN)/python tests/train/unsloth_signatures.py build/unsloth
 
 vendor: vendor/llama.cpp/convert_hf_to_gguf.py
 

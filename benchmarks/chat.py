@@ -27,10 +27,11 @@ import llama_cpp
 from rich.console import Console
 
 import ggufy
-from ggufy.base import shaped
-from ggufy.chat import display, threads
+from ggufy.chat import threads
 from ggufy.chat.model import ChatModel, Sampling
 from ggufy.chat.session import Session
+from ggufy.chat.terminal import display
+from ggufy.model import random_llama
 
 VOCABULARY = Path(__file__).parents[1] / "vendor" / "llama.cpp" / "models" / "ggml-vocab-llama-bpe.gguf"
 QUESTION = "Explain how a bicycle stays upright, and give an example."
@@ -39,7 +40,7 @@ QUESTION = "Explain how a bicycle stays upright, and give an example."
 def make(folder: Path) -> Path:
     """A Q4_K_M of the shape of Llama 3.2 1B, or the one that is there."""
     if not (folder / "1b" / "config.json").is_file():
-        shaped.write(folder / "1b", shaped.SHAPES["1b"], VOCABULARY)
+        random_llama.write(folder / "1b", random_llama.SHAPES["1b"], VOCABULARY)
     made = ggufy.export(folder / "1b", quants=["q4_k_m"], out=folder / "gguf", check_files=False)
     return made["q4_k_m"].path
 

@@ -18,15 +18,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ggufy.base import tiny
 from ggufy.data import source
+from ggufy.model import tiny
 
 OURS = """
 import resource, sys, time
 from datetime import date
 from pathlib import Path
 from ggufy.data import prepare, source
-from ggufy.recipe import Data
+from ggufy.recipe.schema import Data
 rows, base, out, count = sys.argv[1:]
 data = Data(source=rows, train_size=int(count))
 begun = time.perf_counter()

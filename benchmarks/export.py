@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufy import ggml, weights
-from ggufy.base import shaped
-from ggufy.export import llama
+from ggufy.export.engine import plan
+from ggufy.export.families import llama
 from ggufy.export.request import Request
-from ggufy.export.stage import plan
-from ggufy.machine import cores
+from ggufy.llamacpp import library
+from ggufy.model import random_llama, safetensors
+from ggufy.system.machine import cores
 
 REPOSITORY = Path(__file__).parents[1]
 VENDOR = REPOSITORY / "vendor" / "llama.cpp"
@@ -91,7 +91,7 @@ def usual(base: Path, adapter: Path, out: Path, quants: list[str]) -> tuple[Cost
     cost += measure(sys.executable, converter, str(merged), "--outfile", str(f16), "--outtype", "f16")
     for quant in quants:
         if quant != "f16":
-            ftype = str(ggml.ftypes()[quant])
+            ftype = str(library.ftypes()[quant])
             cost += measure(sys.executable, "-c", QUANTIZE, str(f16), str(out / f"{quant}.gguf"), ftype)
     return cost, sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
@@ -133,14 +133,14 @@ def floor(base: Path, quants: list[str]) -> float:
     rates: dict[tuple[int, int], float] = {}
     for sink in ready.sinks.values():
         for slot in sink.layout.slots:  # type: ignore[union-attr]
-            if slot.type in (ggml.F32, ggml.F16, ggml.BF16):
+            if slot.type in (library.F32, library.F16, library.BF16):
                 continue
             columns = slot.tensor.shape[-1]
             if (slot.type, columns) not in rates:
                 rows = rng.standard_normal(((1 << 21) // columns, columns), np.float32) * np.float32(0.02)
-                target = np.empty(len(rows) * ggml.row_size(slot.type, columns), np.uint8)
+                target = np.empty(len(rows) * library.row_size(slot.type, columns), np.uint8)
                 begun = time.perf_counter()
-                ggml.quantize(slot.type, rows, target)
+                library.quantize(slot.type, rows, target)
                 rates[slot.type, columns] = rows.size / (time.perf_counter() - begun)
             seconds += slot.tensor.shape[0] * columns / rates[slot.type, columns]
     return seconds / cores()
@@ -159,7 +159,7 @@ def make_adapter(base: Path, folder: Path, rank: int = 16) -> None:
     rng = np.random.default_rng(1)
     modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     tensors: dict[str, np.ndarray] = {}
-    for name, tensor in weights.Checkpoint.open(base).tensors.items():
+    for name, tensor in safetensors.Checkpoint.open(base).tensors.items():
         if name.split(".")[-2] in modules:
             stem = "base_model.model." + name.removesuffix(".weight")
             tensors[f"{stem}.lora_A.weight"] = rng.standard_normal((rank, tensor.shape[1]), np.float32) * np.float32(
@@ -184,7 +184,7 @@ def make_adapter(base: Path, folder: Path, rank: int = 16) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(shaped.SHAPES), default="1b")
+    parser.add_argument("--shape", choices=list(random_llama.SHAPES), default="1b")
     parser.add_argument("--quants", nargs="+", default=None, help="one command with these; else each of the usual ones")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here for the next time")
     given = parser.parse_args()
@@ -193,7 +193,7 @@ def main() -> None:
         folder = given.folder or Path(scratch)
         base, adapter = folder / given.shape, folder / f"{given.shape}-adapter"
         if not (adapter / "adapter_config.json").is_file():
-            shaped.write(base, shaped.SHAPES[given.shape], VENDOR / "models" / "ggml-vocab-llama-bpe.gguf")
+            random_llama.write(base, random_llama.SHAPES[given.shape], VENDOR / "models" / "ggml-vocab-llama-bpe.gguf")
             make_adapter(base, adapter)
         assert llama.read_config(base)["vocab_size"] == 128256
         print(f"{given.shape}, {cores()} threads; wall s, CPU s, peak anonymous MB, written MB")

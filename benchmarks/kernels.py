@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ggufy import ggml
-from ggufy.export import native
-from ggufy.export.kernels import build
+from ggufy.export.kernels import build, native
+from ggufy.llamacpp import library
 
 ROWS, COLUMNS = 512, 2048
 
@@ -36,9 +35,9 @@ def measure(number: int, importance: np.ndarray | None, rounds: int) -> dict[str
     """Seconds by kernel, "llama.cpp" first."""
     rows = np.random.default_rng(0).standard_normal((ROWS, COLUMNS), dtype=np.float32) * np.float32(0.02)
     rows = rows.astype(np.float16).astype(np.float32)
-    out = np.empty(ROWS * ggml.row_size(number, COLUMNS), np.uint8)
+    out = np.empty(ROWS * library.row_size(number, COLUMNS), np.uint8)
     weights = None if importance is None else importance.ctypes.data
-    chunk = ggml.library().ggml_quantize_chunk
+    chunk = library.library().ggml_quantize_chunk
     best: dict[str, float] = {}
     kernels: dict[str, Callable[[], Any]] = {
         "llama.cpp": lambda: chunk(number, rows.ctypes.data, out.ctypes.data, 0, ROWS, COLUMNS, weights)
@@ -52,7 +51,7 @@ def measure(number: int, importance: np.ndarray | None, rounds: int) -> dict[str
             results[name] = out.tobytes()
     different = [name for name, result in results.items() if result != results["llama.cpp"]]
     if different:
-        raise SystemExit(f"{ggml.type_name(number)}: {', '.join(different)} gives other bytes")
+        raise SystemExit(f"{library.type_name(number)}: {', '.join(different)} gives other bytes")
     return best
 
 
@@ -92,7 +91,7 @@ def main() -> None:
     words = parser.parse_args()
     if words.plot and not importlib.util.find_spec("matplotlib"):
         parser.error("--plot needs matplotlib: pip install matplotlib")
-    numbers = {name: i for i in range(42) if (name := ggml.type_name(i)) in words.types}
+    numbers = {name: i for i in range(42) if (name := library.type_name(i)) in words.types}
     importance = np.random.default_rng(1).random(COLUMNS, dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
         if not native.variants():

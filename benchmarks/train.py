@@ -41,9 +41,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if torch.cuda.is_available():
-            from ggufy.base import shaped
+            from ggufy.model import random_llama
 
-            shaped.write(folder / "base", shaped.SHAPES["1b"], VOCABULARY)
+            random_llama.write(folder / "base", random_llama.SHAPES["1b"], VOCABULARY)
         backends = ["hf", *(["unsloth"] if torch.cuda.is_available() and job.find_spec("unsloth") else [])]
         for backend in backends:
             show(backend, inside(backend, folder, options))
@@ -115,10 +115,10 @@ def measure(backend: str, folder: Path, steps: int, rounds: int) -> dict[str, li
     frozen = json.loads(Path(f"runs/{backend}/run.json").read_text())["recipe"]
     base = Path(frozen["model"]["base"])
     if not base.is_dir():
-        from ggufy import recipe as recipes
-        from ggufy import record
+        from ggufy.recipe import recipe as recipes
+        from ggufy.stages import provenance
 
-        base = record.base(recipes.from_values(frozen), None).path
+        base = provenance.base(recipes.from_values(frozen), None).path
     data = Path(f"runs/{backend}/data/train.arrow").rename(f"{backend}.arrow").absolute()
     ways = {"by hand": lambda: by_hand(backend, frozen, base, data, folder / "out"), "ggufy": ggufy}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

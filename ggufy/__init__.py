@@ -14,25 +14,25 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ggufy.system.version import __version__
 
 if TYPE_CHECKING:
     from ggufy.errors import GgufyError
     from ggufy.pipeline import chat, evaluate, export, plan, train
-    from ggufy.progress import show_progress
-    from ggufy.recipe import Recipe
-    from ggufy.run import Run
+    from ggufy.recipe.schema import Recipe
+    from ggufy.runs.run import Run
     from ggufy.sweeps.sweep import sweep
+    from ggufy.system.progress import show_progress
 
 _NAMES = {
     "GgufyError": "ggufy.errors",
-    "Recipe": "ggufy.recipe",
-    "Run": "ggufy.run",
+    "Recipe": "ggufy.recipe.schema",
+    "Run": "ggufy.runs.run",
     "chat": "ggufy.pipeline",
     "evaluate": "ggufy.pipeline",
     "export": "ggufy.pipeline",
     "plan": "ggufy.pipeline",
-    "show_progress": "ggufy.progress",
+    "show_progress": "ggufy.system.progress",
     "sweep": "ggufy.sweeps.sweep",
     "train": "ggufy.pipeline",
 }

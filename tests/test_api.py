@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ggufy
-from ggufy import recipe
+from ggufy.recipe import recipe
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"

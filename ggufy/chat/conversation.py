@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ggufy.template import Message
+from ggufy.model.template import Message
 
 
 @dataclass

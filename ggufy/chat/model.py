@@ -12,12 +12,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ggufy import ggml, gguf_file, interrupts
 from ggufy.chat.prompts import Prompts
 from ggufy.chat.threads import Threads
 from ggufy.errors import ChatError
-from ggufy.forward import cannot_load
-from ggufy.template import Message
+from ggufy.llamacpp import gguf_reader
+from ggufy.llamacpp import library as ggml
+from ggufy.llamacpp.evaluate_gguf import cannot_load
+from ggufy.model.template import Message
+from ggufy.system import interrupts
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class ChatModel:
         if not path.is_file():
             raise ChatError(f"no file {path.as_posix()}", "name a .gguf file, or a run that was exported")
         # Before llama.cpp has it: this reader names what is wrong with a file.
-        gguf_file.read_gguf(path, ())
+        gguf_reader.read_gguf(path, ())
         self.path = path
         self.llama = _load(path, context)
         self.context = min(context, int(self.llama._model.n_ctx_train()))

@@ -13,8 +13,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ggufy import gguf_file
-from ggufy.template import ChatTemplate, Message
+from ggufy.llamacpp import gguf_reader
+from ggufy.model.template import ChatTemplate, Message
 
 DATE_KEY = "general.ggufy.date"
 _KEYS = ("tokenizer.chat_template", DATE_KEY)
@@ -24,7 +24,7 @@ class Prompts:
     """The template and the tokenizer of one loaded GGUF. Raises ModelError where it has no template."""
 
     def __init__(self, llama: Any, path: Path, day: date | None = None) -> None:
-        texts = gguf_file.read_gguf(path, _KEYS).texts
+        texts = gguf_reader.read_gguf(path, _KEYS).texts
         self.llama = llama
         self.day = day or _day(texts.get(DATE_KEY)) or date.today()
         special = {"bos_token": self._piece(llama.token_bos()), "eos_token": self._piece(llama.token_eos())}

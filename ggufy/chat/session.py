@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ggufy import interrupts
 from ggufy.chat.conversation import Conversation
 from ggufy.chat.model import ChatModel, Sampling, describe
 from ggufy.errors import ChatError
+from ggufy.system import interrupts
 
 
 class Screen(Protocol):

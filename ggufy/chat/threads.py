@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ggufy import cache, interrupts, machine
+from ggufy.system import interrupts, machine, user_folders
 
 log = logging.getLogger("ggufy")
 
@@ -150,7 +150,7 @@ def _known(llama: Any) -> Threads | None:
 def _keep(llama: Any, chosen: Threads, *, busy: bool) -> None:
     until = int(time.time()) + (_BUSY if busy else _QUIET)
     entry = {"answering": chosen.answering, "reading": chosen.reading, "until": until}
-    path = cache.folder() / _FILE
+    path = user_folders.cache() / _FILE
     # A cache that cannot be written only means measuring again.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def _keep(llama: Any, chosen: Threads, *, busy: bool) -> None:
 
 def _all() -> dict[str, Any]:
     try:
-        found = json.loads((cache.folder() / _FILE).read_text(encoding="utf-8"))
+        found = json.loads((user_folders.cache() / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

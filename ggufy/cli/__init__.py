@@ -9,8 +9,8 @@ from importlib import import_module
 
 import click
 
-from ggufy import __version__
-from ggufy.progress import show_progress
+from ggufy.system.progress import show_progress
+from ggufy.system.version import __version__
 
 # name -> what it does; the command is the function `command` in ggufy.cli.<name>
 COMMANDS = {
@@ -72,7 +72,7 @@ def main(debug: bool) -> None:
 
     Start with `ggufy demo`.
     """
-    from ggufy import keys
+    from ggufy.system import keys
 
     del debug
     keys.load()

@@ -56,10 +56,11 @@ def command(
 
     What is piped into it is one question. In a terminal, /help lists what can be done.
     """
-    from ggufy import pipeline, talk
-    from ggufy.chat import oneshot, repl
+    from ggufy import pipeline
     from ggufy.chat.model import Sampling
     from ggufy.chat.session import Session
+    from ggufy.chat.terminal import oneshot, repl
+    from ggufy.cli import talk
 
     if prompt is None and as_json and sys.stdin.isatty():
         raise click.UsageError("--json needs --prompt, or a question on standard input.")

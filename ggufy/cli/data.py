@@ -40,8 +40,9 @@ def command(
     The data is read and tokenized as for training. Of the base only the tokenizer is downloaded. With --push the rows
     that a training would see, of all splits, become a data set on the Hub: Parquet files, and a card.
     """
-    from ggufy import pipeline, plots
+    from ggufy import pipeline
     from ggufy.hub.dataset import Wish
+    from ggufy.system import plots
 
     if repo is not None:
         if png or as_json:

@@ -13,6 +13,6 @@ def command(fresh: bool, seed: int) -> None:
 
     Trains it on 20 questions and answers, exports q8_0 and q4_k_m, and asks both files every question.
     """
-    from ggufy import demo
+    from ggufy.cli import demo_run
 
-    demo.run(fresh=fresh, seed=seed)
+    demo_run.run(fresh=fresh, seed=seed)

@@ -17,7 +17,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     Exit code 0 where everything that is needed works, 1 where something is broken. What is only missing, such as a
     GPU, is not broken.
     """
-    from ggufy import doctor
+    from ggufy.plan import doctor
 
     found = []
     for check in doctor.checks():

@@ -24,7 +24,8 @@ def command(recipe: str | None, overrides: tuple[str, ...], gpu: str | None, as_
     Without --recipe: which of the recipes that come with ggufy fit the GPU, the best first. Nothing is downloaded or
     loaded, and torch is not needed.
     """
-    from ggufy import pipeline, plan_lines
+    from ggufy import pipeline
+    from ggufy.plan.plan import table
 
     if recipe is None and overrides:
         raise click.UsageError("--set changes a recipe: name it with --recipe")
@@ -33,7 +34,7 @@ def command(recipe: str | None, overrides: tuple[str, ...], gpu: str | None, as_
         values = [plan.values() for plan in plans]
         click.echo(json.dumps(values if recipe is None else values[0], indent=2))
         return
-    for line in plan_lines.table(plans) if recipe is None else plan_lines.of(plans[0]):
+    for line in table(plans) if recipe is None else plans[0].lines():
         click.echo(line)
     if recipe is not None and not plans[0].fits:
-        click.echo(f"hint: {plan_lines.hint(plans[0])}", err=True)
+        click.echo(f"hint: {plans[0].hint()}", err=True)

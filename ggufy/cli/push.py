@@ -39,10 +39,10 @@ def command(what_run: str | None, dry_run: bool, ollama: str | None, **wish: Any
     Only what is not there yet is sent, in one commit, and it ends when the hashes there are those here. In names
     {recipe}, {run}, {r} and {n} are filled in: --branch 3B_QLoRA_N{n}.
     """
-    from ggufy import run
     from ggufy.hub import ollama as models
     from ggufy.hub import push
     from ggufy.hub.push import Wish
+    from ggufy.runs import run
 
     this = run.find(what_run)
     to_hub = ollama is None or wish["repo"]

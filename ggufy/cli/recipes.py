@@ -12,7 +12,7 @@ import click
 def command(ctx: click.Context) -> None:
     """List, show, copy and check recipes. Without a subcommand: list them."""
     if ctx.invoked_subcommand is None:
-        from ggufy import recipe
+        from ggufy.recipe import recipe
 
         names = recipe.names()
         width = max(map(len, names))
@@ -25,7 +25,7 @@ def command(ctx: click.Context) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value.")
 def show(name: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe in full, defaults included, with what each key means."""
-    from ggufy import recipe
+    from ggufy.recipe import recipe
 
     click.echo(recipe.show(recipe.load(name, overrides)), nl=False)
 
@@ -35,7 +35,7 @@ def show(name: str, overrides: tuple[str, ...]) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 def copy(name: str, file: Path) -> None:
     """Copy a recipe to FILE, to change it."""
-    from ggufy import recipe
+    from ggufy.recipe import recipe
 
     recipe.copy(name, file)
     click.echo(f"{file}: change it, then `ggufy train --recipe {file}`")

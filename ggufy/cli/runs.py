@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggufy import disk
+from ggufy.system import disk
 
 if TYPE_CHECKING:
-    from ggufy.ledger import Row, Swept
+    from ggufy.runs.history import Row, Swept
 
 
 @click.group(name="runs", invoke_without_command=True)
@@ -25,9 +25,9 @@ def command(ctx: click.Context, as_csv: bool, as_json: bool) -> None:
     """List, show and compare runs. Without a subcommand: list them, the newest first."""
     if ctx.invoked_subcommand is not None:
         return
-    from ggufy import ledger, run
+    from ggufy.runs import history, run
 
-    rows = ledger.rows()
+    rows = history.rows()
     if as_json:
         click.echo(json.dumps([row.values() for row in rows], indent=2))
     elif as_csv:
@@ -43,19 +43,19 @@ def command(ctx: click.Context, as_csv: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def show(name: str | None, as_json: bool) -> None:
     """Show one run: its figures, files and loss curve. Without a name: the newest."""
-    from ggufy import curves, ledger
+    from ggufy.runs import curves, history
 
-    this = ledger.find(name)
-    row = ledger.row(this)
+    this = history.find(name)
+    row = history.row(this)
     if as_json:
-        train, evaluated = ledger.curves(this)
+        train, evaluated = history.curves(this)
         click.echo(json.dumps({**row.values(), "curve": train, "eval_curve": evaluated}, indent=2))
         return
     for key, value in _facts(row).items():
         click.echo(f"{key:<20} {value}")
     for file, size in row.exports.items():
         click.echo(f"{'export':<20} {file}  {disk.size(size)}")
-    train, evaluated = ledger.curves(this)
+    train, evaluated = history.curves(this)
     for line in curves.blocks({"loss": train, "eval loss": evaluated}):
         click.echo(line)
 
@@ -68,18 +68,18 @@ def show(name: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def compare(first: str, second: str, png: Path | None, as_csv: bool, as_json: bool) -> None:
     """Compare two runs: what differs in their recipes, their figures, and their loss curves over one another."""
-    from ggufy import curves, ledger
+    from ggufy.runs import curves, history
 
-    runs = ledger.pair(first, second)
-    rows = [ledger.row(this) for this in runs]
-    differing = ledger.differences(*runs)
+    runs = history.pair(first, second)
+    rows = [history.row(this) for this in runs]
+    differing = history.differences(*runs)
     facts = [_facts(row) for row in rows]
     figures = {key: (facts[0].get(key, ""), facts[1].get(key, "")) for key in dict.fromkeys([*facts[0], *facts[1]])}
     # Two of one name are two folders, each called as it was asked for.
     names = [row.name for row in rows] if rows[0].name != rows[1].name else [first, second]
     drawn = {}
     for name, this in zip(names, runs, strict=True):
-        train, evaluated = ledger.curves(this)
+        train, evaluated = history.curves(this)
         drawn[name] = train
         if evaluated:
             drawn[f"{name} eval"] = evaluated
@@ -141,9 +141,9 @@ def _csv(rows: Sequence[Row]) -> None:
 
 
 def _table(head: list[list[str]], rows: Sequence[Row]) -> None:
-    from ggufy import ledger
+    from ggufy.runs import history
 
-    lines, sweeps, begun = head, ledger.sweeps(), ""
+    lines, sweeps, begun = head, history.sweeps(), ""
     for row in rows:
         if row.sweep in sweeps and row.sweep != begun:
             lines = [*lines, _sweep_line(sweeps[row.sweep])]

@@ -34,7 +34,7 @@ def command(what: str | None, host: str, port: int, api_key_file: Path | None, *
     """
     import sys
 
-    from ggufy import talk
+    from ggufy.cli import talk
 
     out = sys.stdout
 

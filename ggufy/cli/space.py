@@ -22,8 +22,9 @@ def command(
 
     With a form, too, where the recipe has a space.task.
     """
-    from ggufy import run
-    from ggufy.hub import names, space
+    from ggufy.hub import space
+    from ggufy.hub.contents import names
+    from ggufy.runs import run
 
     this = run.find(what_run)
     folder = out or Path("spaces") / names.check_repository(repo).partition("/")[2]

@@ -20,7 +20,7 @@ import click
 @click.option("--threads", type=click.IntRange(1), help="Threads; measured once for a size of model if not given.")
 def command(what: str | None, **options: Any) -> None:
     """Show a page in the browser of this machine to talk to a GGUF, or to two side by side. Ctrl-C ends it."""
-    from ggufy import talk
+    from ggufy.cli import talk
 
     out = sys.stdout
 

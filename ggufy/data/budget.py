@@ -13,8 +13,8 @@ from typing import NamedTuple
 from ggufy.data.files import BadRow
 from ggufy.data.formats import Plain, Sample
 from ggufy.data.tokenize import Example, Tokenizer
-from ggufy.recipe import Data
-from ggufy.template import Message
+from ggufy.model.template import Message
+from ggufy.recipe.schema import Data
 
 
 class Cut(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any
 
 from ggufy.data.files import BadRow
 from ggufy.errors import DataError
-from ggufy.recipe_types import Part, template_fields
-from ggufy.template import Message
+from ggufy.model.template import Message
+from ggufy.recipe.schema import Part, template_fields
 
 __all__ = ["FORMATS", "BadRow", "Format", "Plain", "Reader", "Sample", "detect"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data.source import Source
-from ggufy.recipe import Data
+from ggufy.recipe.schema import Data
 
 log = logging.getLogger("ggufy")
 

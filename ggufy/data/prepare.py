@@ -15,16 +15,16 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
-from ggufy import machine, progress
 from ggufy.data import files, formats, mix, pool
 from ggufy.data.counts import Counts
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
 from ggufy.data.source import Source
 from ggufy.data.work import Outcome, Plan, Result, Worker
-from ggufy.disk import write_json
 from ggufy.errors import DataError, MissingExtra
-from ggufy.recipe import Data
+from ggufy.recipe.schema import Data
+from ggufy.system import machine, progress
+from ggufy.system.disk import write_json
 
 log = logging.getLogger("ggufy")
 

@@ -23,7 +23,7 @@ from ggufy.data.mix import Row
 from ggufy.data.source import Source
 from ggufy.data.work import Result, Worker
 from ggufy.errors import DataError, MissingExtra
-from ggufy.recipe import Data
+from ggufy.recipe.schema import Data
 
 # By the names that others expect.
 SPLITS = {"train": "train", "eval": "validation"}

@@ -10,12 +10,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ggufy import plots
 from ggufy.data import prepare
 from ggufy.data.counts import Counts
 from ggufy.data.source import Source
 from ggufy.data.tokenize import IGNORED, Tokenizer
-from ggufy.recipe import Data
+from ggufy.recipe.schema import Data
+from ggufy.system import plots
 
 # The share of the rows that a suggested length holds whole, and what it is a multiple of.
 _HELD = 0.99

@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ggufy import digest, hubfetch
 from ggufy.data import files, splits
 from ggufy.data.files import BadRow
 from ggufy.errors import DataError, MissingExtra
-from ggufy.recipe import Data
-from ggufy.recipe_types import Part
+from ggufy.model import download
+from ggufy.recipe.schema import Data, Part
+from ggufy.system import digest
 
 BUILTIN = "builtin:samples"
 REPHRASED = "builtin:rephrased"
@@ -119,7 +119,7 @@ def check_local(data: Data) -> None:
 
 
 def _can_be_on_the_hub(name: str) -> bool:
-    return hubfetch.is_repository(name) and Path(name).suffix not in files.SUFFIXES
+    return download.is_repository(name) and Path(name).suffix not in files.SUFFIXES
 
 
 def samples_file(name: str = BUILTIN) -> Path:
@@ -160,7 +160,7 @@ def _locate(part: Part, *, offline: bool) -> Source:
     if not _can_be_on_the_hub(name):
         raise DataError(f"data file {name} does not exist", "check data.source in the recipe")
     patterns = (*patterns, *(f"*{suffix}" for suffix in files.SUFFIXES))
-    folder, commit = hubfetch.snapshot(name, part.revision, "dataset", patterns, offline=offline)
+    folder, commit = download.snapshot(name, part.revision, "dataset", patterns, offline=offline)
     return Source(name, digest.of_values([name, commit, part.split]), folder, part.split, commit, part.subset)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from ggufy.data.formats import ALPACA_INPUT, BadRow, Plain, Sample
 from ggufy.errors import ModelError
-from ggufy.template import ChatTemplate, Message, text_of
+from ggufy.model.template import ChatTemplate, Message, text_of
 
 IGNORED = -100
 

@@ -16,8 +16,7 @@ from ggufy.data.files import BadRow
 from ggufy.data.formats import Reader, Sample
 from ggufy.data.mix import Row
 from ggufy.data.tokenize import Example, Tokenizer
-from ggufy.recipe import Data
-from ggufy.recipe_types import Part
+from ggufy.recipe.schema import Data, Part
 
 
 @dataclass(frozen=True)

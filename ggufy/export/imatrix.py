@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufy import ggml, gguf_file, progress
 from ggufy.errors import ExportError, ModelError
-from ggufy.export.llama import Planned
-from ggufy.forward import Forward
+from ggufy.export.families.llama import Planned
+from ggufy.llamacpp import gguf_reader, library
+from ggufy.llamacpp.evaluate_gguf import Forward
+from ggufy.system import progress
 
 CHUNK = 512
 """Tokens of a chunk, in which llama.cpp counts."""
@@ -170,13 +171,13 @@ def read(path: Path) -> Imatrix:
     if not path.is_file():
         raise ModelError(f"no file {where}", hint)
     # llama.cpp's reader checks every length against the file, which gguf-py's does not.
-    header = gguf_file.read_gguf(path, lists=(_DATASETS,), numbers=(_CHUNKS,))
+    header = gguf_reader.read_gguf(path, lists=(_DATASETS,), numbers=(_CHUNKS,))
     if _DATASETS not in header.lists:
         raise ModelError(f"{where} is not an importance matrix: it has no {_DATASETS}", hint)
     data = np.memmap(path, np.uint8, "r")
     tensors = {}
     for tensor in header.tensors:
-        if tensor.type != ggml.F32:
+        if tensor.type != library.F32:
             raise ModelError(f"{where}: {tensor.name} is not float32", hint)
         tensors[tensor.name] = np.array(data[tensor.offset : tensor.offset + tensor.size]).view(np.float32)
     named, count = header.lists[_DATASETS], header.numbers.get(_CHUNKS, 0)

@@ -12,13 +12,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ggufy import ggml, weights
 from ggufy.errors import ExportError
-from ggufy.export import native
-from ggufy.export.adapter import Adapter
-from ggufy.export.llama import Planned
+from ggufy.export.adapter.adapter import Adapter
+from ggufy.export.families.llama import Planned
+from ggufy.export.kernels import native
 from ggufy.export.rows import read_rows
-from ggufy.weights import SIZES, Checkpoint
+from ggufy.llamacpp import library
+from ggufy.model import safetensors
+from ggufy.model.safetensors import SIZES, Checkpoint
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,16 @@ class Merge:
 
     def _compiled(self, slab: Slab, parts: Collection[str]) -> Rows:
         outputs = {part: self._buffer(part, slab) for part in parts}
-        weights, name = self._stored(slab.tensor)
+        holder, name = self._stored(slab.tensor)
         pair = self.adapter.pairs.get(str(slab.tensor.source))
-        stored, kind, delta, scaling = None, weights[name].dtype, None, 1.0
+        stored, kind, delta, scaling = None, holder[name].dtype, None, 1.0
         if kind not in native.STORED or (pair and not pair.plain):
             stored, kind = self._buffer("exact", slab), "F32"
             self._read(slab, stored)
             outputs.pop("exact", None)
         else:
             width = slab.shape[1] * SIZES[kind]
-            stored = weights.data(name)[slab.start * width : slab.stop * width]
+            stored = holder.data(name)[slab.start * width : slab.stop * width]
             if pair:
                 delta, scaling = pair.product(slab.start, slab.stop, self._buffer("delta", slab)), pair.scaling
         heads = slab.tensor.heads
@@ -108,21 +109,21 @@ class Merge:
         )
         self._read(slab, exact)
         if not {"half", "permuted_half", "permuted"} & set(parts):
-            brain = weights.to_bf16(exact) if "bf16" in parts else None
+            brain = safetensors.to_bf16(exact) if "bf16" in parts else None
             self._refuse_bad(slab, exact if brain is None else (brain.astype(np.uint32) << 16).view(np.float32))
             return Rows(exact, brain)
-        ggml.to_f16(exact, half)
+        library.to_f16(exact, half)
         if heads := slab.tensor.heads:
             # (heads, 2, half, columns) -> (heads, half, 2, columns)
             split = half.reshape(-1, 2, slab.tensor.shape[0] // heads // 2, slab.shape[1]).swapaxes(1, 2)
             np.copyto(permuted_half.reshape(split.shape), split)
         else:
             permuted_half = half
-        ggml.from_f16(permuted_half, permuted)
+        library.from_f16(permuted_half, permuted)
         flat = permuted.reshape(-1)
         if not np.isfinite(np.dot(flat, flat)):
             self._refuse_bad(slab, half)
-        return Rows(exact, weights.to_bf16(exact) if "bf16" in parts else None, half, permuted_half, permuted)
+        return Rows(exact, safetensors.to_bf16(exact) if "bf16" in parts else None, half, permuted_half, permuted)
 
     def _refuse_bad(self, slab: Slab, rows: Any) -> None:
         import numpy as np
@@ -150,9 +151,9 @@ class Merge:
 
     def kind(self, tensor: Planned) -> tuple[str, str]:
         """What decides how the rows of a tensor are merged: the type they are stored in, and the change."""
-        weights, name = self._stored(tensor)
+        holder, name = self._stored(tensor)
         pair = self.adapter.pairs.get(str(tensor.source))
-        return weights[name].dtype, "none" if pair is None else "added" if pair.plain else "of another kind"
+        return holder[name].dtype, "none" if pair is None else "added" if pair.plain else "of another kind"
 
     def _stored(self, tensor: Planned) -> tuple[Checkpoint, str]:
         """Where the rows lie that the adapter changes: in the base, or in the adapter."""

@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError, ModelError
-from ggufy.export import settings
-from ggufy.template import ChatTemplate, Message
+from ggufy.model import config_files
+from ggufy.model.template import ChatTemplate, Message
 
 _SYSTEM, _USER, _ANSWER = ("ggufy-system-7f3a", "ggufy-user-7f3a", "ggufy-answer-7f3a")
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
 
 
-class _Added(settings.Settings):
+class _Added(config_files.Settings):
     id: int
     content: str
 
 
-class _Tokenizer(settings.Settings):
+class _Tokenizer(config_files.Settings):
     """What matters here of a tokenizer.json."""
 
     added_tokens: list[_Added] | None = None
@@ -155,8 +155,8 @@ def _not_in_go(reason: str) -> ExportError:
 def _stops(base: Path) -> list[str]:
     """The texts of the tokens that end an answer."""
     path = base / "tokenizer.json"
-    names = {token.id: token.content for token in settings.read_as(_Tokenizer, path).added_tokens or []}
-    config = settings.read(base / "config.json")
+    names = {token.id: token.content for token in config_files.read_as(_Tokenizer, path).added_tokens or []}
+    config = config_files.read(base / "config.json")
     ids = _generation(base).get("eos_token_id", config.get("eos_token_id"))
     ids = ids if isinstance(ids, list) else [ids]
     eos = ChatTemplate.from_folder(base).special.get("eos_token")
@@ -165,7 +165,7 @@ def _stops(base: Path) -> list[str]:
 
 def _generation(base: Path) -> dict[str, Any]:
     path = base / "generation_config.json"
-    return settings.read(path) if path.is_file() else {}
+    return config_files.read(path) if path.is_file() else {}
 
 
 def tags(name: str | None, quants: Sequence[str], *, split: bool) -> dict[str, str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ggufy.export.families.llama import Planned
 from ggufy.export.imatrix import Imatrix
-from ggufy.export.llama import Planned
 from ggufy.export.sinks import MergedSink
 
 # Outputs that are no quants.

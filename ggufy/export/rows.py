@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ggufy import ggml
 from ggufy.errors import ExportError
-from ggufy.export import fourbit
-from ggufy.weights import FOUR_BIT, SIZES, Checkpoint
+from ggufy.export import four_bit
+from ggufy.llamacpp import library
+from ggufy.model.safetensors import FOUR_BIT, SIZES, Checkpoint
 
 READABLE = ("F32", "F16", "BF16", FOUR_BIT)
 """The dtypes whose numbers can be read."""
@@ -42,7 +42,7 @@ def read_rows(weights: Checkpoint, name: str, start: int, stop: int, out: Any) -
     """Rows [start, stop) of a tensor into the float32 array `out`, which holds as many numbers."""
     tensor = weights[name]
     if tensor.dtype == FOUR_BIT:
-        fourbit.decode(weights, tensor, start, stop, out)
+        four_bit.decode(weights, tensor, start, stop, out)
         return
     width = out.size // (stop - start) * SIZES.get(tensor.dtype, 0)
     decode(weights.data(name)[start * width : stop * width], tensor.dtype, out.reshape(-1))
@@ -57,7 +57,7 @@ def decode(data: Any, dtype: str, out: Any) -> None:
         bits[:] = np.frombuffer(data, np.dtype("<u2"), out.size)
         bits <<= 16
     elif dtype == "F16":
-        ggml.from_f16(np.frombuffer(data, np.dtype("<f2"), out.size), out)
+        library.from_f16(np.frombuffer(data, np.dtype("<f2"), out.size), out)
     elif dtype == "F32":
         out[:] = np.frombuffer(data, np.dtype("<f4"), out.size)
     else:

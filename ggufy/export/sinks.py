@@ -9,13 +9,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggufy import ggml, weights
-from ggufy.export import native
+from ggufy.export.families.llama import Planned
+from ggufy.export.gguf.layout import Layout, Slot
 from ggufy.export.imatrix import Imatrix
-from ggufy.export.layout import Layout, Slot
-from ggufy.export.llama import Planned
+from ggufy.export.kernels import native
 from ggufy.export.merge import Rows, Slab
-from ggufy.weights import SIZES
+from ggufy.llamacpp import library
+from ggufy.model import safetensors
+from ggufy.model.safetensors import SIZES
 
 _SHARD = 5_000_000_000
 _COPIED = (
@@ -60,8 +61,8 @@ class GgufSink:
     def parts(self, tensor: Planned) -> Collection[str]:
         kind = self.slots[tensor.name].type
         if self.wide:
-            return ["bf16" if kind == ggml.BF16 else "exact"]
-        return ["permuted_half" if kind == ggml.F16 else "permuted"]
+            return ["bf16" if kind == library.BF16 else "exact"]
+        return ["permuted_half" if kind == library.F16 else "permuted"]
 
     def put(self, slab: Slab, rows: Rows) -> None:
         slot = self.slots[slab.tensor.name]
@@ -77,15 +78,15 @@ class GgufSink:
         import numpy as np
 
         if self.wide:
-            return _in_llama_cpps_order(rows.bf16 if slot.type == ggml.BF16 else rows.exact, slab.tensor)
-        if slot.type == ggml.F32:
+            return _in_llama_cpps_order(rows.bf16 if slot.type == library.BF16 else rows.exact, slab.tensor)
+        if slot.type == library.F32:
             return rows.permuted.data
-        if slot.type == ggml.F16:
+        if slot.type == library.F16:
             return rows.permuted_half.data
         out = np.empty(len(rows.permuted) * slot.row_bytes, np.uint8)
         importance = self.importance.get(slot.tensor.name)
         if not (self.native and native.quantize(slot.type, rows.permuted, out, importance)):
-            ggml.quantize(slot.type, rows.permuted, out, importance)
+            library.quantize(slot.type, rows.permuted, out, importance)
         return out.data
 
 
@@ -127,7 +128,7 @@ class MergedSink:
         index: dict[str, str] = {}
         for number, shard in enumerate(self.shards, 1):
             name = "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
-            head, offsets = weights.header(shard)
+            head, offsets = safetensors.header(shard)
             last, (dtype, shape) = list(shard.items())[-1]
             handle = _create(self.folder / name, offsets[last] + _elements(shape) * SIZES[dtype])
             _pwrite(handle, head, 0)

@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from ggufy.export.llama import Planned
+from ggufy.export.families.llama import Planned
 from ggufy.export.merge import Merge, Rows, Slab, matrix
-from ggufy.progress import Bar
+from ggufy.system.progress import Bar
 
 _SLAB = 1 << 20  # weights
 

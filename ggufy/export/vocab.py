@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ggufy import llama3
 from ggufy.errors import ExportError
-from ggufy.export import settings
-from ggufy.template import text_of
+from ggufy.model import config_files, llama3
+from ggufy.model.template import text_of
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
@@ -16,9 +15,9 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
     """Add every tokenizer key of the folder `base` to a GGUFWriter. Raises ExportError for other tokenizers."""
     path = base / "tokenizer.json"
-    spec = settings.read(path)
+    spec = config_files.read(path)
     _check_llama3(spec, path)
-    config = settings.read(base / "tokenizer_config.json")
+    config = config_files.read(base / "tokenizer_config.json")
     if (prefix := config.get("add_prefix_space")) is not None:
         writer.add_add_space_prefix(prefix)
     tokens, types = _tokens(spec, vocab_size, path)
@@ -27,7 +26,7 @@ def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(_merges(spec))
-    model_config = settings.read(base / "config.json")
+    model_config = config_files.read(base / "config.json")
     for kind, number in _special_ids(spec, config, model_config).items():
         getattr(writer, f"add_{kind}_token_id")(number)
     for kind, flag in _added_by_tokenizer(spec, config, path).items():
@@ -40,7 +39,7 @@ def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
 def check(base: Path, vocab_size: int) -> None:
     """Raise ExportError where the tokenizer of a folder cannot be written, or has more tokens than the embedding."""
     path = base / "tokenizer.json"
-    spec = settings.read(path)
+    spec = config_files.read(path)
     _check_llama3(spec, path)
     _names(spec, vocab_size, path)
 

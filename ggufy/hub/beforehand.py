@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable
 
 from ggufy.errors import HubError
-from ggufy.hub import access, bundle, leaks, names, places, session
-from ggufy.recipe import Recipe
-from ggufy.run import Run
+from ggufy.hub.client import access, session
+from ggufy.hub.contents import bundle, leaks, names, places
+from ggufy.recipe.schema import Recipe
+from ggufy.runs.run import Run
 
 log = logging.getLogger("ggufy")
 

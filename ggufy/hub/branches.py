@@ -7,12 +7,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ggufy import cache, run
 from ggufy.errors import HubError
-from ggufy.hub import bundle, download, names, session, upload
-from ggufy.hub import manifest as manifests
-from ggufy.hub.manifest import FORMAT, MANIFEST, vouched
-from ggufy.hub.upload import Remote, Target
+from ggufy.hub.client import file_download, session, upload
+from ggufy.hub.client.upload import Remote, Target
+from ggufy.hub.contents import bundle, names
+from ggufy.hub.contents import manifest as manifests
+from ggufy.hub.contents.manifest import FORMAT, MANIFEST, vouched
+from ggufy.runs import run
+from ggufy.system import user_folders
 
 _FOLDERS = ("adapter", "export", "checkpoints")
 _FILES = ("run.json", "metrics.jsonl", "summary.json", "loss.png", "data/report.json")
@@ -63,9 +65,9 @@ def of_earlier_trainings(target: Target, remote: Remote, adapters: set[str]) -> 
 
 
 def _manifest(target: Target, remote: Remote) -> bytes:
-    place = cache.folder() / "hub" / "manifests" / remote.head
+    place = user_folders.cache() / "hub" / "manifests" / remote.head
     try:
-        return download.fetch(target, remote, MANIFEST, place).read_bytes()
+        return file_download.fetch(target, remote, MANIFEST, place).read_bytes()
     finally:
         place.unlink(missing_ok=True)
 

@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import GgufyError, HubError, from_lower
-from ggufy.hub import access, bundle, manifest, names, places, push, receipt, session, upload
-from ggufy.hub.bundle import File
-from ggufy.hub.facts import amount
+from ggufy.hub import push
+from ggufy.hub.client import access, session, upload
+from ggufy.hub.client.upload import Target
+from ggufy.hub.contents import bundle, manifest, names, places, receipt
+from ggufy.hub.contents.bundle import File
+from ggufy.hub.contents.facts import amount
 from ggufy.hub.pull import checkpoint_branch, newest_step
-from ggufy.hub.upload import Target
-from ggufy.recipe import Recipe
-from ggufy.run import Run
+from ggufy.recipe.schema import Recipe
+from ggufy.runs.run import Run
 
 log = logging.getLogger("ggufy")
 

@@ -12,14 +12,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ggufy import __version__, digest, recipe
-from ggufy.disk import sync
 from ggufy.errors import HubError
-from ggufy.hub import access, bundle, facts, leaks, manifest, names, places, push, receipt, session, upload
-from ggufy.hub.bundle import File
-from ggufy.hub.facts import Asked, Place
-from ggufy.hub.upload import Target
-from ggufy.run import Run
+from ggufy.hub import push
+from ggufy.hub.client import access, session, upload
+from ggufy.hub.client.upload import Target
+from ggufy.hub.contents import bundle, facts, leaks, manifest, names, places, receipt
+from ggufy.hub.contents.bundle import File
+from ggufy.hub.contents.facts import Asked, Place
+from ggufy.recipe import recipe
+from ggufy.runs.run import Run
+from ggufy.system import digest
+from ggufy.system.disk import sync
+from ggufy.system.version import __version__
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _MANY = "1M<n<10M"

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 from ggufy.errors import HubError, RunError
-from ggufy.hub import leaks
-from ggufy.run import Run
+from ggufy.hub.contents import leaks
+from ggufy.runs.run import Run
 
 log = logging.getLogger("ggufy")
 

@@ -15,16 +15,20 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ggufy import cache, hubfetch, run
-from ggufy.disk import sync, write_json
 from ggufy.errors import HubError, RunError
-from ggufy.hub import branches, bundle, download, names, places, receipt, session, upload
+from ggufy.hub import branches
 from ggufy.hub.branches import Found
-from ggufy.hub.facts import amount
-from ggufy.hub.manifest import MANIFEST, vouched
-from ggufy.hub.upload import Target
-from ggufy.recipe import LATE_SECTIONS
-from ggufy.run import Run
+from ggufy.hub.client import file_download, session, upload
+from ggufy.hub.client.upload import Target
+from ggufy.hub.contents import bundle, names, places, receipt
+from ggufy.hub.contents.facts import amount
+from ggufy.hub.contents.manifest import MANIFEST, vouched
+from ggufy.model import download
+from ggufy.recipe.schema import LATE_SECTIONS
+from ggufy.runs import run
+from ggufy.runs.run import Run
+from ggufy.system import user_folders
+from ggufy.system.disk import sync, write_json
 
 log = logging.getLogger("ggufy")
 
@@ -102,8 +106,8 @@ def newest_step(folders: Iterable[str]) -> int:
 
 def _is_same(this: Run, found: Found) -> bool:
     """Whether the run here is the one there, maybe at another step."""
-    place = cache.folder() / "hub" / "manifests" / f"{found.remote.head}-run"
-    download.fetch(found.target, found.remote, "ggufy/run.json", place)
+    place = user_folders.cache() / "hub" / "manifests" / f"{found.remote.head}-run"
+    file_download.fetch(found.target, found.remote, "ggufy/run.json", place)
     theirs = json.loads(place.read_text(encoding="utf-8"))
     place.unlink()
     ours = places.without_places(this.frozen)
@@ -120,7 +124,7 @@ def gguf(repo: str, branch: str | None = None, quant: str | None = None) -> Path
     """A GGUF file of a repository: of that quant, else q4_k_m, else the smallest. Downloaded once, and verified."""
     names.check_repository(repo)
     target = Target(repo, names.check_ref(branch or "main", "branch"))
-    place = cache.folder() / "hub" / repo.replace("/", "--") / target.branch.replace("/", "--")
+    place = user_folders.cache() / "hub" / repo.replace("/", "--") / target.branch.replace("/", "--")
     try:
         remote = upload.look(session.client(), target)
     except session.Unreachable as error:
@@ -137,10 +141,10 @@ def gguf(repo: str, branch: str | None = None, quant: str | None = None) -> Path
     missing = [part for part in parts if not _verified(place / part, remote.files[part])]
     if missing:
         size = sum(models[part] for part in missing)
-        download.room_for(place, size)
+        file_download.room_for(place, size)
         log.info("downloading %s of %s, %s", chosen, target.name, amount(size))
     for part in missing:
-        download.fetch(target, remote, names.check_path(part), place / part)
+        file_download.fetch(target, remote, names.check_path(part), place / part)
         _note_verified(place / part, remote.files[part])
     return place / parts[0]
 
@@ -214,7 +218,7 @@ def _restore(found: Found, run_name: str | None, *, going_on: bool = False) -> R
         missing = []
         for path, facts in files:
             local = this.path / facts["path"]
-            if hubfetch.matches(local, remote.files[path]):
+            if download.matches(local, remote.files[path]):
                 continue
             if going_on and facts["path"] == "run.json":
                 continue
@@ -225,12 +229,12 @@ def _restore(found: Found, run_name: str | None, *, going_on: bool = False) -> R
                 )
             missing.append((path, facts))
         size = sum(facts["size"] for _, facts in missing)
-        download.room_for(this.path, size)
+        file_download.room_for(this.path, size)
         if missing:
             log.info("downloading %d files of %s, %s", len(missing), target.name, amount(size))
         place = this.path / "partial" / "pull"
         for path, facts in missing:
-            fetched = download.fetch(target, remote, path, place / facts["path"])
+            fetched = file_download.fetch(target, remote, path, place / facts["path"])
             final = this.path / facts["path"]
             if final.parent.resolve() != (this.path.resolve() / facts["path"]).parent:
                 raise HubError(f"{final.parent.as_posix()} is a link out of the run", "remove it, and pull again")
@@ -288,4 +292,4 @@ def is_meant(what: object) -> bool:
     """Whether somebody names a repository: not a run, not a file, and of the form user/name."""
     text = os.fspath(what) if isinstance(what, str | os.PathLike) else ""
     here = not text or Path(text).exists() or (run.runs_folder() / text).exists() or text.endswith(".gguf")
-    return not here and hubfetch.is_repository(text) and not Path(text).parent.is_dir()
+    return not here and download.is_repository(text) and not Path(text).parent.is_dir()

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ggufy import recipe
 from ggufy.errors import HubError
-from ggufy.hub import access, branches, bundle, card, facts, leaks, names, receipt, session, upload
-from ggufy.hub.bundle import File
-from ggufy.hub.facts import Asked
-from ggufy.hub.manifest import hashes, identities
-from ggufy.hub.upload import Remote, Target
-from ggufy.run import Run
+from ggufy.hub import branches
+from ggufy.hub.client import access, session, upload
+from ggufy.hub.client.upload import Remote, Target
+from ggufy.hub.contents import bundle, card, facts, leaks, names, receipt
+from ggufy.hub.contents.bundle import File
+from ggufy.hub.contents.facts import Asked
+from ggufy.hub.contents.manifest import hashes, identities
+from ggufy.recipe import recipe
+from ggufy.runs.run import Run
 
 log = logging.getLogger("ggufy")
 

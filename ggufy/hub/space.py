@@ -11,22 +11,28 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from ggufy import digest, recipe
 from ggufy.errors import HubError, RunError
-from ggufy.hub import access, bundle, facts, leaks, names, places, push, receipt, session, upload
+from ggufy.hub import push
+from ggufy.hub.client import access, session, upload
+from ggufy.hub.client.upload import Target
+from ggufy.hub.contents import bundle, facts, leaks, names, places, receipt
 from ggufy.hub.pull import choose
-from ggufy.hub.upload import Target
-from ggufy.run import Run
+from ggufy.recipe import recipe
+from ggufy.runs.run import Run
+from ggufy.system import digest
 
 log = logging.getLogger("ggufy")
 
 # The version that the app was tried with.
 GRADIO = "6.31.0"
 _MODULES = (
-    *("cache.py", "errors.py", "forward.py", "ggml.py", "ggml_graph.py", "gguf_file.py", "interrupts.py"),
-    *("machine.py", "template.py"),
+    "errors.py",
     *("chat/__init__.py", "chat/conversation.py", "chat/model.py", "chat/prompts.py", "chat/session.py"),
     "chat/threads.py",
+    *("llamacpp/__init__.py", "llamacpp/evaluate_gguf.py", "llamacpp/gguf_reader.py", "llamacpp/graph.py"),
+    "llamacpp/library.py",
+    *("model/__init__.py", "model/template.py"),
+    *("system/__init__.py", "system/interrupts.py", "system/machine.py", "system/user_folders.py"),
 )
 _CONTEXT = 4096
 

@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ggufy import errors, keys, pipeline
-from ggufy.disk import write_json
+from ggufy import errors, pipeline
 from ggufy.errors import Interrupted
-from ggufy.progress import show_progress
-from ggufy.run import Run
+from ggufy.runs.run import Run
+from ggufy.system import keys
+from ggufy.system.disk import write_json
+from ggufy.system.progress import show_progress
 
 _TELL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufy import recipe, record, run
 from ggufy.errors import RecipeError, RunError, SweepError
-from ggufy.recipe import LATE_SECTIONS, Recipe
+from ggufy.recipe import recipe
+from ggufy.recipe.schema import LATE_SECTIONS, Recipe
+from ggufy.runs import run
+from ggufy.stages import provenance
 from ggufy.sweeps import space
 from ggufy.sweeps.space import Axis, Point
 
@@ -162,7 +164,7 @@ def _other_recipe(sweep: Sweep, begun: Mapping[str, Any]) -> Iterable[str]:
     for key, (before, after) in old.differences(sweep.recipe).items():
         if key in varied or key.partition(".")[0] in LATE_SECTIONS:
             continue
-        if record.identity(old) != record.identity(_with(old, sweep.recipe, key)):
+        if provenance.identity(old) != provenance.identity(_with(old, sweep.recipe, key)):
             yield f"{key} was {space.shown(before)} and is {space.shown(after)}"
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
-from ggufy import ledger
-from ggufy.disk import write_json
-from ggufy.recipe import Recipe
-from ggufy.run import Run, runs_folder
+from ggufy.recipe.schema import Recipe
+from ggufy.runs import history
+from ggufy.runs.run import Run, runs_folder
 from ggufy.sweeps import plot, sampler, space
 from ggufy.sweeps.definition import GRID, Sweep
 from ggufy.sweeps.study import Study
 from ggufy.sweeps.trials import DONE, FAILED, OPEN, PRUNED, WAITING, Trial
+from ggufy.system.disk import write_json
 
 _ORDER = {DONE: 0, PRUNED: 1, FAILED: 2, OPEN: 3, WAITING: 4}
 
@@ -156,7 +156,7 @@ def _state(trial: Trial) -> str:
     if trial.state != OPEN:
         return trial.state
     if (runs_folder() / trial.run).exists():
-        return "training" if ledger.is_locked(Run(runs_folder() / trial.run)) else "stopped"
+        return "training" if history.is_locked(Run(runs_folder() / trial.run)) else "stopped"
     return f"on {trial.facts.get('host', 'another machine')}"
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ggufy.errors import RecipeError
-from ggufy.recipe import LATE_SECTIONS, Recipe
-from ggufy.recipe_arguments import sections
-from ggufy.recipe_file import Document
-from ggufy.recipe_mistakes import validate
+from ggufy.recipe.python_values import sections
+from ggufy.recipe.schema import LATE_SECTIONS, Recipe
+from ggufy.recipe.validation import validate
+from ggufy.recipe.yaml_file import Document
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from ggufy import record
 from ggufy.errors import SweepError
+from ggufy.stages import provenance
 from ggufy.sweeps import definition, sampler, space, storage
 from ggufy.sweeps.definition import TPE, Sweep
 from ggufy.sweeps.space import Point
@@ -83,7 +83,7 @@ class Study:
         if begun is not None:
             definition.refuse_other(self.sweep, begun)
         # The day is in the prompts of every run; it is that of the first trial in all of them.
-        self.day: str = (begun or {}).get("day") or record.today().isoformat()
+        self.day: str = (begun or {}).get("day") or provenance.today().isoformat()
 
     def trials(self) -> list[Trial]:
         """Those that count, by number."""

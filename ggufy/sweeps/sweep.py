@@ -7,18 +7,22 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from ggufy import disk, ledger, pipeline, plan_base, plan_lines, planner
+from ggufy import pipeline
 from ggufy.data import source
 from ggufy.errors import ExportError, Interrupted, SweepError
-from ggufy.plan_base import Base
-from ggufy.recipe import Recipe
+from ggufy.plan import base_sizes, estimate, planner
+from ggufy.plan.base_sizes import Base
+from ggufy.plan.plan import Plan, duration
+from ggufy.recipe.schema import Recipe
+from ggufy.runs import history
 from ggufy.sweeps import definition, report, space, storage, work
 from ggufy.sweeps.definition import GRID, Sweep
 from ggufy.sweeps.report import Result
 from ggufy.sweeps.space import Point
 from ggufy.sweeps.study import Study
 from ggufy.sweeps.trials import DONE, OPEN, WAITING
-from ggufy.train import estimate, job
+from ggufy.system import disk
+from ggufy.train import job
 
 
 def sweep(
@@ -66,7 +70,7 @@ def rehearse(
     """What `sweep` would train: the trials of a grid, else the ranges; steps and seconds where they can be known."""
     wanted = definition.make(pipeline.check(what, overrides), grid, ranges, **wishes)
     where = planner.device(None)
-    known = [planner.Measured(*one) for one in ledger.measured()]
+    known = [planner.Measured(*one) for one in history.measured()]
     bases: dict[str, Base] = {}
     planned = [_planned(wanted, point, where, known, bases) for point in definition.points(wanted) or [{}]]
     times = 1 if wanted.sampler == GRID else wanted.trials
@@ -97,16 +101,14 @@ def rehearsal_lines(found: dict[str, Any]) -> list[str]:
         rows = [["", *keys, "steps", "time", ""]]
         for number, trial in enumerate(found["trials"]):
             values = [space.shown(trial["values"][key]) for key in keys]
-            rows.append(
-                [str(number), *values, _steps(trial["steps"]), plan_lines.duration(trial["seconds"]), trial["note"]]
-            )
+            rows.append([str(number), *values, _steps(trial["steps"]), duration(trial["seconds"]), trial["note"]])
         said += report.table(rows)
     elif found["planned"]:
         said.append(
             "  the values are chosen as the losses come in; steps and time are those of the recipe's own values"
         )
     room = "" if found["disk_bytes"] is None else f", {disk.size(found['disk_bytes'])} on the disk"
-    time = plan_lines.duration(found["seconds"])
+    time = duration(found["seconds"])
     said.append(f"together: {_steps(found['steps'])} steps, time {time}{room}; nothing was started")
     return said
 
@@ -124,13 +126,13 @@ def _planned(
     wanted: Sweep, point: Point, where: planner.Device, known: list[planner.Measured], bases: dict[str, Base]
 ) -> dict[str, Any]:
     made = wanted.recipe_of(point)
-    plan: planner.Plan | None = None
+    plan: Plan | None = None
     try:
         model = made.model.model_dump_json()
         if model not in bases:
-            bases[model] = plan_base.base_of(made, source.sample_texts())
+            bases[model] = base_sizes.base_of(made, source.sample_texts())
         plan = planner.make(made, bases[model], where, known)
-        note = "" if plan.fits else "does not fit: " + plan_lines.hint(plan)
+        note = "" if plan.fits else "does not fit: " + plan.hint()
     except ExportError as error:
         note = f"not planned: {error.message}"
     return {

@@ -8,12 +8,13 @@ import math
 import time
 from contextlib import ExitStack
 
-from ggufy import ledger, progress
 from ggufy.errors import SweepError
-from ggufy.ledger import Curve
-from ggufy.recipe import Recipe
-from ggufy.run import Run
+from ggufy.recipe.schema import Recipe
+from ggufy.runs import history
+from ggufy.runs.history import Curve
+from ggufy.runs.run import Run
 from ggufy.sweeps.study import SIGN_SECONDS, Claim, Study
+from ggufy.system import progress
 
 log = logging.getLogger("ggufy")
 
@@ -43,7 +44,7 @@ class Watch:
         moment = time.monotonic()
         if now or moment - self._read > _READ_SECONDS:
             self._read = moment
-            train, evaluated = ledger.curves(self.run)
+            train, evaluated = history.curves(self.run)
             if train:
                 self._bar.update(*self._progress(train, evaluated))
             if now or moment > self._quiet:

@@ -15,15 +15,15 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ggufy import ledger
 from ggufy.errors import GgufyError, Interrupted, RecipeError, SweepError
-from ggufy.recipe import Recipe
-from ggufy.run import Run, runs_folder
+from ggufy.recipe.schema import Recipe
+from ggufy.runs import history
+from ggufy.runs.run import Run, runs_folder
 from ggufy.sweeps import report, space
 from ggufy.sweeps.study import Claim, Study
 from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, KILLED, MEMORY, PRUNED, REFUSED
 from ggufy.sweeps.watch import Watch
-from ggufy.train.stopping import StopSignals
+from ggufy.system.interrupts import StopSignals
 
 log = logging.getLogger("ggufy")
 
@@ -151,7 +151,7 @@ def _watched(
 
 def _judge(this: Study, claim: Claim, run: Run, wanted: Recipe, facts: dict[str, Any]) -> GgufyError | None:
     """Write down the held-out loss of a trial that has trained to its end."""
-    figures = ledger.summary(run)
+    figures = history.summary(run)
     key = "best_eval_loss" if wanted.train.keep_best else "eval_loss"
     loss = figures.get(key)
     known = {name: figures.get(name) for name in ("steps", "seconds", "tokens_per_second", "trainable_parameters")}
@@ -220,7 +220,7 @@ def _failed(this: Study, claim: Claim, said: dict[str, Any], code: int, logged: 
 def _wait_for_orphan(run: Run, stop: Stop) -> None:
     """Wait for a training that a killed sweep has left: it is saving its last checkpoint."""
     said = False
-    while ledger.is_locked(run) and stop.asked is None:
+    while history.is_locked(run) and stop.asked is None:
         if not said:
             log.info("waiting for another process that is at work on %s", run.path.as_posix())
             said = True

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ggufy import digest
-from ggufy.disk import sync, write_json
 from ggufy.errors import TrainError
+from ggufy.system import digest
+from ggufy.system.disk import sync, write_json
 
 log = logging.getLogger("ggufy")
 

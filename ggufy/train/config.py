@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from trl import SFTConfig
 
-from ggufy.train import ranks
+from ggufy.train import distributed
 from ggufy.train.job import Job
 
 _OPTIMIZERS = {"adamw": "adamw_torch"}
@@ -16,9 +16,9 @@ def arguments(job: Job, dtype: torch.dtype, *, checkpointing: bool) -> SFTConfig
     recipe, train = job.recipe, job.recipe.train
     gpu = torch.cuda.is_available()
     constant = "constant_with_warmup" if train.warmup else "constant"
-    count = ranks.place()[1]
+    count = distributed.place()[1]
     batch_size, accumulation = (
-        ranks.share(train, count) if count > 1 else (train.batch_size, train.gradient_accumulation)
+        distributed.share(train, count) if count > 1 else (train.batch_size, train.gradient_accumulation)
     )
     made = SFTConfig(
         output_dir=job.checkpoints.as_posix(),

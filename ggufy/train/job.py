@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ggufy.errors import MissingExtra, TrainError
-from ggufy.recipe import Recipe
+from ggufy.recipe.schema import Recipe
 from ggufy.train import checkpoints
 
 log = logging.getLogger("ggufy")
@@ -38,7 +38,7 @@ class Job:
 
 
 # name -> module with `fit(job, out)`, which writes a PEFT adapter to the folder `out`
-BACKENDS = {"hf": "ggufy.train.hf", "unsloth": "ggufy.train.unsloth"}
+BACKENDS = {"hf": "ggufy.train.backends.hf", "unsloth": "ggufy.train.backends.unsloth"}
 # In the run's folder: the code that Unsloth writes for itself.
 COMPILED = "compiled"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ggufy.errors import OutOfMemory
-from ggufy.recipe import Recipe
+from ggufy.recipe.schema import Recipe
 
 _SMALLEST_LENGTH = 512
 

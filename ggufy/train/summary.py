@@ -11,10 +11,10 @@ from importlib import metadata
 from statistics import fmean
 from typing import Any
 
-from ggufy import machine
-from ggufy.recipe import Recipe
-from ggufy.train import evals
-from ggufy.train.evals import Loss
+from ggufy.recipe.schema import Recipe
+from ggufy.system import machine
+from ggufy.train import loss_curve
+from ggufy.train.loss_curve import Loss
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth", "unsloth_zoo")
 # Below this share the training loss counts as no longer falling, and the eval loss as not rising.
@@ -25,8 +25,8 @@ _ENOUGH = 9  # logged losses, before anything is said about where they go
 def losses(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Final and best losses, of training and of evaluation, with their steps."""
     history = list(history)
-    train, evaluated = evals.losses(history, "loss"), evals.losses(history)
-    lowest, lowest_eval = evals.best(train), evals.best(evaluated)
+    train, evaluated = loss_curve.logged(history, "loss"), loss_curve.logged(history)
+    lowest, lowest_eval = loss_curve.best(train), loss_curve.best(evaluated)
     return {
         "final_loss": train[-1][1] if train else None,
         "best_loss": lowest[1] if lowest else None,
@@ -40,7 +40,7 @@ def losses(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def advice(recipe: Recipe, history: Iterable[Mapping[str, Any]], epochs: float) -> list[str]:
     """What the losses say to do differently next time, in lines for people."""
     history = list(history)
-    train, evaluated = evals.losses(history, "loss"), evals.losses(history)
+    train, evaluated = loss_curve.logged(history, "loss"), loss_curve.logged(history)
     said = []
     if epochs < 1 and (fall := _falls(train)) is not None:
         more = f"train.max_steps={round(train[-1][0] / epochs)}" if recipe.train.max_steps else "train.epochs=1"
@@ -48,7 +48,7 @@ def advice(recipe: Recipe, history: Iterable[Mapping[str, Any]], epochs: float) 
             f"undertrained: {epochs:.2f} of an epoch was seen, and the loss was still falling (by {fall:.0%} over the "
             f"last third); the same command with --set {more} goes on to one whole epoch"
         )
-    lowest = evals.best(evaluated)
+    lowest = loss_curve.best(evaluated)
     if lowest is not None and (rise := _overfits(train, evaluated, lowest)) is not None:
         step, loss = lowest
         keep = "" if recipe.train.keep_best else "train.keep_best=true keeps the best step; "

@@ -23,12 +23,12 @@ from transformers import AutoTokenizer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from trl import SFTTrainer
 
-from ggufy import progress
-from ggufy.disk import write_json
 from ggufy.errors import TrainError
-from ggufy.train import adapter, batches, checkpoints, config, curves, evals, memory, ranks, summary, trackers
+from ggufy.system import progress
+from ggufy.system.disk import write_json
+from ggufy.system.interrupts import StopSignals
+from ggufy.train import batches, checkpoints, config, distributed, loss_curve, memory, saving, summary, trackers
 from ggufy.train.job import Job
-from ggufy.train.stopping import StopSignals
 from ggufy.train.watch import Watch
 
 log = logging.getLogger("ggufy")
@@ -112,7 +112,7 @@ def fit(job: Job, out: Path, backend: Backend) -> None:
     transformers.set_seed(job.recipe.train.seed)
     gpu = torch.cuda.is_available()
     dtype = choose_dtype(job.recipe.model.dtype)
-    rank, count = ranks.place()
+    rank, count = distributed.place()
     if gpu and count > 1:
         torch.cuda.set_device(rank)
     made_on = {
@@ -151,9 +151,9 @@ def fit(job: Job, out: Path, backend: Backend) -> None:
     if rank > 0:
         return
     history = trainer.state.log_history
-    best = evals.best(evals.losses(history)) if job.recipe.train.keep_best else None
+    best = loss_curve.best(loss_curve.logged(history)) if job.recipe.train.keep_best else None
     chosen = job.checkpoints / f"checkpoint-{best[0]}" if best else None
-    adapter.save(trainer.model, job, out, best=chosen)
+    saving.save(trainer.model, job, out, best=chosen)
     if best:
         log.info("the adapter is that of step %d, with the lowest eval loss: %.4f", *best)
     _report(trainer, job, watch, done, {"backend": backend.name, "gpus": count, "dtype": made_on["dtype"], **seen()})
@@ -179,7 +179,7 @@ def _splits(job: Job) -> dict[str, datasets.Dataset]:
         )
     if train.packing:
         job.checkpoints.mkdir(parents=True, exist_ok=True)
-        count, rank = len(splits["train"]), ranks.place()[0]
+        count, rank = len(splits["train"]), distributed.place()[0]
         path = job.checkpoints / (f"packed-{rank}.arrow" if rank else "packed.arrow")
         splits["train"] = batches.pack(splits["train"], job.recipe.model.max_length, path)
         full = float(batches.lengths(splits["train"]).mean()) / job.recipe.model.max_length
@@ -235,7 +235,7 @@ def _total_steps(trainer: _Trainer) -> int:
 
 def _is_over(job: Job, checkpoint: Path, total: int) -> bool:
     """Whether there is nothing left to train. The trainer, asked all the same, would do one step too many."""
-    stalled = evals.has_stalled(evals.of_checkpoint(checkpoint), job.recipe.train.early_stopping)
+    stalled = loss_curve.has_stalled(loss_curve.of_checkpoint(checkpoint), job.recipe.train.early_stopping)
     return checkpoints.step_of(checkpoint) >= total or stalled
 
 
@@ -271,7 +271,7 @@ def _report(trainer: _Trainer, job: Job, watch: Watch, resumed: int, facts: dict
         "advice": advice,
     }
     write_json(job.metrics.with_name("summary.json"), values)
-    curves.draw(job.metrics, job.metrics.with_name("loss.png"), job.metrics.parent.name)
+    loss_curve.draw(job.metrics, job.metrics.with_name("loss.png"), job.metrics.parent.name)
 
 
 class _tidy_stdout:  # noqa: N801 - used like a function

@@ -15,10 +15,10 @@ import torch
 from transformers import TrainerCallback
 
 from ggufy.errors import Diverged, Interrupted
-from ggufy.progress import Bar
-from ggufy.train import checkpoints, evals, memory, ranks
+from ggufy.system.interrupts import StopSignals
+from ggufy.system.progress import Bar
+from ggufy.train import checkpoints, distributed, loss_curve, memory
 from ggufy.train.job import Job
-from ggufy.train.stopping import StopSignals
 
 log = logging.getLogger("ggufy")
 
@@ -51,7 +51,7 @@ class Watch(TrainerCallback):
         self.latest: dict[str, float] = {}
         self.tokens_per_second = 0.0
         self._clock: tuple[float, float] | None = None
-        self.is_first, self.several = ranks.place()[0] == 0, ranks.place()[1] > 1
+        self.is_first, self.several = distributed.place()[0] == 0, distributed.place()[1] > 1
         for figures in _keep_until(job.metrics, resumed) if self.is_first else ():
             self.latest.update(figures)
 
@@ -131,11 +131,11 @@ class Watch(TrainerCallback):
         del args
         if self.lost is not None:
             return
-        train, done = self.job.recipe.train, evals.losses(state.log_history)
-        lowest = evals.best(done)
+        train, done = self.job.recipe.train, loss_curve.logged(state.log_history)
+        lowest = loss_curve.best(done)
         if train.keep_best and lowest is not None and lowest[0] == state.global_step:
             control.should_save = True
-        if evals.has_stalled(done, train.early_stopping) and state.global_step < state.max_steps:
+        if loss_curve.has_stalled(done, train.early_stopping) and state.global_step < state.max_steps:
             log.info(
                 "stopping early at step %d: %d evaluations in a row without a lower eval loss than %.4f at step %d",
                 *(
@@ -166,7 +166,7 @@ class Watch(TrainerCallback):
             shutil.rmtree(folder)
             return
         train = self.job.recipe.train
-        lowest = evals.best(evals.losses(state.log_history)) if train.keep_best else None
+        lowest = loss_curve.best(loss_curve.logged(state.log_history)) if train.keep_best else None
         with checkpoints.saving(folder):
             checkpoints.seal(
                 folder,

@@ -1,8 +1,8 @@
 """What only a GPU can prove: skipped, with the reason, where there is none.
 
 Unproven until this has run on one: QLoRA (4-bit NF4) and 16-bit LoRA of the real 1B and 3B shapes with both backends,
-bf16 there, 8-bit optimizers, packing with Unsloth, and resume on CUDA. tests/unsloth_signatures.py shows, without a
-GPU, only that Unsloth has what is called.
+bf16 there, 8-bit optimizers, packing with Unsloth, and resume on CUDA. tests/train/unsloth_signatures.py shows, without
+a GPU, only that Unsloth has what is called.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ggufy.base import shaped
+from ggufy.model import random_llama
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,7 +64,7 @@ class Base:
 @pytest.fixture(scope="module", params=["1b", "3b"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
     folder = tmp_path_factory.mktemp(request.param)
-    shaped.write(folder, shaped.SHAPES[request.param], VOCABULARY)
+    random_llama.write(folder, random_llama.SHAPES[request.param], VOCABULARY)
     return Base(request.param, folder, (folder / "model.safetensors").stat().st_size)
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufy.export import native
-from ggufy.export.kernels import build
+from ggufy.export.kernels import build, native
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 
 import gguf
 
-from ggufy.export import stage
+from ggufy.export import engine
 from ggufy.export.request import Request
 
 VENDOR = Path(__file__).parents[2] / "vendor" / "llama.cpp"
@@ -57,7 +57,7 @@ def export(
     **request: Any,
 ) -> None:
     """ggufy's export stage in one call; `request` is the rest of a Request."""
-    stage.export(Request(base, adapter, outputs, general, **request), threads)
+    engine.export(Request(base, adapter, outputs, general, **request), threads)
 
 
 @dataclass

@@ -17,10 +17,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
-from ggufy.export.adapter_config import AdapterConfig
+from ggufy.export.adapter.config import AdapterConfig
+from ggufy.model import tiny
 from tests.oracle.converter import contents, convert, export
 from tests.oracle.test_export_bytes import assert_float32_sums, assert_same_file, logits
 

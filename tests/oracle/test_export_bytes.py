@@ -15,14 +15,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ggufy import ggml
-from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError
-from ggufy.export import llama, sinks
-from ggufy.export.adapter import Adapter
+from ggufy.export import sinks
+from ggufy.export.adapter.adapter import Adapter
+from ggufy.export.families import llama
 from ggufy.export.merge import Merge, Slab, matrix
-from ggufy.weights import Checkpoint
+from ggufy.llamacpp import library
+from ggufy.model import tiny
+from ggufy.model.safetensors import Checkpoint
 from tests.oracle.converter import contents, convert, convert_lora, export
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -114,10 +115,10 @@ def test_a_checkpoint_becomes_what_the_converter_and_the_quantizer_make(base: Pa
         assert_same_file(tmp_path / f"{quant}.gguf", theirs)
     # The F16 file is the converter's; from there the quantizer makes the others, whole files with every key.
     made = []
-    for quant in set(ggml.ftypes()) - set(direct):
+    for quant in set(library.ftypes()) - set(direct):
         ours = tmp_path / f"{quant}.gguf"
         try:
-            ggml.quantize_file(tmp_path / "f16.gguf", theirs, ggml.ftypes()[quant])
+            library.quantize_file(tmp_path / "f16.gguf", theirs, library.ftypes()[quant])
         except ExportError as error:
             # What llama.cpp refuses, for want of an importance matrix or altogether, ggufy refuses as it does.
             with pytest.raises(ExportError, match=re.escape(error.message)):
@@ -144,7 +145,7 @@ def test_an_adapter_is_merged_as_peft_merges_it(kind: str, base: Path, tmp_path:
     changed = set()
     for name, (kind_number, shape, data) in theirs.tensors.items():
         assert ours.tensors[name][:2] == (kind_number, shape)
-        if kind_number != ggml.F16:
+        if kind_number != library.F16:
             assert ours.tensors[name][2] == data
             continue
         # Both sums are float32 products in another order; one in thousands then rounds to the other neighbour in F16.
@@ -154,7 +155,7 @@ def test_an_adapter_is_merged_as_peft_merges_it(kind: str, base: Path, tmp_path:
         if ours.tensors[name] != without.tensors[name]:
             changed.add(name.split(".")[-2])
     assert len(changed) == len(ADAPTERS[kind].target_modules or ())
-    ggml.quantize_file(tmp_path / "f16.gguf", tmp_path / "expected.gguf", ggml.ftypes()["q4_k_m"])
+    library.quantize_file(tmp_path / "f16.gguf", tmp_path / "expected.gguf", library.ftypes()["q4_k_m"])
     assert (tmp_path / "q4.gguf").read_bytes() == (tmp_path / "expected.gguf").read_bytes()
 
 

@@ -18,12 +18,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from ggufy import subject
-from ggufy.base import resolve, tiny
 from ggufy.data import source
 from ggufy.errors import GgufyError, HubError, ModelError
 from ggufy.export import rows
-from ggufy.weights import Checkpoint
+from ggufy.model import bases, tiny
+from ggufy.model.safetensors import Checkpoint
+from ggufy.stages import model_source
 from tests.oracle.converter import convert, export
 from tests.oracle.test_export_bytes import assert_same_file
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_in_4_bits_is_exported_as_what_it_stands_for(
 ) -> None:
     four = four_bit_copy(base, tmp_path / "four", kind, nested=nested, dtype=dtype)
     with caplog.at_level(logging.INFO, "ggufy"):
-        found = subject.of_folder(four, None, tmp_path / "out")
+        found = model_source.of_folder(four, None, tmp_path / "out")
     [warned] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "four holds its weights in bitsandbytes' 4 bits" in warned
     outputs = {"f16": tmp_path / "f16.gguf", "merged": tmp_path / "merged"}
@@ -149,7 +149,7 @@ def test_an_adapter_on_a_local_base_in_4_bits(
 ) -> None:
     folder = make_adapter(packed if named == "by the adapter" else "some/where", base, tmp_path / "adapter")
     with caplog.at_level(logging.WARNING, "ggufy"):
-        found = subject.of_folder(folder, None if named == "by the adapter" else str(packed), tmp_path / "out")
+        found = model_source.of_folder(folder, None if named == "by the adapter" else str(packed), tmp_path / "out")
     assert [record.getMessage() for record in caplog.records if "4 bits" in record.getMessage()]
     export(found.base.path, found.adapter, {"merged": tmp_path / "merged"}, found.notes)
     model = AutoModelForCausalLM.from_pretrained(packed).dequantize().to(torch.float32)
@@ -194,10 +194,10 @@ def test_a_base_named_as_a_4_bit_copy(
     folder = make_adapter(NAME, base, tmp_path / "adapter")
     if hub in ("gates the original", "is out of reach"):
         with pytest.raises(HubError, match="someone/tiny"):
-            subject.of_folder(folder, None, tmp_path / "out")
+            model_source.of_folder(folder, None, tmp_path / "out")
         return
     with caplog.at_level(logging.INFO, "ggufy"):
-        found = subject.of_folder(folder, None, tmp_path / "out")
+        found = model_source.of_folder(folder, None, tmp_path / "out")
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert f"names the 4-bit base {NAME}" in said
     assert found.base.path == (base if hub == "has both" else packed)
@@ -224,7 +224,7 @@ def with_config(packed: Path, folder: Path, quantization: Any) -> Path:
 )
 def test_other_quantizations_are_refused(quantization: Any, naming: str, base: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=naming) as caught:
-        subject.of_folder(with_config(base, tmp_path / "mine", quantization), None, tmp_path / "out")
+        model_source.of_folder(with_config(base, tmp_path / "mine", quantization), None, tmp_path / "out")
     assert caught.value.hint
 
 
@@ -234,7 +234,7 @@ def test_training_on_4_bits_is_refused(packed: Path, base: Path, tmp_path: Path)
     shutil.copyfile(base / "config.json", unsaid / "config.json")
     for folder in (packed, unsaid):
         with pytest.raises(ModelError, match="already quantized") as caught:
-            resolve.resolve(str(folder), None, offline=True, builtin_texts=())
+            bases.resolve(str(folder), None, offline=True, builtin_texts=())
         assert "model.load_in" in str(caught.value.hint)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ggufy import ggml
-from ggufy.base import shaped
-from ggufy.export.expected import Expected
 from ggufy.export.imatrix import Imatrix
-from ggufy.export.verify import verify
-from ggufy.llama3 import Shape
+from ggufy.llamacpp import library
+from ggufy.model import random_llama
+from ggufy.model.llama3 import Shape
+from ggufy.verify.checks import verify
+from ggufy.verify.expected import Expected
 from tests.oracle.converter import VENDOR, contents, convert, export
 from tests.oracle.test_export_bytes import ADAPTERS, assert_same_file, make_adapter
 
@@ -37,7 +37,7 @@ QUANTS = ("q8_0", "q4_k_m", "q5_k_m", "q6_k", "q3_k_m", "q4_0", "q2_k", "iq4_xs"
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vocabulary")
-    shaped.write_tokenizer(folder, VOCABULARY)
+    random_llama.write_tokenizer(folder, VOCABULARY)
     return folder
 
 
@@ -75,7 +75,7 @@ def test_the_converter_and_the_quantizer_make_the_same_files(shape: str, vocabul
     """
     model, theirs, adapter = tmp_path / "model", tmp_path / "theirs.gguf", tmp_path / "adapter"
     shutil.copytree(vocabulary, model)
-    shaped.write_model(model, SHAPES[shape])
+    random_llama.write_model(model, SHAPES[shape])
     # peft writes the base's name into it.
     make_adapter(model, copy.deepcopy(ADAPTERS["lora"]), adapter)
     # The slowest quants to the smallest shape.
@@ -87,12 +87,12 @@ def test_the_converter_and_the_quantizer_make_the_same_files(shape: str, vocabul
     convert(tmp_path / "merged", theirs, tiny=False)
     assert_same_file(ours["f16"], theirs)
     for quant in plain:
-        ggml.quantize_file(ours["f16"], theirs, ggml.ftypes()[quant])
+        library.quantize_file(ours["f16"], theirs, library.ftypes()[quant])
         assert ours[quant].read_bytes() == theirs.read_bytes(), quant
     matrix = some_matrix(ours["f16"])
     export(model, adapter, {quant: ours[quant] for quant in weighed}, {"name": "full"}, imatrix=matrix)
     for quant in weighed:
-        kind = ggml.ftypes()[quant]
-        ggml.quantize_file(ours["f16"], theirs, kind, overrides=matrix.notes, imatrix=matrix.for_llama_cpp())
+        kind = library.ftypes()[quant]
+        library.quantize_file(ours["f16"], theirs, kind, overrides=matrix.notes, imatrix=matrix.for_llama_cpp())
         assert ours[quant].read_bytes() == theirs.read_bytes(), quant
     assert verify(ours[plain[0]], model, 2, expected=Expected.of(model, adapter)).rows > 60

@@ -16,14 +16,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ggufy import ggml
-from ggufy.base import shaped
 from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
-from ggufy.export import imatrix, stage, trial
+from ggufy.export import engine, imatrix
+from ggufy.export.gguf import quant_support
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.request import Request
-from ggufy.llama3 import Shape
+from ggufy.llamacpp import library
+from ggufy.model import random_llama
+from ggufy.model.llama3 import Shape
 from tests.oracle.converter import contents, export
 
 Run = Callable[..., CompletedProcess[str]]
@@ -147,18 +148,18 @@ def test_every_quant_is_llama_cpps_with_the_same_matrix(base: Path, tmp_path: Pa
     """Whole files, with every key. Of a smaller model, whose ffn_down has a width that not every type takes."""
     model = Path(shutil.copytree(base, tmp_path / "model"))
     vocab = json.loads((base / "config.json").read_text())["vocab_size"]
-    shaped.write_model(model, Shape(layers=2, hidden=256, heads=8, kv_heads=2, head_dim=32, ffn=416, vocab=vocab))
+    random_llama.write_model(model, Shape(layers=2, hidden=256, heads=8, kv_heads=2, head_dim=32, ffn=416, vocab=vocab))
     f16, plain = tmp_path / "model.gguf", {"f32", "f16", "bf16"}
     export(model, None, {"f16": f16})
     imatrix.compute(f16, TEXTS, "some texts", tmp_path / "matrix.gguf", 2)
     matrix = imatrix.read(tmp_path / "matrix.gguf")
     ours: dict[str, Path] = {}
-    for quant in ggml.ftypes():
+    for quant in library.ftypes():
         try:
-            ggml.quantize_file(
+            library.quantize_file(
                 f16,
                 tmp_path / f"{quant}.theirs",
-                ggml.ftypes()[quant],
+                library.ftypes()[quant],
                 threads=2,
                 overrides=matrix.notes,
                 imatrix=matrix.for_llama_cpp(),
@@ -197,15 +198,15 @@ def test_types_that_need_a_matrix_say_so(base: Path, tmp_path: Path) -> None:
 def test_a_trial_says_what_llama_cpp_will(base: Path, tmp_path: Path) -> None:
     """Before a model is touched: which quants there are, and which need a matrix."""
     said = {}
-    for quant in ggml.ftypes():
+    for quant in library.ftypes():
         try:
-            stage.plan(Request(base, None, {quant: tmp_path / "x"}, {"name": "x"}), tmp_path)
+            engine.plan(Request(base, None, {quant: tmp_path / "x"}, {"name": "x"}), tmp_path)
         except ExportError as error:
             said[quant] = error.message
     needing = {quant for quant, message in said.items() if "imatrix" in message}
-    assert needing == {quant for quant in ggml.ftypes() if trial.needs_imatrix(quant)}
-    assert {quant for quant, message in said.items() if "invalid" in message} == ggml.ftypes().keys() - set(
-        trial.known()
+    assert needing == {quant for quant in library.ftypes() if quant_support.needs_imatrix(quant)}
+    assert {quant for quant, message in said.items() if "invalid" in message} == library.ftypes().keys() - set(
+        quant_support.known()
     )
     assert needing >= {"iq1_m", "iq2_s", "iq2_m", "iq3_xs", "q2_k_s"}
 
@@ -243,10 +244,10 @@ def test_a_matrix_with_its_output_is_taken(base: Path, f16: Path, file: Path, tm
     sums["output.weight"] = sums["blk.0.attn_q.weight"]
     more = imatrix.read(save(tmp_path / "more.gguf", sums))
     export(base, None, {"q4_0": tmp_path / "ours.gguf"}, imatrix=more)
-    ggml.quantize_file(
+    library.quantize_file(
         f16,
         tmp_path / "theirs.gguf",
-        ggml.ftypes()["q4_0"],
+        library.ftypes()["q4_0"],
         overrides=more.notes,
         imatrix=more.for_llama_cpp(),
     )

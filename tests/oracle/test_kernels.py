@@ -16,17 +16,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ggufy import ggml
-from ggufy.export import hard, native
-from ggufy.export.kernels import build
-from ggufy.weights import to_bf16
+from ggufy.export.kernels import build, hard_blocks, native
+from ggufy.llamacpp import library
+from ggufy.model.safetensors import to_bf16
 
 WEIGHTS = int(os.environ.get("GGUFY_KERNELS_WEIGHTS", "1500000"))
 COLUMNS = 768  # three super-blocks: no count of lanes divides it
 
 
 def numbers() -> dict[str, int]:
-    return {name: i for i in range(42) if (name := ggml.type_name(i)) in native.TYPES}
+    return {name: i for i in range(42) if (name := library.type_name(i)) in native.TYPES}
 
 
 TYPES = numbers()
@@ -36,9 +35,9 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def reference(number: int, rows: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
-    out = np.empty(len(rows) * ggml.row_size(number, rows.shape[1]), np.uint8)
+    out = np.empty(len(rows) * library.row_size(number, rows.shape[1]), np.uint8)
     weights = None if importance is None else importance.ctypes.data
-    ggml.library().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, *rows.shape, weights)
+    library.library().ggml_quantize_chunk(number, rows.ctypes.data, out.ctypes.data, 0, *rows.shape, weights)
     return out
 
 
@@ -179,14 +178,14 @@ def test_values_that_are_no_numbers_do_not_crash(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", native.TYPES)
 def test_the_blocks_of_the_trial_before_an_export(kind: str) -> None:
-    assert np.isfinite(hard.rows()).all()
-    for importance in (None, hard.importance()):
-        compare(TYPES[kind], hard.rows(), importance, native.variants(), "hard")
+    assert np.isfinite(hard_blocks.rows()).all()
+    for importance in (None, hard_blocks.importance()):
+        compare(TYPES[kind], hard_blocks.rows(), importance, native.variants(), "hard")
 
 
 def test_a_type_without_a_kernel_is_left_to_llama_cpp() -> None:
     rows, out = np.zeros((1, 256), np.float32), np.full(512, 7, np.uint8)
-    assert not native.quantize(ggml.F16, rows, out)
+    assert not native.quantize(library.F16, rows, out)
     assert (out == 7).all()
 
 

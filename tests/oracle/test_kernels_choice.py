@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError
-from ggufy.export import native
+from ggufy.export.kernels import native
+from ggufy.model import tiny
 from tests.oracle.converter import export
 
 QUANTS = ("q4_k_m", "q2_k", "q3_k_m", "q6_k", "q8_0", "q4_0", "q5_0", "iq4_nl", "iq4_xs", "iq3_s")

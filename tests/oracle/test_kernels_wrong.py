@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggufy.base import tiny
 from ggufy.data import source
-from ggufy.export import llama, native
+from ggufy.export.families import llama
 from ggufy.export.imatrix import Imatrix
-from ggufy.export.kernels import build
-from ggufy.weights import Checkpoint
+from ggufy.export.kernels import build, native
+from ggufy.model import tiny
+from ggufy.model.safetensors import Checkpoint
 from tests.oracle.converter import export
 
 pytestmark = pytest.mark.skipif(not build.compiler(), reason="no C compiler")

@@ -17,14 +17,18 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
-from ggufy import gguf_file, pipeline, subject
-from ggufy.base import shaped
+from ggufy import pipeline
 from ggufy.errors import Unverified
-from ggufy.export import imatrix, reference, stage
-from ggufy.export.expected import Expected
-from ggufy.export.reference import Reference
-from ggufy.export.verify import verify
-from ggufy.llama3 import Shape
+from ggufy.export import engine, imatrix
+from ggufy.llamacpp import gguf_reader
+from ggufy.model import random_llama
+from ggufy.model.llama3 import Shape
+from ggufy.runs import run
+from ggufy.stages import model_source
+from ggufy.verify import reference
+from ggufy.verify.checks import verify
+from ggufy.verify.expected import Expected
+from ggufy.verify.reference import Reference
 from tests.oracle.converter import export
 from tests.oracle.test_export_bytes import MODULES, make_adapter
 
@@ -124,7 +128,7 @@ def test_finely_rounded_logits_are_near(quant: str, base: Path, adapter: Path, t
     near = verify(tmp_path / "x.gguf", base, 2, found).closeness
     assert near is not None
     assert near.relative < 0.15
-    slot = next(t for t in gguf_file.read_gguf(tmp_path / "x.gguf").tensors if t.name == "blk.0.ffn_norm.weight")
+    slot = next(t for t in gguf_reader.read_gguf(tmp_path / "x.gguf").tensors if t.name == "blk.0.ffn_norm.weight")
     data = bytearray((tmp_path / "x.gguf").read_bytes())
     data[slot.offset : slot.offset + slot.size] = bytes(slot.size)
     (tmp_path / "x.gguf").write_bytes(data)
@@ -148,7 +152,7 @@ def test_half_an_adapter(share: float, base: Path, adapter: Path, expected: Refe
 def test_weights_of_another_model(quant: str, base: Path, expected: Reference, tmp_path: Path) -> None:
     other = Path(shutil.copytree(base, tmp_path / "other"))
     vocab = json.loads((base / "config.json").read_text())["vocab_size"]
-    shaped.write_model(other, Shape(layers=4, hidden=256, heads=8, kv_heads=2, head_dim=32, ffn=768, vocab=vocab))
+    random_llama.write_model(other, Shape(layers=4, hidden=256, heads=8, kv_heads=2, head_dim=32, ffn=768, vocab=vocab))
     export(other, None, {quant: tmp_path / "x.gguf"})
     with pytest.raises(Unverified, match=WEIGHTS):
         verify(tmp_path / "x.gguf", base, 2, expected)
@@ -156,7 +160,7 @@ def test_weights_of_another_model(quant: str, base: Path, expected: Reference, t
 
 def edited(source: Path, target: Path, tensor: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
     """A copy with other, still valid, 16-bit values in one tensor."""
-    slot = next(slot for slot in gguf_file.read_gguf(source).tensors if slot.name == tensor)
+    slot = next(slot for slot in gguf_reader.read_gguf(source).tensors if slot.name == tensor)
     data = bytearray(source.read_bytes())
     values = np.frombuffer(data, np.float16, slot.size // 2, slot.offset).copy()
     data[slot.offset : slot.offset + slot.size] = change(values).astype(np.float16).tobytes()
@@ -207,22 +211,22 @@ def test_the_cause_is_named_before_the_weights(made: Path, base: Path, expected:
 def test_a_wrong_file_stays_under_partial(quick: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that writes one matrix wrong, through the whole of `export`."""
     monkeypatch.chdir(quick)
-    whole = stage.export
+    whole = engine.export
 
-    def wrong(request: stage.Request, threads: int | None = None) -> None:
+    def wrong(request: engine.Request, threads: int | None = None) -> None:
         whole(request, threads)
         place = request.outputs["f16"]
         edited(place, place, "blk.1.attn_output.weight", np.negative)
 
-    monkeypatch.setattr(stage, "export", wrong)
-    found = subject.of_run(pipeline.run.find("quick"))
-    monkeypatch.setattr(pipeline.subject, "of_run", lambda this: subject.Subject(**{**vars(found), "room": this}))
+    monkeypatch.setattr(engine, "export", wrong)
+    found = model_source.of_run(run.find("quick"))
+    monkeypatch.setattr(model_source, "of_run", lambda this: model_source.Subject(**{**vars(found), "room": this}))
     with pytest.raises(Unverified, match=WEIGHTS):
         pipeline.export("quick", quants=["f16"])
     assert base.is_dir()
     assert not (quick / "runs/quick/export/quick-f16.gguf").exists()
     assert len(list((quick / "runs/quick/partial").rglob("quick-f16.gguf"))) == 1
-    monkeypatch.setattr(stage, "export", whole)
+    monkeypatch.setattr(engine, "export", whole)
     made = pipeline.export("quick", quants=["f16"])
     assert made["f16"].path.is_file()
     assert not (quick / "runs/quick/partial").exists()
@@ -232,22 +236,22 @@ def test_a_wrong_file_that_was_not_verified_is_made_again(
     quick: Path, base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(quick)
-    whole = stage.export
+    whole = engine.export
 
-    def wrong(request: stage.Request, threads: int | None = None) -> None:
+    def wrong(request: engine.Request, threads: int | None = None) -> None:
         whole(request, threads)
         edited(request.outputs["f16"], request.outputs["f16"], "blk.1.attn_output.weight", np.negative)
 
-    monkeypatch.setattr(stage, "export", wrong)
-    found = subject.of_run(pipeline.run.find("quick"))
-    monkeypatch.setattr(pipeline.subject, "of_run", lambda this: subject.Subject(**{**vars(found), "room": this}))
+    monkeypatch.setattr(engine, "export", wrong)
+    found = model_source.of_run(run.find("quick"))
+    monkeypatch.setattr(model_source, "of_run", lambda this: model_source.Subject(**{**vars(found), "room": this}))
     path = pipeline.export("quick", quants=["f16"], check_files=False)["f16"].path
     before = path.read_bytes()
     assert pipeline.export("quick", quants=["f16"], check_files=False)["f16"].reused
     with pytest.raises(Unverified, match=r"row 0 of blk\.1\.attn_output\.weight is off by 200%"):
         pipeline.export("quick", quants=["f16"], check_logits=False)
     assert pipeline.gguf_of("quick").name == "quick-q8_0.gguf"
-    monkeypatch.setattr(stage, "export", whole)
+    monkeypatch.setattr(engine, "export", whole)
     with caplog.at_level("WARNING", "ggufy"):
         assert not pipeline.export("quick", quants=["f16"], check_logits=False)["f16"].reused
     assert path.read_bytes() != before

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggufy import weights
-from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError
-from ggufy.export import native
-from ggufy.export.adapter import Adapter
-from ggufy.export.agreement import agreed
-from ggufy.export.llama import Planned
+from ggufy.export.adapter.adapter import Adapter
+from ggufy.export.adapter.lora_delta import Pair
+from ggufy.export.families.llama import Planned
+from ggufy.export.kernel_agreement import agreed
+from ggufy.export.kernels import native
 from ggufy.export.merge import Merge, Slab
-from ggufy.export.pair import Pair
-from ggufy.weights import Checkpoint
+from ggufy.model import safetensors, tiny
+from ggufy.model.safetensors import Checkpoint
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,7 +37,7 @@ def by_numpy(values: np.ndarray, delta: np.ndarray | None, scaling: float, head:
         order = order.reshape(-1, 2, head // 2).swapaxes(1, 2).reshape(-1)
     permuted = half[order]
     made = {"exact": exact, "half": half, "permuted_half": permuted, "permuted": permuted.astype(np.float32)}
-    return {**made, "bf16": weights.to_bf16(exact)}
+    return {**made, "bf16": safetensors.to_bf16(exact)}
 
 
 def check(
@@ -95,7 +94,7 @@ def test_change_and_permutation(dtype: str) -> None:
             stored = values.astype(np.float16)
             values = stored.astype(np.float32)
         if dtype == "BF16":
-            stored = weights.to_bf16(values)
+            stored = safetensors.to_bf16(values)
             values = (stored.astype(np.uint32) << 16).view(np.float32)
         # As a file maps it: at any address.
         shifted = np.frombuffer(b"x" + stored.tobytes(), np.uint8)[1:]
@@ -164,7 +163,7 @@ def test_a_bad_weight_is_named(compiled: bool, bad: float, tmp_path: Path) -> No
 
 
 def checkpoint(values: np.ndarray, folder: Path) -> Checkpoint:
-    head, _ = weights.header({"w": ("F32", values.shape)})
+    head, _ = safetensors.header({"w": ("F32", values.shape)})
     (folder / "model.safetensors").write_bytes(head + values.tobytes())
     return Checkpoint.open(folder / "model.safetensors")
 
@@ -203,7 +202,7 @@ def test_a_merge_that_differs_is_found_and_not_used(
 def test_an_odd_count_from_float16(count: int) -> None:
     """llama.cpp reads the last few from a table, which somebody has to have filled: a fresh process shows it."""
     code = (
-        "import numpy as np; from ggufy import ggml; out = np.zeros(N, np.float32); "
-        "ggml.from_f16(np.ones(N, np.float16), out); assert (out == 1).all()"
+        "import numpy as np; from ggufy.llamacpp import library; out = np.zeros(N, np.float32); "
+        "library.from_f16(np.ones(N, np.float16), out); assert (out == 1).all()"
     )
     subprocess.run([sys.executable, "-c", f"N = {count}; {code}"], check=True)

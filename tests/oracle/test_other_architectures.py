@@ -33,15 +33,17 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from ggufy import ggml, gguf_file, progress
-from ggufy.base import tiny
 from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
-from ggufy.export import foreign, stream
-from ggufy.export.adapter import Adapter
-from ggufy.export.agreement import agreed
+from ggufy.export import stream
+from ggufy.export.adapter.adapter import Adapter
+from ggufy.export.converter import conversion
+from ggufy.export.kernel_agreement import agreed
 from ggufy.export.sinks import MergedSink
-from ggufy.weights import Checkpoint
+from ggufy.llamacpp import gguf_reader, library
+from ggufy.model import tiny
+from ggufy.model.safetensors import Checkpoint
+from ggufy.system import progress
 from tests.oracle.converter import VENDOR, convert
 
 # https://huggingface.co/Qwen/Qwen2-0.5B, tokenizer.json; llama.cpp's `llama-vocab.cpp` quotes it.
@@ -84,7 +86,7 @@ def tensors(path: Path) -> list[tuple[str, int, bytes]]:
     with path.open("rb") as file:
         return [
             (tensor.name, tensor.type, os.pread(file.fileno(), tensor.size, tensor.offset))
-            for tensor in gguf_file.read_gguf(path).tensors
+            for tensor in gguf_reader.read_gguf(path).tensors
         ]
 
 
@@ -153,7 +155,7 @@ def adapter(qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def merge(base: Path, adapter: Path, out: Path) -> None:
     weights = Checkpoint.open(base)
-    planned, change = foreign.plan(base, weights), Adapter.open(adapter)
+    planned, change = conversion.plan(base, weights), Adapter.open(adapter)
     change.check(weights, [str(tensor.source) for tensor in planned])
     with progress.bar("merging", 1) as bar:
         stream.run(planned, [MergedSink(out, base, planned, "F16")], agreed(planned, weights, change, "auto"), 2, bar)
@@ -170,8 +172,8 @@ def merged(qwen2: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory)
 def exported(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, scratch = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("scratch")
     outputs = {quant: folder / f"{quant}.gguf" for quant in ("q8_0", "f16", "q4_k_m")}
-    foreign.check(merged)
-    foreign.write(merged, outputs, GENERAL, scratch, 2)
+    conversion.check(merged)
+    conversion.write(merged, outputs, GENERAL, scratch, 2)
     assert list(scratch.iterdir()) == []
     return outputs
 
@@ -214,19 +216,19 @@ def test_each_quant_is_the_quantizers_of_the_converters_file(
         expected = theirs
         if quant != "f16":
             expected = quantized
-            ggml.quantize_file(theirs, quantized, ggml.ftypes()[quant])
+            library.quantize_file(theirs, quantized, library.ftypes()[quant])
         # The quantizer has its own order, also where it only copies.
         order = sorted if quant == "f16" else list
         assert order(tensors(path)) == order(tensors(expected))
         found, wanted = keys(path), keys(expected)
-        assert found["general.file_type"] == ggml.ftypes()[quant]
+        assert found["general.file_type"] == library.ftypes()[quant]
         assert {name: found.get(f"general.{name}") for name in GENERAL} == GENERAL
         for name in {*found, *wanted}:
             assert name.startswith("general.") or found[name] == wanted[name]
 
 
 def test_the_estimate_is_from_above(merged: Path, exported: dict[str, Path]) -> None:
-    estimate = foreign.sizes(Checkpoint.open(merged), exported)
+    estimate = conversion.sizes(Checkpoint.open(merged), exported)
     for quant, path in exported.items():
         assert path.stat().st_size <= estimate[quant] <= 2 * path.stat().st_size
     assert exported["f16"].stat().st_size <= estimate["intermediate"]
@@ -272,8 +274,8 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_gemma_is_what_transformers_runs(gemma: Path, tmp_path: Path) -> None:
     outputs = {quant: tmp_path / f"{quant}.gguf" for quant in ("bf16", "q8_0")}
     (tmp_path / "scratch").mkdir()
-    foreign.check(gemma)
-    foreign.write(gemma, outputs, GENERAL, tmp_path / "scratch", 2)
+    conversion.check(gemma)
+    conversion.write(gemma, outputs, GENERAL, tmp_path / "scratch", 2)
     assert list((tmp_path / "scratch").iterdir()) == []
     # Longer than the sliding window, in the weights that are in the file and in float32.
     tokens = [2, *range(300, 340)]
@@ -298,7 +300,7 @@ def test_all_that_the_converter_reads_is_in_the_merged_folder(tmp_path: Path) ->
     }
     save_file(weights, base / "model.safetensors")
     checkpoint = Checkpoint.open(base)
-    planned = foreign.plan(base, checkpoint)
+    planned = conversion.plan(base, checkpoint)
     with progress.bar("copying", 1) as bar:
         merging = agreed(planned, checkpoint, Adapter.none(), "auto")
         stream.run(planned, [MergedSink(out, base, planned, "F16")], merging, 2, bar)
@@ -315,10 +317,10 @@ def test_what_cannot_be_merged_is_named(tmp_path: Path) -> None:
         tmp_path / "model.safetensors",
     )
     with pytest.raises(ExportError, match=r"x\.scale has type I32"):
-        foreign.plan(tmp_path, Checkpoint.open(tmp_path))
+        conversion.plan(tmp_path, Checkpoint.open(tmp_path))
     (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
     with pytest.raises(ExportError, match=r"quantized already \(gptq\)"):
-        foreign.plan(tmp_path, Checkpoint.open(tmp_path))
+        conversion.plan(tmp_path, Checkpoint.open(tmp_path))
 
 
 def a_folder(folder: Path, **config: object) -> Path:
@@ -328,19 +330,19 @@ def a_folder(folder: Path, **config: object) -> Path:
 
 
 def test_a_model_with_code_is_refused(tmp_path: Path) -> None:
-    foreign.check(a_folder(tmp_path / "plain"))
+    conversion.check(a_folder(tmp_path / "plain"))
     code = a_folder(tmp_path / "code")
     (code / "sub").mkdir()
     (code / "sub" / "modeling.py").write_text("raise SystemExit")
     with pytest.raises(ModelError, match=r"brings code: sub/modeling\.py"):
-        foreign.check(code)
+        conversion.check(code)
     with pytest.raises(ModelError, match="auto_map"):
-        foreign.check(a_folder(tmp_path / "map", auto_map={"AutoConfig": "configuration.Config"}))
+        conversion.check(a_folder(tmp_path / "map", auto_map={"AutoConfig": "configuration.Config"}))
     with pytest.raises(ModelError, match="auto_map"):
-        foreign.check(a_folder(tmp_path / "inner", text_config={"auto_map": {"AutoConfig": "a/b--c.D"}}))
+        conversion.check(a_folder(tmp_path / "inner", text_config={"auto_map": {"AutoConfig": "a/b--c.D"}}))
     tokenizer = a_folder(tmp_path / "tokenizer")
     (tokenizer / "tokenizer_config.json").write_text(r'{"auto\u005fmap": {"AutoTokenizer": ["t.T", null]}}')
-    for refuse in (foreign.check, lambda folder: foreign.write(folder, {}, {}, tmp_path, 1)):
+    for refuse in (conversion.check, lambda folder: conversion.write(folder, {}, {}, tmp_path, 1)):
         with pytest.raises(ModelError, match=r"tokenizer_config\.json: auto_map"):
             refuse(tokenizer)
 
@@ -348,15 +350,15 @@ def test_a_model_with_code_is_refused(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = a_folder(tmp_path / "plain")
     with pytest.raises(ExportError, match="does not know the architecture NobodysForCausalLM"):
-        foreign.check(a_folder(tmp_path / "unknown", architectures=["NobodysForCausalLM"]))
-    monkeypatch.setitem(foreign._PACKAGES, "no_such.module", "no-such-package")
+        conversion.check(a_folder(tmp_path / "unknown", architectures=["NobodysForCausalLM"]))
+    monkeypatch.setitem(conversion._PACKAGES, "no_such.module", "no-such-package")
     with pytest.raises(ExportError, match="needs no-such-package") as missing:
-        foreign.check(plain)
+        conversion.check(plain)
     assert missing.value.hint == "pip install no-such-package"
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("GGUFY_LLAMA_CPP", str(tmp_path / "empty"))
     with pytest.raises(ExportError, match=r"GGUFY_LLAMA_CPP is .*, but no convert_hf_to_gguf\.py is there") as absent:
-        foreign.check(plain)
+        conversion.check(plain)
     assert "make vendor" in str(absent.value.hint)
 
 
@@ -369,7 +371,7 @@ def test_a_tokenizer_that_the_converter_does_not_know(tmp_path: Path) -> None:
         (folder / name).symlink_to(base / name)
     (tmp_path / "scratch").mkdir()
     with pytest.raises(ExportError, match="does not recognise the model's tokenizer"):
-        foreign.write(folder, {"f16": tmp_path / "f16.gguf"}, {}, tmp_path / "scratch", 2)
+        conversion.write(folder, {"f16": tmp_path / "f16.gguf"}, {}, tmp_path / "scratch", 2)
     assert list((tmp_path / "scratch").iterdir()) == []
     assert not (tmp_path / "f16.gguf").exists()
 
@@ -391,7 +393,7 @@ def test_how_the_converter_ended_is_one_line(code: str, tmp_path: Path, monkeypa
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with pytest.raises(ExportError, match=ENDS[code]) as raised:
-        foreign.write(a_folder(tmp_path / "model"), {"f16": tmp_path / "out.gguf"}, {}, scratch, 1)
+        conversion.write(a_folder(tmp_path / "model"), {"f16": tmp_path / "out.gguf"}, {}, scratch, 1)
     assert "\n" not in raised.value.message
     assert list(scratch.iterdir()) == []
 
@@ -402,12 +404,13 @@ def test_the_converter_ends_with_ggufy(stop: signal.Signals, tmp_path: Path) -> 
     script = "import os, time\nopen('pid.part', 'w').write(str(os.getpid()))\nos.rename('pid.part', 'pid')\n"
     (tmp_path / "convert_hf_to_gguf.py").write_text(script + "time.sleep(600)")
     (tmp_path / "scratch").mkdir()
-    code = "import sys\nfrom pathlib import Path\nfrom ggufy.export import foreign\na, b = map(Path, sys.argv[1:])\n"
+    code = "import sys\nfrom pathlib import Path\nfrom ggufy.export.converter import conversion\n"
+    code += "a, b = map(Path, sys.argv[1:])\n"
     run = subprocess.Popen(
         [
             # A shell that runs the tests in the background has SIGINT ignored in all its children.
             *("env", "--default-signal=INT"),
-            *(sys.executable, "-c", f"{code}foreign.write(a, {{'f16': b / 'x'}}, {{}}, b, 1)"),
+            *(sys.executable, "-c", f"{code}conversion.write(a, {{'f16': b / 'x'}}, {{}}, b, 1)"),
             *(str(a_folder(tmp_path / "model")), str(tmp_path / "scratch")),
         ],
         env={**os.environ, "GGUFY_LLAMA_CPP": str(tmp_path)},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ggufy.errors import ExportError, Unverified
-from ggufy.export.verify import verify
+from ggufy.verify.checks import verify
 from tests.oracle.converter import Contents, contents, export
 from tests.oracle.test_export_bytes import logits
 

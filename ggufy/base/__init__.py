@@ -1,1 +1,0 @@
-"""Base models: find one, check it, or make the built-in one."""

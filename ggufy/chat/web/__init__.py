@@ -1,0 +1,1 @@
+"""Talking over HTTP: the server with OpenAI's interface, and the page."""

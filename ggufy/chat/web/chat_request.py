@@ -1,0 +1,154 @@
+"""A request of OpenAI's chat interface: what of it is understood. What is not is refused, never left out in silence."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ggufy.chat.model import Sampling
+from ggufy.errors import ChatError
+from ggufy.model.template import Message
+
+_USUAL = Sampling()
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Meant for OpenAI's own accounts; they change no answer.
+_ELSEWHERE = ("user", "metadata", "store", "safety_identifier", "service_tier", "prompt_cache_key")
+
+
+class _Part(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+def _kind(content: Any) -> str:
+    """Decides as what a content is read, so that an error is of that alone."""
+    return "parts" if isinstance(content, list) else "text"
+
+
+class _Said(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Annotated[str, Tag("text")] | Annotated[list[_Part], Tag("parts")], Discriminator(_kind)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, values: Any) -> Any:
+        """Clients send what they do not use as null, and an answer back with the lists that were empty in it."""
+        return (
+            {key: value for key, value in values.items() if value or key in ("role", "content")}
+            if isinstance(values, dict)
+            else values
+        )
+
+    @property
+    def message(self) -> Message:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class _StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class _Format(BaseModel):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _Schema | None = None
+
+
+class Asked(BaseModel):
+    """The sampling that a request does not name is that of `ggufy chat`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    messages: Annotated[list[_Said], Field(min_length=1)]
+    model: str | None = None
+    stream: bool = False
+    stream_options: _StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[Finite, Field(ge=0)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    stop: str | list[str] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
+    response_format: _Format | None = None
+    n: Literal[1] | None = 1
+    logprobs: Literal[False] | None = None
+    # llama.cpp's own
+    top_k: Annotated[int, Field(ge=0)] = _USUAL.top_k
+    min_p: Annotated[Finite, Field(ge=0, le=1)] = _USUAL.min_p
+    repeat_penalty: Annotated[Finite, Field(ge=0)] = _USUAL.repeat_penalty
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if stop is not None and "" in ([stop] if isinstance(stop, str) else stop):
+            raise ValueError("an empty text would stop at once")
+        return stop
+
+    @property
+    def conversation(self) -> list[Message]:
+        return [said.message for said in self.messages]
+
+    @property
+    def length(self) -> int | None:
+        """The longest answer that is asked for."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def usage(self) -> bool:
+        return self.stream and self.stream_options is not None and self.stream_options.include_usage
+
+    def values(self, length: int) -> dict[str, Any]:
+        """The fields of llama-cpp-python's own request."""
+        return {
+            "model": self.model,
+            "messages": self.conversation,
+            "stream": self.stream,
+            "max_tokens": length,
+            "temperature": _USUAL.temperature if self.temperature is None else self.temperature,
+            "top_p": _USUAL.top_p if self.top_p is None else self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repeat_penalty": self.repeat_penalty,
+            "presence_penalty": self.presence_penalty or 0.0,
+            "frequency_penalty": self.frequency_penalty or 0.0,
+            "stop": self.stop,
+            "seed": self.seed,
+        }
+
+
+def read(body: bytes) -> Asked:
+    """Raises ChatError, which names the first thing that is wrong; its hint is the name of the parameter."""
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ChatError("the body is not JSON") from None
+    if not isinstance(values, dict):
+        raise ChatError("the body is not a JSON object")
+    try:
+        return Asked.model_validate({key: value for key, value in values.items() if key not in _ELSEWHERE})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ChatError(f"{place} is not supported by this server", str(first["loc"][0])) from None
+        raise ChatError(f"{place}: {first['msg']}", str(first["loc"][0]) if first["loc"] else None) from None

@@ -1,0 +1,1 @@
+"""What is measured: losses, divergence, answers, numbers."""

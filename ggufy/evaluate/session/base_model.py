@@ -1,0 +1,42 @@
+"""The base of a tuned GGUF as a GGUF of its own, to talk to beside it: made once, and kept with the run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ggufy.errors import ChatError
+from ggufy.evaluate.session import model_files
+from ggufy.runs import run
+from ggufy.stages import model_source
+from ggufy.system import machine
+
+log = logging.getLogger("ggufy")
+
+
+def of(tuned: Path) -> Path:
+    """The base of that file, in the same quant. Raises ChatError where nothing says which base it has."""
+    place = run.holding(tuned)
+    found = model_source.of_room(place[0]) if place else None
+    if place is None or found is None:
+        raise ChatError(
+            f"{tuned.as_posix()} lies in no run, so its base is not known", "name the file to compare it with"
+        )
+    if found.adapter is None:
+        raise ChatError(f"{tuned.as_posix()} is no fine-tune: it is its own base", "name another file or run")
+    room, output = place
+    quant = model_files.base_quant(str((room.stamp(output) or {"inputs": {}})["inputs"].get("quant", "q8_0")))
+    # Not `quant`: among the models of a run this is none of them.
+    inputs = {**model_files.made_of(found, None), "base_in": quant}
+
+    def build(places: dict[str, Path]) -> None:
+        log.info("making the base %s in %s, once", found.base.name, quant)
+        model_files.make(found, None, {quant: places[target]}, machine.cores())
+
+    target = f"chat/base-{quant}.gguf"
+    there = room.valid(target, inputs)
+    if there is None:
+        with room.lock():
+            # Forced: chat/ in a run is ggufy's own, and a file that has lost its stamp is made again.
+            there = room.make({target: inputs}, build, force=True)[target]
+    return there.path

@@ -1,0 +1,190 @@
+"""The conversations that an evaluation is about: those a run has held out, or a file of the user's."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ggufy.data import prepare, source
+from ggufy.data.formats import BadRow, Reader
+from ggufy.data.tokenize import Tokenizer
+from ggufy.data.work import Worker
+from ggufy.errors import DataError, EvalError, MissingExtra
+from ggufy.evaluate.metrics.answers import Question
+from ggufy.evaluate.metrics.texts import HeldOut, Text
+from ggufy.model.template import Message
+from ggufy.recipe import recipe
+from ggufy.recipe.schema import Data, template_fields
+from ggufy.runs.run import Run
+from ggufy.stages import calibration, provenance
+from ggufy.stages.model_source import Subject
+
+_CHUNK = 512
+_PLAIN = (".txt", ".md")
+
+
+def of_run(this: Run, limit: int) -> HeldOut:
+    """What a run has held out, as it was tokenized for training. Raises EvalError where that is nothing."""
+    data = this.valid("data")
+    path = this.path / "data" / "eval.arrow"
+    hint = "give conversations with --data FILE, or leave the losses out: --only prompts"
+    if data is None and this.exists:
+        raise EvalError(f"{this.path.as_posix()} has lost its training data", hint)
+    if data is None or not path.is_file():
+        raise EvalError(
+            f"{this.path.as_posix()} has held out no conversations, so there is nothing to measure a loss on",
+            f"{hint}; a training with data.eval_size=N holds out N",
+        )
+    rows, total = _arrow(path, limit)
+    texts = [text for text in rows if any(text.wanted)]
+    if not texts:
+        raise EvalError(f"{path.as_posix()}: no token of it counts, so there is nothing to measure", hint)
+    return HeldOut(f"what {this.name} held out", texts, total)
+
+
+def of_file(file: Path, tokenizer: Tokenizer, limit: int, *, like: Data | None = None) -> HeldOut:
+    """The first conversations in a file, or a text in pieces of 512 tokens. Raises EvalError or DataError.
+
+    `like` is how a recipe reads its data: by the same columns and prompt, where the file has them.
+    """
+    if not file.is_file():
+        raise EvalError(f"no file {file.as_posix()}", "name conversations (.jsonl, .json, .csv, .parquet) or a .txt")
+    if file.suffix.lower() in _PLAIN:
+        chunks = list(_chunks(file, tokenizer))
+        return HeldOut(file.name, chunks[:limit], len(chunks))
+    texts: list[Text] = []
+    places: list[str] = []
+    total = 0
+    for where, reader, row in _rows(file, tokenizer, like):
+        total += 1
+        if len(texts) >= limit:
+            continue
+        try:
+            example = tokenizer.encode(reader.read(row))
+        except BadRow as problem:
+            raise DataError(f"{where}: {problem}", "mend the row, or leave it out") from None
+        text = Text(example.input_ids, example.labels)
+        if any(text.wanted):
+            texts.append(text)
+            places.append(where)
+    if not texts:
+        raise EvalError(f"{file.as_posix()}: nothing in it is said by the assistant", "name a file with answers in it")
+    return HeldOut(file.name, texts, total, places)
+
+
+def questions(this: Subject, file: Path | None, limit: int) -> list[Question]:
+    """What the held-out conversations, or those in a file, ask last, each with the answer that was given.
+
+    Raises EvalError where the data that a run was trained on has changed or is gone.
+    """
+    tokenizer = tokenizer_of(this)
+    found: list[Question] = []
+    for sample in _samples(this) if file is None else _samples_of_file(file, tokenizer, data_of(this)):
+        last = next((n for n in range(len(sample) - 1, -1, -1) if sample[n]["role"] == "assistant"), None)
+        # A text without turns asks nothing.
+        if last:
+            found.append(Question(str(len(found) + 1), sample[:last], sample[last]["content"]))
+        if len(found) == limit:
+            break
+    if not found:
+        raise EvalError(f"{this.name} has held out no questions with answers", "give some with --data FILE")
+    return found
+
+
+def _samples(this: Subject) -> Iterator[list[Message]]:
+    """What a run has held out, read again from where its data came from."""
+    if not this.folder:
+        raise EvalError(f"{this.name} is no run, so it has held out no conversations", "give some with --data FILE")
+    frozen = this.room.frozen
+    wanted = recipe.from_values(frozen["recipe"])
+    rows = provenance.rows(wanted, frozen)
+    if rows.fingerprint != frozen["data"]["fingerprint"]:
+        raise EvalError(f"the data {rows.name} has changed since {this.name} was trained", "give some with --data FILE")
+    _, plan = prepare.planned(rows, wanted.data, this.base.path, wanted.model.max_length, this.day)
+    worker = Worker(plan)
+    with TemporaryDirectory(prefix="ggufy-") as scratch:
+        parts = prepare.splits(rows, wanted.data, Path(scratch))
+        if rows.held_out is None:
+            # They are counted off one after the other.
+            deque(parts["train"], maxlen=0)
+        for row in parts.get("eval", ()):
+            try:
+                sample = worker.sample(row)
+            except BadRow:
+                # It was left out of what was held out, too: else the training would have refused it.
+                continue
+            if isinstance(sample, list):
+                yield sample
+
+
+def _samples_of_file(file: Path, tokenizer: Tokenizer, like: Data | None) -> Iterator[list[Message]]:
+    for where, reader, row in _rows(file, tokenizer, like):
+        try:
+            sample = reader.read(row)
+        except BadRow as problem:
+            raise DataError(f"{where}: {problem}", "mend the row, or leave it out") from None
+        if isinstance(sample, list):
+            yield sample
+
+
+def data_of(this: Subject) -> Data | None:
+    """How the recipe of a run reads its data."""
+    return recipe.from_values(this.room.frozen["recipe"]).data if this.folder else None
+
+
+def tokenizer_of(this: Subject) -> Tokenizer:
+    """The tokenizer of a subject's base, on its day."""
+    data = data_of(this)
+    return Tokenizer(this.base.path, this.day, data.train_on if data else "responses")
+
+
+def _arrow(path: Path, limit: int) -> tuple[list[Text], int]:
+    try:
+        import pyarrow as pa
+    except ModuleNotFoundError:
+        raise MissingExtra("reading the held-out conversations", "train", "pyarrow") from None
+    texts: list[Text] = []
+    total = 0
+    with pa.memory_map(path.as_posix()) as mapped, pa.ipc.open_stream(mapped) as stream:
+        for batch in stream:
+            total += batch.num_rows
+            wanted = batch.slice(0, max(0, limit - len(texts)))
+            for ids, labels in zip(wanted.column("input_ids"), wanted.column("labels"), strict=True):
+                texts.append(Text(ids.as_py(), labels.as_py()))
+    return texts, total
+
+
+def _rows(file: Path, tokenizer: Tokenizer, like: Data | None) -> Iterator[tuple[str, Reader, Any]]:
+    settings = Data(source=file.as_posix())
+    found = source.locate(settings, offline=True)
+    reader: Reader | None = None
+    for where, row in found.rows():
+        if reader is None:
+            if like is not None and _needed(like) <= set(row if isinstance(row, dict) else ()):
+                keys = {"format": like.format, "columns": like.columns, "prompt": like.prompt}
+                settings = settings.model_copy(update=keys)
+            reader = Reader(prepare.format_of(found, settings, settings), settings, chat=tokenizer.chat)
+        yield where, reader, row
+
+
+def _needed(like: Data) -> set[str]:
+    """The columns that a recipe names."""
+    filled = set(template_fields(like.prompt)) - {"prompt", "instruction"} if like.prompt else set()
+    return {*like.columns.values(), *filled}
+
+
+def _chunks(file: Path, tokenizer: Tokenizer) -> Iterator[Text]:
+    """A text in pieces, each begun with the BOS where there is one; every token after the first counts."""
+    ids: list[int] = []
+    room = _CHUNK - (tokenizer.bos is not None)
+    before = [] if tokenizer.bos is None else [tokenizer.bos]
+    for piece in calibration.pieces(file):
+        ids += tokenizer.plain(piece)
+        while len(ids) >= room:
+            chunk, ids = [*before, *ids[:room]], ids[room:]
+            yield Text(chunk, chunk)
+    if len(ids) > 1:
+        yield Text([*before, *ids], [*before, *ids])

@@ -1,0 +1,109 @@
+"""A judge in `ggufy eval`: what it is shown, whether it may cost what it may, and the section on what it says."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ggufy.errors import EvalError, GgufyError
+from ggufy.evaluate.judge import cache as judge_cache
+from ggufy.evaluate.judge import endpoint, judge, verdict
+from ggufy.evaluate.judge.cache import Cache
+from ggufy.evaluate.judge.client import Client, Gate
+from ggufy.evaluate.judge.judge import Settings
+from ggufy.evaluate.judge.plan import Item, Plan, Price
+from ggufy.evaluate.metrics import prompts
+from ggufy.evaluate.metrics.answers import Question
+from ggufy.evaluate.report import judge_section
+from ggufy.evaluate.report.report import Section
+from ggufy.evaluate.session.evaluator import Evaluator
+from ggufy.evaluate.session.model_files import Contender
+from ggufy.evaluate.session.options import Wish
+from ggufy.evaluate.session.scoring import Asked, named
+
+log = logging.getLogger("ggufy")
+
+
+def check(wish: Wish) -> None:
+    """What can be said against a judge before anything is measured. Raises EvalError or JudgeError."""
+    if wish.judge is None:
+        if "judge" in wish.insisted:
+            raise EvalError("--only judge: no judge is named", "name its model: --judge gpt-4o-mini")
+        if wish.judge_url:
+            raise EvalError("--judge-url: the model that judges there is not named", "give --judge MODEL too")
+        return
+    where = endpoint.endpoint(wish.judge, wish.judge_url)
+    if not wish.yes and wish.confirm is None:
+        raise EvalError(
+            "a judge may cost money, and there is no terminal to ask on", "give --yes to ask the judge all the same"
+        )
+    client = Client(where, Gate(threading.Event()), timeout=10.0, most_tokens=1, pause=0.0)
+    try:
+        client.check()
+    finally:
+        client.close()
+
+
+def check_models(evaluators: Sequence[Evaluator], wish: Wish) -> None:
+    """Raise EvalError where a model has no chat template, so that it cannot be asked what would be judged."""
+    for one in evaluators if wish.judge else ():
+        if not one.answers_chats:
+            raise EvalError(
+                f"a model of {one.name} has no chat template, so it is asked no questions that could be judged",
+                "leave --judge out: references and numbers say how good its completions are",
+            )
+
+
+def section(asked: Asked, wish: Wish) -> tuple[Section | None, GgufyError | None]:
+    """The section on what the judge says, and why it ended early if it did. No section where nobody wants one."""
+    if wish.judge is None:
+        return None, None
+    where = endpoint.endpoint(wish.judge, wish.judge_url)
+    cache = Cache(judge_cache.place())
+    if cache.unreadable:
+        log.info("%s: %d lines that were cut are left out", cache.path.as_posix(), cache.unreadable)
+    plan = Plan(_items(asked, wish), where, cache, afresh=wish.judge_again)
+    price = Price(*wish.judge_price) if wish.judge_price else None
+    estimate = plan.estimate(wish.judge_tokens)
+    log.info("judge %s: %s", where.model, estimate.text(price))
+    if plan.open and not wish.yes and not (wish.confirm and wish.confirm("Ask the judge?")):
+        log.info("the judge was not asked")
+        return None, None
+    settings = Settings(wish.judge_parallel, wish.judge_per_minute, wish.judge_timeout, wish.judge_tokens)
+    replies = judge.ask(plan, settings)
+    found = verdict.verdicts(plan, replies, wish.seed)
+    return judge_section.section(where, estimate, replies, found, price), replies.stopped
+
+
+def _items(asked: Asked, wish: Wish) -> list[Item]:
+    """The answers to the prompts, and to held-out questions if wanted: of each tuned model beside those of its base."""
+    questions = prompts.read(wish.prompts) if wish.prompts else prompts.own()
+    items = []
+    for one, models in asked:
+        items += _beside(one, models, questions, "prompts", several=len(asked) > 1)
+        if wish.judge_rows:
+            held = [replace(question, id=f"held out {question.id}") for question in one.heldout_questions]
+            items += _beside(one, models, held[: wish.judge_rows], "held-out", several=len(asked) > 1)
+    return items
+
+
+def _beside(
+    one: Evaluator, models: Sequence[Contender], questions: Sequence[Question], label: str, *, several: bool
+) -> list[Item]:
+    said = {each: [answer.text for answer in one.answers(each, questions, label)] for each in models}
+    base = next((each for each in models if each.role == "base"), None)
+    return [
+        Item(
+            question.id,
+            named(one, each, several=several),
+            question.conversation,
+            said[each][index],
+            said[base][index] if base else None,
+            question.expected,
+        )
+        for each in models
+        if each != base
+        for index, question in enumerate(questions)
+    ]

@@ -1,0 +1,103 @@
+"""Answers of models against the answers of the data: which rows, which models, and the sections on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ggufy.errors import EvalError
+from ggufy.evaluate.metrics import numbers, prompts, references
+from ggufy.evaluate.metrics.completions import Completion
+from ggufy.evaluate.report import scores_section
+from ggufy.evaluate.report.report import Section
+from ggufy.evaluate.session.evaluator import Evaluator
+from ggufy.evaluate.session.model_files import Contender
+from ggufy.evaluate.session.options import Wish
+
+Asked = Sequence[tuple[Evaluator, Sequence[Contender]]]
+"""Each run, with the models of it that answer."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers of several models to the same rows."""
+
+    expected: list[str]
+    said: dict[str, list[str]]
+    base: str | None
+    told: str
+    """Which rows these are, for people."""
+
+
+def check(wish: Wish) -> None:
+    """Raise MissingExtra where somebody asked for a part by name that needs what is not installed."""
+    if "references" in wish.insisted:
+        references.require()
+
+
+def likeness(asked: Asked, wish: Wish) -> Section | None:
+    """BLEU, chrF, ROUGE-L and exact match; None where no row has an answer."""
+    found = _answered(asked, wish)
+    if found is None:
+        _miss("references", wish)
+        return None
+    scores = {model: references.score(said, found.expected) for model, said in found.said.items()}
+    return scores_section.likeness(scores, found.base, found.told, wish.seed)
+
+
+def errors(asked: Asked, wish: Wish) -> Section | None:
+    """MAE, MSE, R² and shares; None where the answers are no numbers, unless somebody insists."""
+    found = _answered(asked, wish)
+    if found is None:
+        _miss("numbers", wish)
+        return None
+    insisted = "numbers" in wish.insisted
+    if not (insisted or numbers.are_numbers(found.expected)):
+        return None
+    scores = {model: numbers.score(said, found.expected) for model, said in found.said.items()}
+    if not next(iter(scores.values())).rows:
+        raise EvalError("none of the data's own answers holds a number", "leave numbers out of --only")
+    return scores_section.errors(scores, found.base, found.told, wish.seed)
+
+
+def _answered(asked: Asked, wish: Wish) -> Answered | None:
+    questions = prompts.read(wish.prompts) if wish.prompts else []
+    known = [index for index, question in enumerate(questions) if question.expected]
+    said: dict[str, list[str]] = {}
+    expected: list[str] = []
+    base = None
+    for one, models in asked:
+        for each in models:
+            name = named(one, each, several=len(asked) > 1)
+            if known:
+                answers = one.answers(each, questions)
+                said[name] = [answers[index].text for index in known]
+                expected = [questions[index].expected or "" for index in known]
+            else:
+                found: list[Completion] = one.completions(each)
+                if not found:
+                    return None
+                said[name] = [answer.text for answer in found]
+                expected = [answer.expected for answer in found]
+            if each.role == "base" and base is None:
+                base = name
+    if known and wish.prompts:
+        told = f"{len(known)} prompts of {wish.prompts.name} that have an answer."
+    else:
+        told = f"{len(expected)} rows ({asked[0][0].heldout.name}), each up to its last answer."
+    return Answered(expected, said, base, told)
+
+
+def named(one: Evaluator, each: Contender, *, several: bool) -> str:
+    """A model's name in tables."""
+    name = f"tuned {each.quant}" if each.role == "tuned" else each.name
+    return f"{one.name}: {name}" if several else name
+
+
+def _miss(part: str, wish: Wish) -> None:
+    """Raise EvalError where somebody asked for a part by name for which there is nothing."""
+    if part in wish.insisted:
+        raise EvalError(
+            "no row has an answer that models could be held against",
+            "name conversations with --data FILE, prompts with `expected` by --prompts FILE, or more than 0 --rows",
+        )

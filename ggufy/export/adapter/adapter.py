@@ -1,0 +1,219 @@
+"""A PEFT adapter, and what it changes of a base.
+
+Where a base ties its output matrix to its embedding and the adapter changes one of them, or both apart, the model in
+training was no longer tied, and so neither is what is exported. (peft's merge adds the LoRA of either to both, and
+warns of it: its own forward pass does not.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from pathlib import Path
+from typing import Any
+
+from ggufy.errors import ExportError
+from ggufy.export.adapter.config import AdapterConfig
+from ggufy.export.adapter.lora_delta import DAMAGED, PARTS, Pair, pairs_of
+from ggufy.export.rows import check_readable, float32
+from ggufy.model.safetensors import Checkpoint
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_PREFIX = "base_model.model."
+_OTHER_BASE = "name the base this adapter was trained on with --base"
+
+
+class Adapter:
+    """The adapter in a folder. `pairs` by the name of the base tensor; `whole` replaces tensors of the base.
+
+    `copies` are those of `whole` that were trained as copies (modules_to_save); the others were loaded into the base.
+    `kept_tied` where peft kept the copies of embedding and output matrix the same (ensure_weight_tying).
+    """
+
+    def __init__(
+        self,
+        pairs: dict[str, Pair],
+        whole: dict[str, str],
+        weights: Checkpoint | None,
+        where: str,
+        config: AdapterConfig | None,
+    ) -> None:
+        self.pairs, self.whole, self.weights, self.where, self.config = pairs, whole, weights, where, config
+        # Without an effect, so that any other number will do.
+        self.alpha = (config.lora_alpha if config else 0) or 1.0
+        saved = config.saved if config else ()
+        self.copies = {name for name in whole if saved and name.rpartition(".")[0].endswith(saved)}
+        self.brought = frozenset(whole)
+        self.kept_tied, self.untied = bool(config and config.ensure_weight_tying), False
+
+    @classmethod
+    def none(cls) -> Adapter:
+        return cls({}, {}, None, "no adapter", None)
+
+    @classmethod
+    def open(cls, folder: Path) -> Adapter:
+        """Read a PEFT adapter folder. Raises ExportError for what cannot be merged exactly."""
+        where = folder.as_posix()
+        config = AdapterConfig.read(folder / "adapter_config.json")
+        weights = Checkpoint.open(_file(folder))
+        found: dict[str, dict[str, Any]] = {}
+        whole: dict[str, str] = {}
+        for name in weights.tensors:
+            short = name.removeprefix(_PREFIX)
+            suffix = next((s for s in PARTS if short.endswith(s)), None)
+            if suffix:
+                found.setdefault(short.removesuffix(suffix), {})[PARTS[suffix]] = float32(weights, name)
+            elif "lora_" in short or "trainable_tokens" in short:
+                raise ExportError(
+                    f"{where}: {name} is a kind of adapter weight that ggufy does not merge", "merge it with peft"
+                )
+            else:
+                check_readable(weights, name)
+                whole[short.replace(".modules_to_save", "").replace(".base_layer.", ".")] = name
+        if config.trainable_token_indices:
+            raise ExportError(
+                f"{where}: trainable_token_indices in adapter_config.json, but there are no trained tokens", DAMAGED
+            )
+        if not found and not whole:
+            raise ExportError(f"{where}: the adapter is empty", "train it first")
+        pairs = {
+            f"{module}.{kind}": pair
+            for module, parts in found.items()
+            for kind, pair in pairs_of(module, parts, config, where)
+        }
+        return cls(pairs, whole, weights, where, config)
+
+    def unties(self, tied: bool) -> bool:
+        """Whether embedding and output matrix part, where the base ties them. Raises ExportError if that is unclear."""
+        if not tied:
+            return False
+        both = (EMBEDDING, HEAD)
+        loaded = [self.whole[name] for name in both if name in self.whole and name not in self.copies]
+        if len(loaded) == 2 and not self._same(*loaded):
+            raise ExportError(
+                f"{self.where}: brings an embedding and an output matrix that differ, but the base ties them",
+                _OTHER_BASE,
+            )
+        for name in both:
+            # What was loaded into one of them is in both.
+            if loaded and name not in self.copies:
+                self.whole[name] = loaded[0]
+        trained = any(name in self.copies or name in self.pairs for name in both)
+        self.untied = trained and not (self.kept_tied and self._head_is_embedding())
+        if not self.untied:
+            self.whole.pop(HEAD, None)
+            self.pairs.pop(HEAD, None)
+        return self.untied
+
+    def _head_is_embedding(self) -> bool:
+        """Whether what the adapter holds for the output matrix is what it holds for the embedding once more."""
+        import numpy as np
+
+        whole = self.whole
+        if HEAD in whole and not (EMBEDDING in whole and self._same(whole[HEAD], whole[EMBEDDING])):
+            return False
+        head, embedding = self.pairs.get(HEAD), self.pairs.get(EMBEDDING)
+        if head is None:
+            return True
+        if embedding is None or head.magnitude is not None or head.scaling != embedding.scaling:
+            return False
+        return np.array_equal(head.a, embedding.b.T) and np.array_equal(head.b, embedding.a.T)
+
+    def _same(self, first: str, second: str) -> bool:
+        """Whether two tensors of the adapter are equal, byte for byte."""
+        import numpy as np
+
+        weights = self.weights
+        if weights is None or weights[first].dtype != weights[second].dtype:
+            return False
+        one, other = (np.frombuffer(weights.data(name), np.uint8) for name in (first, second))
+        return np.array_equal(one, other)
+
+    def check(self, base: Checkpoint, used: Iterable[str]) -> None:
+        """Refuse an adapter of which anything does not fit the base, would be left out, is missing, or is nothing."""
+        names = dict.fromkeys(used)
+        for name, pair in self.pairs.items():
+            self._check_known(name, names, base, "changes")
+            # The change of a bias is a pair with one column.
+            shape = _shape(base, name)
+            if pair.shape != (*shape, 1)[:2]:
+                raise ExportError(
+                    f"adapter and base do not fit: {name} is {list(shape)} in the base, "
+                    f"and the adapter changes {list(pair.shape)}",
+                    _OTHER_BASE,
+                )
+        for name, stored in self.whole.items():
+            self._check_known(name, names, base, "replaces")
+            shape, brought = _shape(base, name), self.weights[stored].shape if self.weights else ()
+            if brought != shape:
+                raise ExportError(
+                    f"adapter and base do not fit: {name} is {list(shape)} in the base, "
+                    f"and the adapter brings one of {list(brought)}",
+                    f"{_OTHER_BASE}, and with its added tokens: a folder where the base was saved after "
+                    "resize_token_embeddings, with that tokenizer",
+                )
+        for name in names:
+            module = name.removesuffix(".weight")
+            if name not in self.pairs and self.config and module != name and self.config.changes(module):
+                raise ExportError(
+                    f"{self.where}: target_modules in adapter_config.json names {module}, "
+                    "but there are no lora_A and lora_B of it",
+                    "copy the adapter again; a module that was not trained belongs into exclude_modules there",
+                )
+
+        if self.pairs and not self.whole and all(pair.is_nothing for pair in self.pairs.values()):
+            raise ExportError(
+                f"{self.where}: the adapter changes nothing: all of its lora_A or lora_B, or its scaling, are zero",
+                "train it first, or export the base itself",
+            )
+        for name in (*names, *([HEAD] if HEAD not in names and EMBEDDING in names else [])):
+            self._check_whole(name)
+
+    def _check_whole(self, name: str) -> None:
+        """Refuse an adapter that lacks what its configuration says was trained whole."""
+        module, _, part = name.rpartition(".")
+        if self.config is None or name in self.brought or name in self.pairs:
+            return
+        if self.config.saves(module):
+            says = "modules_to_save"
+        elif part == "bias" and self.config.trains_bias(low_rank=f"{module}.weight" in self.pairs):
+            says = f"bias ({self.config.bias})"
+        else:
+            return
+        raise ExportError(f"{self.where}: {says} in adapter_config.json means {name}, but it is not there", DAMAGED)
+
+    def _check_known(self, name: str, names: Container[str], base: Checkpoint, does: str) -> None:
+        if name in names:
+            return
+        module, _, kind = name.rpartition(".")
+        if does == "changes" and kind == "bias" and f"{module}.weight" in names:
+            raise ExportError(
+                f"{self.where}: lora_bias trained a bias of {module}, which has none in the base {base.where}",
+                "train it without lora_bias: peft cannot merge it either",
+            )
+        other = next((suffix for suffix in (".weight", ".bias") if name.endswith(suffix)), None)
+        if does == "replaces" and not other:
+            raise ExportError(
+                f"{self.where}: {self.whole[name]} is a kind of adapter weight that ggufy does not merge",
+                "merge it with peft",
+            )
+        raise ExportError(
+            f"{self.where}: the adapter {does} {name}, which is not in the base {base.where}", _OTHER_BASE
+        )
+
+
+def _shape(base: Checkpoint, name: str) -> tuple[int, ...]:
+    """The shape of a tensor; a tied base has its output matrix as its embedding."""
+    return base[EMBEDDING if name == HEAD and name not in base else name].shape
+
+
+def _file(folder: Path) -> Path:
+    """The adapter's weights, which may not be pickled."""
+    file = folder / "adapter_model.safetensors"
+    if (folder / "adapter_model.bin").is_file() and not file.is_file():
+        raise ExportError(
+            f"{folder.as_posix()}: no {file.name} there; adapter_model.bin is pickled, and unpickling can run any code",
+            "only safetensors adapters are read: save it as safetensors where you trust it",
+        )
+    if not file.is_file():
+        raise ExportError(f"{folder.as_posix()}: no {file.name} there", "copy the adapter again")
+    return file

@@ -1,0 +1,1 @@
+"""Other families: merged into a folder that llama.cpp's own converter reads."""

@@ -1,0 +1,96 @@
+"""Architectures outside the Llama family: merged into a 16-bit folder, which llama.cpp's converter reads.
+
+Slower than the one pass and with copies on the disk, but the same command, names, stamps and checks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufy.errors import ExportError
+from ggufy.export import stream
+from ggufy.export.adapter.adapter import HEAD, Adapter
+from ggufy.export.converter import conversion
+from ggufy.export.families.llama import Planned
+from ggufy.export.kernel_agreement import agreed
+from ggufy.export.request import ADAPTER, Request, merged_sinks
+from ggufy.export.sinks import MergedSink
+from ggufy.model.safetensors import FOUR_BIT, Checkpoint
+from ggufy.system import progress
+
+log = logging.getLogger("ggufy")
+
+_SCRATCH = "a merged copy, removed again"
+
+
+@dataclass(frozen=True)
+class Detour:
+    """Other architectures: merged into a 16-bit folder, then llama.cpp's converter and its quantizer."""
+
+    request: Request
+    planned: list[Planned]
+    sinks: dict[str, MergedSink]
+    weights: Checkpoint
+    adapter: Adapter
+    scratch: Path
+    changed: bool
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        quants = conversion.sizes(self.weights, self.request.quants) if self.request.quants else {}
+        return {name: sink.size for name, sink in self.sinks.items()} | quants
+
+    def describe(self, threads: int) -> list[str]:
+        lines = [f"{len(self.planned)} tensors, by way of llama.cpp's converter; sizes are estimates from above"]
+        lines += [f"{name:<10} {size / 1e6:>10,.1f} MB" for name, size in self.sizes.items()]
+        return [*lines, f"on {threads} threads"]
+
+    def write(self, threads: int) -> None:
+        total = sum(math.prod(tensor.shape) for tensor in self.planned)
+        if self.sinks:
+            merge = agreed(self.planned, self.weights, self.adapter, self.request.kernels)
+            with progress.bar("merging", total) as bar:
+                stream.run(self.planned, list(self.sinks.values()), merge, threads, bar)
+        quants = {name: self.request.outputs[name] for name in self.request.quants}
+        if not quants:
+            return
+        if self.request.kernels == "native":
+            log.info("outside the Llama family llama.cpp's quantizer makes the quants; ggufy's kernels only merge")
+        merged = self.sinks.get("merged") or self.sinks.get(_SCRATCH)
+        folder = merged.folder if merged and self.changed else self.request.base
+        try:
+            conversion.write(folder, quants, self.request.general, self.scratch, threads, self.request.imatrix)
+        finally:
+            if folder == self.scratch / "merged":
+                shutil.rmtree(folder)
+
+
+def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path) -> Detour:
+    """Plan a request for a base outside the Llama family. Raises ExportError or ModelError."""
+    conversion.check(request.base)
+    planned = conversion.plan(request.base, weights)
+    tied = HEAD not in weights
+    if adapter.unties(tied):
+        raise ExportError(
+            f"{adapter.where}: it trains embedding and output apart, and llama.cpp's converter takes them as one",
+            "merge it with peft, and export the merged checkpoint",
+        )
+    adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
+    if ADAPTER in request.outputs:
+        raise ExportError(
+            f"{request.base.as_posix()}: --adapter-gguf is for the Llama family", "export merged files with --quant"
+        )
+    if request.split:
+        raise ExportError(
+            f"{request.base.as_posix()}: --split-max-size is for the Llama family", "llama.cpp's gguf-split cuts a file"
+        )
+    sinks = merged_sinks(request, planned)
+    changed = bool(adapter.pairs or adapter.whole) or any(t.dtype == FOUR_BIT for t in weights.tensors.values())
+    # Always from F16, whatever else is asked for: the bytes of a quant may not depend on it.
+    if request.quants and changed and "merged" not in sinks:
+        sinks[_SCRATCH] = MergedSink(scratch / "merged", request.base, planned, "F16")
+    return Detour(request, planned, sinks, weights, adapter, scratch, changed)

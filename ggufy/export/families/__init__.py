@@ -1,0 +1,1 @@
+"""The model families that go through the one pass: a file each."""

@@ -1,0 +1,1 @@
+"""Asking the Hub, and bringing files to it and from it."""

@@ -1,0 +1,1 @@
+"""The boundary to llama.cpp: its C library by ctypes, GGUF files, logits."""

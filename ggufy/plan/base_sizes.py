@@ -1,0 +1,109 @@
+"""What can be known of a base without its weights: its shape, and the sizes of what an export would make of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ggufy.errors import RecipeError
+from ggufy.export.families import llama
+from ggufy.export.gguf import layout, quant_support
+from ggufy.model import bases, download, llama3, random_llama, tiny
+from ggufy.model.llama3 import Shape
+from ggufy.model.safetensors import Checkpoint, Tensor
+from ggufy.recipe.schema import Recipe
+from ggufy.system.version import __version__
+
+OWNERS = ("meta-llama", "unsloth")
+# Of files made with the whole vocabulary: 7.83 MB, and up to 4 kB for the template that the model brings.
+_VOCABULARY = 7_832_000
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is known of a base without its weights. `folder` has config.json and, if `whole`, the tokenizer."""
+
+    name: str
+    shape: Shape
+    config: dict[str, Any]
+    folder: Path | None
+
+    @property
+    def whole(self) -> bool:
+        return self.folder is not None and (self.folder / "tokenizer.json").is_file()
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(size) for size in self.shape.tensors().values())
+
+
+def base_of(recipe: Recipe, builtin_texts: Iterable[str]) -> Base:
+    """The shape of a recipe's base: of a known name from a table, of others from config.json."""
+    name = recipe.model.base
+    folder: Path | None = Path(name).expanduser()
+    if name == bases.BUILTIN:
+        folder = tiny.ensure(builtin_texts)
+    elif not Path(name).expanduser().is_dir():
+        if (shape := known(name)) is not None:
+            return Base(name, shape, random_llama.config(shape), None)
+        if not download.is_repository(name):
+            raise RecipeError(f"base model folder {name} does not exist", "check model.base in the recipe")
+        folder, _ = download.snapshot(name, recipe.model.revision, "model", ["config.json"], offline=recipe.hub.offline)
+    assert folder is not None
+    config = llama.read_config(folder)
+    return Base(name, llama.shape_of(config), json.loads((folder / "config.json").read_text("utf-8")), folder)
+
+
+def known(name: str) -> Shape | None:
+    """The shape of a Llama 3.2 text model by its name on the Hub."""
+    owner, _, model = name.partition("/")
+    if owner not in OWNERS:
+        return None
+    sizes = {
+        f"Llama-3.2-{size.upper()}{kind}": shape
+        for size, shape in random_llama.SHAPES.items()
+        for kind in ("", "-Instruct")
+    }
+    return sizes.get(model)
+
+
+def export_sizes(base: Base, quants: Sequence[str], name: str) -> tuple[dict[str, int], bool]:
+    """Bytes of each GGUF, and whether they are exact: asked of llama.cpp by the export's own layout.
+
+    Without the base's tokenizer its part of the header is that of Llama 3's vocabulary, known to 10 kB.
+    """
+    with TemporaryDirectory(prefix="ggufy-") as scratch:
+        folder = base.folder if base.folder is not None and base.whole else _stand_in(base, Path(scratch))
+        config = llama.read_config(folder)
+        there = {key: Tensor(key, "BF16", size, folder, 0, 0) for key, size in base.shape.tensors().items()}
+        planned = llama.plan(config, Checkpoint(there, base.name))
+        general = {"name": name, "ggufy.version": __version__, "ggufy.date": "2026-01-01"}
+        wanted = layout.Wanted(config, folder, planned, general)
+        names = [quant for quant in layout.check_quants(quants) if _plannable(quant)]
+        made = layout.make(names, wanted, Path(scratch))
+    if base.whole:
+        return {quant: found.size for quant, found in made.items()}, True
+    return {
+        q: found.size - sum(len(part.head) for part in found.parts) + _VOCABULARY for q, found in made.items()
+    }, False
+
+
+def _plannable(quant: str) -> bool:
+    """Those that need an importance matrix have their types chosen by it: `ggufy export --dry-run` knows them."""
+    return not quant_support.needs_imatrix(quant)
+
+
+def _stand_in(base: Base, folder: Path) -> Path:
+    """A folder with config.json and a tokenizer of the right kind with no words, for llama.cpp to choose types by."""
+    split = {"type": "Split", "pattern": {"Regex": llama3.SPLIT}}
+    model = {"type": "BPE", "ignore_merges": True, "vocab": {}, "merges": []}
+    files = {"config.json": base.config, "tokenizer_config.json": {}}
+    files["tokenizer.json"] = {"model": model, "pre_tokenizer": split, "added_tokens": []}
+    for file, values in files.items():
+        (folder / file).write_text(json.dumps(values), encoding="utf-8")
+    return folder

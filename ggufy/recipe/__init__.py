@@ -1,0 +1,1 @@
+"""What can be asked: the schema of a recipe, and recipes read, checked and shown."""

@@ -1,0 +1,1 @@
+"""What each stage needs, promises and refuses, above the engines that do the work."""

@@ -1,0 +1,75 @@
+"""The data of a recipe, prepared: for a run, to look at, or to send to the Hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ggufy.data import prepare, source
+from ggufy.data.source import Source
+from ggufy.hub import dataset, push
+from ggufy.model import bases
+from ggufy.model.bases import Base
+from ggufy.recipe.schema import Recipe
+from ggufy.runs.run import Run
+from ggufy.runs.stamps import Artifact
+from ggufy.stages import provenance
+
+if TYPE_CHECKING:
+    from ggufy.data.report import Report
+
+log = logging.getLogger("ggufy")
+
+
+def of_run(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str, Any]) -> Artifact:
+    """The prepared data of a run: made, or found made. The caller holds its lock."""
+    inputs = {
+        "source": rows.fingerprint,
+        "settings": wanted.data.model_dump(mode="json", exclude={"source"}),
+        "max_length": wanted.model.max_length,
+        "base": base.fingerprint,
+        "date": frozen["date"],
+    }
+
+    def build(places: dict[str, Path]) -> None:
+        day = date.fromisoformat(frozen["date"])
+        report = prepare.prepare(rows, wanted.data, base.path, wanted.model.max_length, day, places["data"])
+        for name, counts in report.items():
+            log.info("%s: %s", name, counts.text())
+
+    return this.make({"data": inputs}, build, force=True)["data"]
+
+
+def inspect(wanted: Recipe) -> Report:
+    """Prepare the data as training would, and say what came of it. Of the base only the tokenizer is needed."""
+    from ggufy.data import report
+
+    with _opened(wanted) as (rows, tokenizer, scratch):
+        return report.make(rows, wanted.data, tokenizer, wanted.model.max_length, provenance.today(), scratch)
+
+
+def send(wanted: Recipe, wish: dataset.Wish) -> push.Pushed:
+    """Prepare the data as training would, and send its rows to the Hub as a data set."""
+    from ggufy.data import publish
+
+    may = dataset.check(wish)
+    with _opened(wanted) as (rows, tokenizer, scratch):
+        frozen = {"recipe": wanted.model_dump(mode="json"), "data": provenance.places(wanted, rows)}
+        day, check_row = provenance.today(), dataset.checker()
+        made = publish.publish(rows, wanted.data, tokenizer, wanted.model.max_length, day, scratch, check_row)
+        return dataset.send(wish, may, scratch, dataset.contents(frozen, made.columns, made.rows, made.counts))
+
+
+@contextmanager
+def _opened(wanted: Recipe) -> Iterator[tuple[Source, Path, Path]]:
+    """The rows of a recipe, the folder of the tokenizer of its base, and a folder to work in."""
+    model, texts = wanted.model, source.sample_texts()
+    tokenizer = bases.tokenizer(model.base, model.revision, offline=wanted.hub.offline, builtin_texts=texts)
+    rows = provenance.rows(wanted, None)
+    with TemporaryDirectory(prefix="ggufy-") as scratch:
+        yield rows, tokenizer, Path(scratch)

@@ -1,0 +1,58 @@
+"""The GGUF models among the outputs of a run or a folder of exports."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ggufy.errors import ChatError
+from ggufy.export.gguf import layout
+from ggufy.hub import pull
+from ggufy.llamacpp import library
+from ggufy.runs import run
+from ggufy.runs.run import Run
+
+
+def models(this: Run) -> dict[str, str]:
+    """The GGUF models among the outputs of a run or a folder of exports, oldest first: output -> quant."""
+    found = {}
+    for output in this.stamped():
+        inputs = (this.stamp(output) or {}).get("inputs") or {}
+        if inputs.get("quant") in library.ftypes() and "modelfile" not in inputs:
+            found[output] = str(inputs["quant"])
+    return found
+
+
+def first_file(path: Path) -> Path:
+    """The file to load of a model that may be split into several."""
+    return sorted(path.glob("*-00001-of-*.gguf"))[0] if path.is_dir() else path
+
+
+def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None, branch: str | None = None) -> Path:
+    """The GGUF file that a user means: a file, the newest one of a run or of a folder of exports, or one on the Hub.
+
+    With `quant` the one of that quant. Raises ChatError where there is none.
+    """
+    if isinstance(what, str | os.PathLike) and (Path(what).suffix == ".gguf" or Path(what).is_file()):
+        if not Path(what).is_file():
+            raise ChatError(f"no file {Path(what).as_posix()}", "check the path")
+        return Path(what)
+    if isinstance(what, str) and pull.is_meant(what):
+        return pull.gguf(what, branch, quant)
+    return _newest(what if isinstance(what, Run) else run.room(what), quant)
+
+
+def _newest(this: Run, quant: str | None) -> Path:
+    wanted = layout.check_quants([quant])[0] if quant else None
+    outputs = [output for output, kind in models(this).items() if wanted in (None, kind)]
+    for output in reversed(outputs):
+        if artifact := this.valid(output):
+            return first_file(artifact.path)
+    again = f"`ggufy export {this.name}{f' --quant {quant}' if quant else ''}`"
+    if not this.exists:
+        again = "the `ggufy export` that wrote there"
+    if outputs:
+        damaged = (this.path / outputs[-1]).as_posix()
+        raise ChatError(f"{damaged} was removed or damaged since it was made, or is not sound", f"{again} mends it")
+    named = f" in {quant}" if quant else ""
+    raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"{again} makes one")

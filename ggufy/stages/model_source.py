@@ -1,0 +1,228 @@
+"""What is exported: a run, an adapter from anywhere, or a plain checkpoint, brought to one form."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ggufy.data import source
+from ggufy.errors import ExportError, GgufyError, HubError, ModelError, RunError, Unverified
+from ggufy.model import bases, config_files, download
+from ggufy.model.bases import Base
+from ggufy.recipe import recipe
+from ggufy.runs import run
+from ggufy.runs.run import Run
+from ggufy.system import digest
+from ggufy.system.version import __version__
+
+log = logging.getLogger("ggufy")
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.index.json", "tokenizer*", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base, perhaps an adapter, and the folder where the outputs go."""
+
+    name: str
+    base: Base
+    adapter: Path | None
+    adapter_sha256: str | None
+    room: Run
+    folder: str
+    """Where in the room the outputs are: `export/` in a run."""
+    notes: dict[str, str]
+    """What is written into the GGUF under `general.`."""
+    source: str | None = None
+    """Of a folder or a repository: which, said relative to the room, so that both can be moved together."""
+    named_base: str | None = None
+    """The base that somebody named, said in the same way."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What every output depends on."""
+        return {**self.content, "general": self.notes}
+
+    @property
+    def day(self) -> date:
+        """The date in its prompts: the one it was trained with, else the one that Llama 3.2's template has itself."""
+        pinned = self.notes.get("ggufy.date")
+        return date.fromisoformat(pinned) if pinned else date(2024, 7, 26)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The part of `inputs` that is somebody's, not ggufy's."""
+        beside = digest.of_folder(self.base.path, bases.BESIDE)
+        return {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "base_files": beside}
+
+    def claim(self, *, force: bool = False) -> None:
+        """Raise RunError where the room holds exports of another source. The caller holds the lock of the room."""
+        if self.source is not None:
+            self.room.claim(self.source, self.content, base=self.named_base, force=force)
+
+
+def find(
+    what: str | os.PathLike[str] | Run | None, base: str | None, out: Path | None
+) -> tuple[Run, Callable[[], Subject]]:
+    """Where the outputs go, and how to find what is exported once that place is locked."""
+    if isinstance(what, Run) or is_run(what):
+        this = what if isinstance(what, Run) else run.find(what)
+        if base is not None or out is not None:
+            raise ExportError("--base and --out are for adapters and checkpoints; a run has its own", "leave them out")
+        return this, lambda: of_run(this)
+    found = of_folder(what or "", base, out)
+    return found.room, lambda: found
+
+
+def of_run(this: Run) -> Subject:
+    """A trained run. Raises RunError where it has no finished adapter, ModelError where its base has changed."""
+    frozen = this.frozen
+    wanted = recipe.from_values(frozen["recipe"])
+    adapter = this.valid("adapter")
+    if adapter is None:
+        raise RunError(f"{this.path.as_posix()} has no finished adapter", "`ggufy train` finishes it")
+    revision = wanted.model.revision or frozen["base"]["commit"]
+    base = _resolve(wanted.model.base, revision, offline=wanted.hub.offline)
+    if base.fingerprint != frozen["base"]["fingerprint"]:
+        raise ModelError(
+            f"the base {base.name} is not the one this run was trained on: its files have changed",
+            "put the original back, or train again with --fresh",
+        )
+    notes = {**_notes(this.name), "ggufy.date": str(frozen["date"])}
+    return Subject(this.name, base, adapter.path, adapter.sha256, this, "export/", notes)
+
+
+def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) -> Subject:
+    """An adapter folder, a model folder, or either on the Hub. Outputs go to `out`, or to exports/NAME."""
+    folder, name = _local(os.fspath(what))
+    room = Run(out or Path("exports") / name)
+    room.refuse_foreign_names()
+    origin = _said(what, room)
+    if (folder / "adapter_config.json").is_file():
+        config = config_files.read(folder / "adapter_config.json")
+        try:
+            found = _base_of(folder, config, base)
+        except ModelError as error:
+            hint = "name the 16-bit base with --base" if base is None else error.hint
+            raise ModelError(f"the base of {name}: {error.message}", hint) from None
+        # Whole: between two states of a training little may change.
+        content = digest.of_folder(folder, _ADAPTER_FILES, whole=True)
+        # A folder that adapter_config.json names may be relative to where the command was run.
+        local = found.path if base is None and Path(found.name).expanduser().is_dir() else None
+        named = _said(base or local or "", room) if base or local else None
+        return Subject(name, found, folder, content, room, "", _notes(name), origin, named)
+    if base is not None:
+        raise ExportError(f"{folder.as_posix()} is no adapter, so --base does not apply", "leave out --base")
+    bases.check(folder, os.fspath(what), four_bit=True, said="the name")
+    found = Base(name, folder, None, digest.of_folder(folder, bases.CONTENT))
+    _warn_of_four_bit(found)
+    return Subject(name, found, None, None, room, "", _notes(name), origin)
+
+
+def of_room(this: Run) -> Subject | None:
+    """What a run or a folder of exports was made from. None where the folder does not say.
+
+    Raises Unverified where that cannot be found any more.
+    """
+    if this.exists:
+        return of_run(this)
+    origin = this.origin
+    if origin is None:
+        return None
+    source, base = (_meant(said, this) if said else None for said in (origin["source"], origin.get("base")))
+    try:
+        for said, folder in ((origin["source"], source), (origin.get("base"), base)):
+            if said and folder and not said.startswith("hub:") and not Path(folder).is_dir():
+                raise RunError(f"the folder {folder} is not there any more")
+        return of_folder(source or "", base, this.path)
+    except GgufyError as error:
+        raise Unverified(
+            f"{this.path.as_posix()} cannot be compared with what it was made from: {error.message}",
+            "put that back where it was, or export it again into another --out",
+        ) from None
+
+
+def _said(what: str | os.PathLike[str], room: Run) -> str:
+    """A folder relative to the room, or a repository."""
+    return os.path.relpath(Path(what).resolve(), room.path.resolve()) if Path(what).is_dir() else f"hub:{what}"
+
+
+def _meant(said: str, room: Run) -> str:
+    repository = said.removeprefix("hub:")
+    return repository if repository != said else os.path.normpath(room.path.resolve() / said)
+
+
+def is_run(what: str | os.PathLike[str] | None) -> bool:
+    """Whether this means a run: nothing, a run's name, or a folder that is no adapter and no model."""
+    if what is None or (run.runs_folder() / what / "run.json").is_file():
+        return True
+    folder = Path(what)
+    if folder.is_dir():
+        return not any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+    # What lies in a folder that is here is meant to be here too, not on the Hub.
+    return (folder.parent.is_dir() and folder.parent != Path()) or not download.is_repository(os.fspath(what))
+
+
+def sixteen_bit(name: str) -> str:
+    """The name of the 16-bit original of a base that is named as a bitsandbytes 4-bit copy; else the name itself."""
+    return re.sub(r"(-unsloth)?-bnb-4bit$", "", name)
+
+
+def _base_of(folder: Path, config: dict[str, Any], base: str | None) -> Base:
+    """The base that the user names, else the adapter: the 16-bit original of a 4-bit one, where there is one."""
+    named = base or str(config.get("base_model_name_or_path") or "")
+    if not named:
+        raise ExportError(f"{folder.as_posix()}: adapter_config.json names no base", "say which with --base")
+    full = named if base else sixteen_bit(named)
+    # Of a 4-bit folder on this disk the original is only looked for beside it.
+    if full != named and (Path(full).expanduser().is_dir() or not Path(named).expanduser().is_dir()):
+        log.info("the adapter names the 4-bit base %s; its 16-bit original %s is used", named, full)
+        try:
+            return _resolve(full, None, offline=False, said="--base")
+        except HubError as error:
+            if not _is_unknown(error):
+                raise
+            log.info("the Hub has no %s, so the 4-bit base is used itself", full)
+    revision = config.get("revision") if base is None else None
+    found = _resolve(named, revision, offline=False, four_bit=True, said="--base")
+    _warn_of_four_bit(found)
+    return found
+
+
+def _is_unknown(error: HubError) -> bool:
+    """Whether the Hub answered that it has no such repository: not that it is gated, or was out of reach."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    cause = error.__context__
+    return isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError)
+
+
+def _warn_of_four_bit(base: Base) -> None:
+    if bases.is_four_bit(base.path):
+        log.warning(
+            "%s holds its weights in bitsandbytes' 4 bits, which have lost quality already: they are exported as they "
+            "are; the 16-bit original gives a better GGUF",
+            base.name,
+        )
+
+
+def _local(what: str) -> tuple[Path, str]:
+    if Path(what).is_dir():
+        return Path(what), Path(what).resolve().name
+    folder, _ = download.snapshot(what, None, "model", (*_ADAPTER_FILES, *_MODEL_FILES), offline=False)
+    return folder, what.rpartition("/")[2]
+
+
+def _resolve(name: str, revision: str | None, *, offline: bool, **how: Any) -> Base:
+    return bases.resolve(name, revision, offline=offline, builtin_texts=source.sample_texts(), **how)
+
+
+def _notes(name: str) -> dict[str, str]:
+    return {"name": name, "ggufy.version": __version__}

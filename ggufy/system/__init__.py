@@ -1,0 +1,1 @@
+"""This machine: files, hashes, signals, memory, progress."""

@@ -1,0 +1,1 @@
+"""What trains: a file each."""

@@ -1,0 +1,1 @@
+"""Whether a finished GGUF is what was trained."""

@@ -1,0 +1,145 @@
+"""The training model itself, base and adapter in transformers and peft, and what it says on a few texts.
+
+A file is only what was trained if it says the same. In float32, so that a difference is the file's and not this
+model's. Where torch is not installed, or the memory does not hold the model, there is nothing to compare with, and that
+is said.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufy.errors import GgufyError
+from ggufy.export.converter import conversion
+from ggufy.model.safetensors import Checkpoint
+from ggufy.model.template import ChatTemplate, text_of
+from ggufy.verify.probes import PROBES, rendered
+
+log = logging.getLogger("ggufy")
+
+_LONGEST = 96
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Texts as token ids, and the logits after each token, float32 (tokens, vocabulary). Empty: nothing to compare."""
+
+    texts: Sequence[Sequence[int]]
+    logits: Sequence[Any]
+    untrained: Sequence[Any] | None = None
+    """The base's own logits, without the adapter."""
+
+
+NOTHING = Reference((), ())
+
+
+def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int]]]) -> Reference:
+    """The training model on its `own` texts and on probes of ggufy's. Says why where there is nothing to compare."""
+    lacking = missing(base, adapter)
+    try:
+        if not lacking:
+            return _run(base, adapter, own())
+    except (GgufyError, ImportError, OSError, ValueError, RuntimeError) as error:
+        # What the libraries raise for a model they cannot load. This check is one more, and costs nobody the file.
+        lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    log.info("logits are not compared with the training model: %s", lacking)
+    return NOTHING
+
+
+def _run(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Reference:
+    import torch
+
+    texts = [*own, *_probes(base)]
+    with opened(base, adapter) as model, torch.inference_mode():
+        logits = [_logits(model, text) for text in texts]
+        untrained = None
+        if adapter:
+            with model.disable_adapter():
+                untrained = [_logits(model, text) for text in texts]
+    return Reference(texts, logits, untrained)
+
+
+@contextmanager
+def opened(base: Path, adapter: Path | None) -> Iterator[Any]:
+    """The training model in float32 on the CPU, ready to be asked."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as theirs
+
+    theirs.disable_progress_bar()
+    # peft imports it wherever it is installed, and it says then which of its kernels it lacks.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+        model.eval()
+        yield model
+    finally:
+        theirs.enable_progress_bar()
+
+
+def _logits(model: Any, text: Sequence[int]) -> Any:
+    import torch
+
+    return model(torch.tensor([list(text)])).logits[0].float().numpy()
+
+
+def _probes(base: Path) -> list[list[int]]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
+    if not text_of(base):
+        return [tokenizer.encode(" ".join(PROBES)).ids[:_LONGEST]]
+    shown = rendered(ChatTemplate.from_folder(base))
+    return [tokenizer.encode(text, add_special_tokens=False).ids[:_LONGEST] for text in shown[-1:]]
+
+
+def missing(base: Path, adapter: Path | None) -> str | None:
+    """Why the training model cannot be run here; None: it can."""
+    from importlib.util import find_spec
+
+    needed = ("torch", "transformers", *(["peft"] if adapter else []))
+    if lost := [name for name in needed if find_spec(name) is None]:
+        return f"{lost[0]} is not installed"
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        return "the base is in 4 bits"
+    if conversion.brings_code(base):
+        return "the model brings code of its own"
+    size = 4 * sum(math.prod(tensor.shape) for tensor in Checkpoint.open(base).tensors.values())
+    free = _available()
+    if free is not None and size * 1.2 > free:
+        return f"it needs {size * 1.2 / 1e9:.1f} GB of memory in float32, and {free / 1e9:.1f} GB are free"
+    return None
+
+
+def _available() -> int | None:
+    """Bytes of memory that can be had, where the system says it; within the limit of a container."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except OSError:
+        return None
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        group = Path("/sys/fs/cgroup")
+        try:
+            found.append(int((group / limit).read_text()) - int((group / used).read_text()))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+    return min(found, default=None)
