@@ -125,6 +125,7 @@ def preload() -> None:
     import safetensors.torch  # noqa: F401
 
     from ggufy.train import trainer  # noqa: F401
+    from ggufy.train.backends import hf  # noqa: F401
 
 
 def main() -> None:
