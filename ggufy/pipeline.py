@@ -20,18 +20,18 @@ from ggufy.runs.stamps import Artifact
 from ggufy.stages import arguments, exported, model_source, planning, recipes
 from ggufy.stages import data as data_stage
 from ggufy.stages import export as export_stage
-from ggufy.stages.export_options import Wish
+from ggufy.stages.export_options import ExportOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ggufy.chat.model import ChatModel
     from ggufy.data.report import Report
-    from ggufy.evaluate.session.options import Wishes as EvalWishes
+    from ggufy.evaluate.session.options import EvalArguments
     from ggufy.evaluate.session.sections import Evaluation
     from ggufy.hub import dataset, push
     from ggufy.plan.plan import Plan
-    from ggufy.stages.export_options import Wishes
+    from ggufy.stages.export_options import ExportArguments
 
 
 def check(
@@ -59,9 +59,11 @@ def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()
     return data_stage.inspect(recipes.check(what, overrides))
 
 
-def push_data(what: str | os.PathLike[str] | Recipe, wish: dataset.Wish, overrides: Iterable[str] = ()) -> push.Pushed:
+def push_data(
+    what: str | os.PathLike[str] | Recipe, options: dataset.DatasetOptions, overrides: Iterable[str] = ()
+) -> push.Pushed:
     """Prepare a recipe's data as training would, and send its rows to the Hub as a data set."""
-    return data_stage.send(recipes.check(what, overrides), wish)
+    return data_stage.send(recipes.check(what, overrides), options)
 
 
 def rehearse(
@@ -106,18 +108,18 @@ def export(
     *,
     base: str | None = None,
     out: Path | None = None,
-    **wish: Unpack[Wishes],
+    **options: Unpack[ExportArguments],
 ) -> dict[str, Artifact]:
     """Make the GGUF files of a run, an adapter or a checkpoint: those named, else those of the run's recipe.
 
-    The other arguments are those of `ggufy.stages.export_options.Wish`: `quants`, `merged` ("f16" or "bf16"),
+    The other arguments are those of `ggufy.stages.export_options.ExportOptions`: `quants`, `merged` ("f16" or "bf16"),
     `adapter_gguf`, `imatrix`, `split_max_size`, `threads`, `force`, ... Each GGUF is verified before it gets its final
     name, unless `check_files` is false. Returns what was made, by name.
     """
-    wanted = Wish(**wish)
-    room, find = model_source.find(what, base, out)
-    export_stage.check(wanted, room)
-    with room.lock(None if room.exists else "--out"):
+    wanted = ExportOptions(**options)
+    output_folder, find = model_source.find(what, base, out)
+    export_stage.check(wanted, output_folder)
+    with output_folder.lock(None if output_folder.exists else "--out"):
         return export_stage.make(find(), wanted)
 
 
@@ -126,7 +128,7 @@ def plan_export(
     *,
     base: str | None = None,
     out: Path | None = None,
-    **wish: Unpack[Wishes],
+    **options: Unpack[ExportArguments],
 ) -> list[str]:
     """What an export would write, in lines for people. Raises what the export would, as far as it can be known.
 
@@ -134,9 +136,9 @@ def plan_export(
     """
     from tempfile import TemporaryDirectory
 
-    wanted = Wish(**wish)
-    room, find = model_source.find(what, base, out)
-    export_stage.check(wanted, room)
+    wanted = ExportOptions(**options)
+    output_folder, find = model_source.find(what, base, out)
+    export_stage.check(wanted, output_folder)
     with TemporaryDirectory(prefix="ggufy-") as scratch:
         return export_stage.plan(find(), wanted, Path(scratch))
 
@@ -175,13 +177,13 @@ def chat(
     return ChatModel(gguf_of(what, quant, branch), context, threads, day)
 
 
-def evaluate(*what: str | os.PathLike[str] | Run, **wish: Unpack[EvalWishes]) -> Evaluation:
+def evaluate(*what: str | os.PathLike[str] | Run, **options: Unpack[EvalArguments]) -> Evaluation:
     """Evaluate a run, a folder of exports or GGUF files; several are compared. The newest run if nothing is named.
 
-    The arguments are those of `ggufy.evaluate.session.options.Wish`: `only`, `data`, `limit`, `against`, `max_kl`, ...
-    What was measured before is not measured again.
+    The arguments are those of `ggufy.evaluate.session.options.EvalOptions`: `only`, `data`, `limit`, `against`,
+    `max_kl`, ... What was measured before is not measured again.
     """
     from ggufy.evaluate.session import sections
-    from ggufy.evaluate.session.options import Wish
+    from ggufy.evaluate.session.options import EvalOptions
 
-    return sections.make(what, Wish(**wish))
+    return sections.make(what, EvalOptions(**options))

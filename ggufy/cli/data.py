@@ -33,7 +33,7 @@ def _bracketed(text: str) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="With --push: the folder it is written to; datasets/NAME.")
 @click.option("--force", is_flag=True, help="With --push: write over files that are others.")
 def command(
-    recipe: str, overrides: tuple[str, ...], png: Path | None, as_json: bool, repo: str | None, **wish: Any
+    recipe: str, overrides: tuple[str, ...], png: Path | None, as_json: bool, repo: str | None, **options: Any
 ) -> None:
     """Show how long the rows of a recipe's data are, what is cut, and one row with what is trained on marked.
 
@@ -41,16 +41,16 @@ def command(
     that a training would see, of all splits, become a data set on the Hub: Parquet files, and a card.
     """
     from ggufy import pipeline
-    from ggufy.hub.dataset import Wish
+    from ggufy.hub.dataset import DatasetOptions
     from ggufy.system import plots
 
     if repo is not None:
         if png or as_json:
             raise click.UsageError("--push sends the rows; leave out --png and --json")
-        for line in pipeline.push_data(recipe, Wish(repo, **wish), overrides).lines():
+        for line in pipeline.push_data(recipe, DatasetOptions(repo, **options), overrides).lines():
             click.echo(line)
         return
-    if any(wish[name] for name in ("private", "message", "out", "force")) or wish["branch"] != "main":
+    if any(options[name] for name in ("private", "message", "out", "force")) or options["branch"] != "main":
         raise click.UsageError("--branch, --private, --message, --out and --force are for --push")
     if png is not None:
         plots.check_name(png)

@@ -13,10 +13,10 @@ from ggufy.cli.finite import Finite
 _FILE = click.Path(path_type=Path)
 
 
-class _Parts(click.ParamType[tuple[str, ...]]):
+class _Sections(click.ParamType[tuple[str, ...]]):
     """Names with commas between."""
 
-    name = "parts"
+    name = "sections"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         del param, ctx
@@ -43,7 +43,10 @@ class _Price(click.ParamType[tuple[float, float]]):
 @click.command(name="eval")
 @click.argument("what", nargs=-1, metavar="[RUN|FOLDER|FILE|user/name]...")
 @click.option(
-    "--only", type=_Parts(), metavar="PARTS", help="heldout, quants, prompts, references, numbers, judge; with commas."
+    "--only",
+    type=_Sections(),
+    metavar="SECTIONS",
+    help="heldout, quants, prompts, references, numbers, judge; with commas.",
 )
 @click.option("--data", type=_FILE, metavar="FILE", help="Conversations or a .txt, instead of what the run held out.")
 @click.option(
@@ -76,7 +79,7 @@ class _Price(click.ParamType[tuple[float, float]]):
 @click.option("--judge-again", is_flag=True, help="Ask also what the judge was asked before.")
 @click.option("--yes", is_flag=True, help="Ask the judge without asking you first.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json.")
-def command(what: tuple[str, ...], only: tuple[str, ...] | None, as_json: bool, **wish: Any) -> None:
+def command(what: tuple[str, ...], only: tuple[str, ...] | None, as_json: bool, **options: Any) -> None:
     """Evaluate RUN (the newest if not given): is it better than its base, and what did quantization cost?
 
     Measures loss and perplexity on held-out conversations; how far each GGUF is from the F16 file; and asks base and
@@ -86,10 +89,10 @@ def command(what: tuple[str, ...], only: tuple[str, ...] | None, as_json: bool, 
     from ggufy import pipeline
 
     if only:
-        wish["only"] = only
+        options["only"] = only
     if sys.stdin.isatty() and sys.stderr.isatty():
-        wish["confirm"] = lambda question: click.confirm(question, err=True)
-    made = pipeline.evaluate(*what, **wish)
+        options["confirm"] = lambda question: click.confirm(question, err=True)
+    made = pipeline.evaluate(*what, **options)
     for line in [made.report.json().rstrip()] if as_json else made.lines():
         click.echo(line)
     if made.trouble:

@@ -65,7 +65,7 @@ _PATH = click.Path(path_type=Path)
     help="Check each file, but without running the training model, which takes time and memory.",
 )
 @click.option("--force", is_flag=True, help="Write over files that ggufy did not make; others beside them stay.")
-def command(what: str | None, base: str | None, out: Path | None, dry_run: bool, **wish: Any) -> None:
+def command(what: str | None, base: str | None, out: Path | None, dry_run: bool, **options: Any) -> None:
     """Make GGUF files, straight from base and adapter, in one pass over the weights.
 
     Of a RUN (the newest if nothing is named), of a FOLDER with a PEFT adapter or a 16-bit checkpoint, or of either on
@@ -74,9 +74,9 @@ def command(what: str | None, base: str | None, out: Path | None, dry_run: bool,
     from ggufy import pipeline
 
     if dry_run:
-        for line in pipeline.plan_export(what, base=base, out=out, **wish):
+        for line in pipeline.plan_export(what, base=base, out=out, **options):
             click.echo(line)
         return
-    for artifact in pipeline.export(what, base=base, out=out, **wish).values():
+    for artifact in pipeline.export(what, base=base, out=out, **options).values():
         size = f"{artifact.size / 1e6:,.1f} MB" if artifact.size >= _SMALL else f"{artifact.size:,} bytes"
         click.echo(f"{artifact.path}  {size}{'  (up to date)' if artifact.reused else ''}")

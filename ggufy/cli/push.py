@@ -33,7 +33,7 @@ def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--ollama", metavar="you/name", help="Push to ollama.com instead, or too where --repo is given.")
 @click.option("--force", is_flag=True, help="Write over files there that this run did not put there.")
 @click.option("--dry-run", is_flag=True, help="Only show the card and the files. Nothing is asked of the Hub.")
-def command(what_run: str | None, dry_run: bool, ollama: str | None, **wish: Any) -> None:
+def command(what_run: str | None, dry_run: bool, ollama: str | None, **options: Any) -> None:
     """Send a run (the newest if none is named) to the Hugging Face Hub, with a model card.
 
     Only what is not there yet is sent, in one commit, and it ends when the hashes there are those here. In names
@@ -41,13 +41,13 @@ def command(what_run: str | None, dry_run: bool, ollama: str | None, **wish: Any
     """
     from ggufy.hub import ollama as models
     from ggufy.hub import push
-    from ggufy.hub.push import Wish
+    from ggufy.hub.push import PushOptions
     from ggufy.runs import run
 
     this = run.find(what_run)
-    to_hub = ollama is None or wish["repo"]
+    to_hub = ollama is None or options["repo"]
     if dry_run:
-        text, files = push.dry_run(this, Wish(**wish)) if to_hub else ("", [])
+        text, files = push.dry_run(this, PushOptions(**options)) if to_hub else ("", [])
         for line in (*([text] if text else ()), *files, *(models.dry_run(this, ollama) if ollama else ())):
             click.echo(line)
         return
@@ -56,7 +56,7 @@ def command(what_run: str | None, dry_run: bool, ollama: str | None, **wish: Any
             # What Ollama would refuse is known before anything goes to the Hub.
             models.check(this, ollama)
         if to_hub:
-            for line in push.push(this, Wish(**wish)).lines():
+            for line in push.push(this, PushOptions(**options)).lines():
                 click.echo(line)
         for tag in models.push(this, ollama) if ollama else ():
             click.echo(f"https://ollama.com/{tag}")

@@ -24,7 +24,7 @@ import click
 @click.option("--storage", metavar="URL", help="Optuna storage for several machines; a file in the sweep's folder.")
 @click.option("--dry-run", is_flag=True, help="Only say which trials there would be, and their steps.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def command(recipe: str, dry_run: bool, as_json: bool, **wishes: Any) -> None:
+def command(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train a recipe with other values, compare the held-out losses, and keep the best as a recipe.
 
     Each trial is a run. The same command again goes on; started in several terminals, they share the work.
@@ -34,7 +34,7 @@ def command(recipe: str, dry_run: bool, as_json: bool, **wishes: Any) -> None:
     from ggufy.sweeps import sweep
 
     if not dry_run:
-        click.echo(sweep.text(sweep.sweep(recipe, **wishes), as_json=as_json))
+        click.echo(sweep.text(sweep.sweep(recipe, **options), as_json=as_json))
         return
-    found = sweep.rehearse(recipe, **wishes)
+    found = sweep.rehearse(recipe, **options)
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(sweep.rehearsal_lines(found)))

@@ -108,7 +108,7 @@ class OnePass:
                 stream.run(self.planned, list(self.sinks.values()), merge, threads, bar)
 
     def describe(self, threads: int) -> list[str]:
-        changed = len(self.adapter.pairs) + len(self.adapter.whole)
+        changed = len(self.adapter.deltas) + len(self.adapter.whole)
         lines = [f"{len(self.planned)} tensors, {self.total:,} weights; the adapter changes {changed} of the tensors"]
         for name, sink in self.sinks.items():
             kinds = (

@@ -81,17 +81,17 @@ class Merge:
     def _compiled(self, slab: Slab, parts: Collection[str]) -> Rows:
         outputs = {part: self._buffer(part, slab) for part in parts}
         holder, name = self._stored(slab.tensor)
-        pair = self.adapter.pairs.get(str(slab.tensor.source))
+        lora = self.adapter.deltas.get(str(slab.tensor.source))
         stored, kind, delta, scaling = None, holder[name].dtype, None, 1.0
-        if kind not in native.STORED or (pair and not pair.plain):
+        if kind not in native.STORED or (lora and not lora.plain):
             stored, kind = self._buffer("exact", slab), "F32"
             self._read(slab, stored)
             outputs.pop("exact", None)
         else:
             width = slab.shape[1] * SIZES[kind]
             stored = holder.data(name)[slab.start * width : slab.stop * width]
-            if pair:
-                delta, scaling = pair.product(slab.start, slab.stop, self._buffer("delta", slab)), pair.scaling
+            if lora:
+                delta, scaling = lora.product(slab.start, slab.stop, self._buffer("delta", slab)), lora.scaling
         heads = slab.tensor.heads
         head = slab.tensor.shape[0] // heads if heads else 0
         bad = native.merge(stored, kind, slab.shape, outputs, delta=delta, scaling=scaling, head=head)
@@ -152,8 +152,8 @@ class Merge:
     def kind(self, tensor: Planned) -> tuple[str, str]:
         """What decides how the rows of a tensor are merged: the type they are stored in, and the change."""
         holder, name = self._stored(tensor)
-        pair = self.adapter.pairs.get(str(tensor.source))
-        return holder[name].dtype, "none" if pair is None else "added" if pair.plain else "of another kind"
+        lora = self.adapter.deltas.get(str(tensor.source))
+        return holder[name].dtype, "none" if lora is None else "added" if lora.plain else "of another kind"
 
     def _stored(self, tensor: Planned) -> tuple[Checkpoint, str]:
         """Where the rows lie that the adapter changes: in the base, or in the adapter."""
@@ -165,8 +165,8 @@ class Merge:
     def _read(self, slab: Slab, out: Any) -> None:
         """Rows of the base with the adapter's change, float32."""
         read_rows(*self._stored(slab.tensor), slab.start, slab.stop, out)
-        if pair := self.adapter.pairs.get(str(slab.tensor.source)):
-            pair.apply(out, slab.start, self._buffer("delta", slab))
+        if lora := self.adapter.deltas.get(str(slab.tensor.source)):
+            lora.apply(out, slab.start, self._buffer("delta", slab))
 
     def _buffer(self, part: str, slab: Slab) -> Any:
         """This thread's array for a part, kept from slab to slab: fresh memory costs more than the arithmetic."""

@@ -18,7 +18,7 @@ from ggufy.hub.client import access, session, upload
 from ggufy.hub.client.upload import Target
 from ggufy.hub.contents import bundle, facts, leaks, manifest, names, places, receipt
 from ggufy.hub.contents.bundle import File
-from ggufy.hub.contents.facts import Asked, Place
+from ggufy.hub.contents.facts import CardMetadata, Place
 from ggufy.recipe import recipe
 from ggufy.runs.run import Run
 from ggufy.system import digest
@@ -30,7 +30,7 @@ _MANY = "1M<n<10M"
 
 
 @dataclass(frozen=True)
-class Wish:
+class DatasetOptions:
     """What somebody asked of `ggufy data --push`."""
 
     repo: str
@@ -75,31 +75,31 @@ def checker() -> Callable[[str, str], None]:
     return lambda where, text: leaks.look(where, text.encode(), known, ())
 
 
-def check(wish: Wish) -> access.Access:
+def check(options: DatasetOptions) -> access.Access:
     """Whether a push could work, asked before the rows are prepared. Raises HubError."""
-    target = wish.target
-    leaks.look_in_names(target.repo, target.branch, wish.message)
+    target = options.target
+    leaks.look_in_names(target.repo, target.branch, options.message)
     may = access.check(session.client(), target.repo, None, target.kind)
-    access.check_private(target.repo, may, private=wish.private, kind=target.kind)
+    access.check_private(target.repo, may, private=options.private, kind=target.kind)
     return may
 
 
-def send(wish: Wish, may: access.Access, scratch: Path, made: Contents) -> push.Pushed:
-    """Move what was written below `scratch` to the wish's folder, and bring the branch to hold it."""
-    target, api = wish.target, session.client()
-    room = Run(wish.folder)
+def send(options: DatasetOptions, may: access.Access, scratch: Path, made: Contents) -> push.Pushed:
+    """Move what was written below `scratch` to the folder asked for, and bring the branch to hold it."""
+    target, api = options.target, session.client()
+    output_folder = Run(options.folder)
     text = card(target, made, access.of_data(api, made.places))
     (scratch / "README.md").write_text(text, encoding="utf-8")
-    with room.lock("--out"):
-        files = _settle(room, target, scratch, force=wish.force)
+    with output_folder.lock("--out"):
+        files = _settle(output_folder, target, scratch, force=options.force)
         if not may.exists:
-            push.create(api, target, private=wish.private)
+            push.create(api, target, private=options.private)
         push.make_branch(api, target)
         paths = {file.path for file in files}
 
         def stale(there: Mapping[str, Any]) -> list[str]:
             # Files of an earlier push from this folder, as they were sent.
-            own = receipt.own(room, target.name)
+            own = receipt.own(output_folder, target.name)
             gone = [path for path in there if path.startswith("data/") and path not in paths]
             return [path for path in gone if manifest.identities(there[path]) & own]
 
@@ -107,49 +107,49 @@ def send(wish: Wish, may: access.Access, scratch: Path, made: Contents) -> push.
             api,
             target,
             files,
-            wish.message or f"{', '.join(f'{rows:,} {split}' for split, rows in made.rows.items())} rows by ggufy",
-            own=lambda: receipt.own(room, target.name),
-            before=lambda: receipt.begin(room, target.name, files),
+            options.message or f"{', '.join(f'{rows:,} {split}' for split, rows in made.rows.items())} rows by ggufy",
+            own=lambda: receipt.own(output_folder, target.name),
+            before=lambda: receipt.begin(output_folder, target.name, files),
             stale=stale,
-            force=wish.force,
+            force=options.force,
         )
-        receipt.finish(room, target.name, files, push.receipt_of(target, None, done))
+        receipt.finish(output_folder, target.name, files, push.receipt_of(target, None, done))
     at = "" if target.branch == "main" else f"/tree/{target.branch}"
     return push.Pushed(target, done.commit, session.page(target.repo, target.kind, at), files, done.new, done.gone)
 
 
-def _settle(room: Run, target: Target, scratch: Path, *, force: bool) -> list[File]:
+def _settle(output_folder: Run, target: Target, scratch: Path, *, force: bool) -> list[File]:
     """Move the files to their folder, never over somebody else's; and note them as ours before they are sent."""
     written = {path.relative_to(scratch).as_posix(): path for path in sorted(scratch.rglob("*")) if path.is_file()}
-    files = _files(room, written)
+    files = _files(output_folder, written)
     # Whatever was written here before, for whichever branch.
-    noted = receipt.read(room)
-    own = set().union(*(receipt.own(room, name) for name in (*noted["pushes"], *noted["pending"])))
+    noted = receipt.read(output_folder)
+    own = set().union(*(receipt.own(output_folder, name) for name in (*noted["pushes"], *noted["pending"])))
     for file in files:
-        there = room.path / file.path
+        there = output_folder.path / file.path
         if there.exists() and not force and not {digest.of_file(there)} & (own | {file.sha256}):
             raise HubError(f"{there.as_posix()} is there already, and is another", "--out FOLDER, or --force")
-    for path in sorted(room.path.glob("data/*.parquet")):
-        if path.relative_to(room.path).as_posix() not in written and digest.of_file(path) in own:
+    for path in sorted(output_folder.path.glob("data/*.parquet")):
+        if path.relative_to(output_folder.path).as_posix() not in written and digest.of_file(path) in own:
             path.unlink()
-    receipt.begin(room, target.name, files)
+    receipt.begin(output_folder, target.name, files)
     for name, path in written.items():
-        final = room.path / name
+        final = output_folder.path / name
         final.parent.mkdir(parents=True, exist_ok=True)
         beside = final.with_name(f".{final.name}.partial")
         shutil.move(path, beside)
         sync(beside)
         beside.replace(final)
-    return _files(room, {name: room.path / name for name in written})
+    return _files(output_folder, {name: output_folder.path / name for name in written})
 
 
-def _files(room: Run, paths: Mapping[str, Path]) -> list[File]:
+def _files(output_folder: Run, paths: Mapping[str, Path]) -> list[File]:
     rows = {name: path for name, path in paths.items() if name.startswith("data/")}
     rest = {name: path for name, path in paths.items() if name not in rows}
-    return [*bundle.from_sources(rest, room.path), *bundle.from_sources(rows, None)]
+    return [*bundle.from_sources(rest, output_folder.path), *bundle.from_sources(rows, None)]
 
 
-def card(target: Target, made: Contents, stated: Asked) -> str:
+def card(target: Target, made: Contents, stated: CardMetadata) -> str:
     """README.md. Raises HubError where the header would not be one that the Hub takes."""
     import yaml
     from huggingface_hub import DatasetCard, DatasetCardData

@@ -14,7 +14,7 @@ from ggufy.hub.client import access, session, upload
 from ggufy.hub.client.upload import Remote, Target
 from ggufy.hub.contents import bundle, card, facts, leaks, names, receipt
 from ggufy.hub.contents.bundle import File
-from ggufy.hub.contents.facts import Asked
+from ggufy.hub.contents.facts import CardMetadata
 from ggufy.hub.contents.manifest import hashes, identities
 from ggufy.recipe import recipe
 from ggufy.runs.run import Run
@@ -23,7 +23,7 @@ log = logging.getLogger("ggufy")
 
 
 @dataclass(frozen=True)
-class Wish:
+class PushOptions:
     """What somebody asked of `ggufy push`; what is None is taken from the recipe's `hub` section."""
 
     repo: str | None = None
@@ -65,24 +65,24 @@ class _Plan:
     message: str
 
 
-def push(run: Run, wish: Wish) -> Pushed:
+def push(run: Run, options: PushOptions) -> Pushed:
     """Send a run. It ends when the hashes on the Hub are those on this disk. Raises HubError, RunError, Unverified."""
-    first = _plan(run, wish, None)
+    first = _plan(run, options, None)
     target = first.target
     api = session.client()
     may = access.check(api, target.repo, str(first.bundle.frozen["base"]["name"]))
     access.check_private(target.repo, may, private=first.private)
     remote = _look(api, target) if may.exists else None
     # What was sent before is a part of this push where it lies there still.
-    plan = _plan(run, wish, remote.files if remote else {})
+    plan = _plan(run, options, remote.files if remote else {})
     _say_missing(plan.bundle)
     of_data = access.of_data(api, facts.trained_on(plan.bundle.frozen))
-    files = _files(plan, replace(may.asked, language=of_data.language))
+    files = _files(plan, replace(may.stated, language=of_data.language))
     if not may.exists:
         create(api, target, private=plan.private)
     make_branch(api, target)
     _check_tag(api, plan, files)
-    stale = _stale(run, plan, remote, files, force=wish.force)
+    stale = _stale(run, plan, remote, files, force=options.force)
     done = upload.upload(
         api,
         target,
@@ -91,7 +91,7 @@ def push(run: Run, wish: Wish) -> Pushed:
         own=lambda: receipt.own(run, target.name),
         before=lambda: receipt.begin(run, target.name, files),
         stale=stale,
-        force=wish.force,
+        force=options.force,
     )
     _say_others(target, files, done)
     if plan.tag:
@@ -147,11 +147,11 @@ def _say_missing(parts: bundle.Bundle) -> None:
             log.info("no %s files yet, so none are sent; %s makes them", kind, makers[kind])
 
 
-def dry_run(run: Run, wish: Wish) -> tuple[str, list[str]]:
+def dry_run(run: Run, options: PushOptions) -> tuple[str, list[str]]:
     """The card, and what would be sent, without asking the Hub anything."""
-    plan = _plan(run, wish, None)
+    plan = _plan(run, options, None)
     _say_missing(plan.bundle)
-    files = _files(plan, Asked())
+    files = _files(plan, CardMetadata())
     listed = [f"{facts.amount(file.size):>10}  {file.sha256[:12]}  {file.path}" for file in files]
     total = facts.amount(sum(file.size for file in files))
     return _source(files, "README.md").decode(), [*listed, f"{total:>10}  in all, to {plan.target.name}"]
@@ -169,22 +169,22 @@ def target_of(run: Run, repo: str | None, branch: str | None) -> Target:
     return Target(names.check_repository(filled[0]), names.check_ref(filled[1], "branch"))
 
 
-def _plan(run: Run, wish: Wish, there: Mapping[str, Any] | None) -> _Plan:
+def _plan(run: Run, options: PushOptions, there: Mapping[str, Any] | None) -> _Plan:
     """What is to be sent; `there` are the files of the branch, where it was looked at."""
     hub = recipe.from_values(run.frozen["recipe"]).hub
-    leaks.look_in_names(*((getattr(wish, key) or getattr(hub, key)) for key in ("repo", "branch", "tag", "message")))
-    target = target_of(run, wish.repo, wish.branch)
+    leaks.look_in_names(*((getattr(options, key) or getattr(hub, key)) for key in ("repo", "branch", "tag", "message")))
+    target = target_of(run, options.repo, options.branch)
     parts = bundle.collect(
         run,
-        wish.what or hub.what,
-        insist=wish.what is not None,
+        options.what or hub.what,
+        insist=options.what is not None,
         sent=receipt.sent(run, target.name, there),
         name=receipt.name(run, target.name),
     )
-    rows, private = bundle.conversations(run), hub.private if wish.private is None else wish.private
+    rows, private = bundle.conversations(run), hub.private if options.private is None else options.private
     tag, message = (
         names.fill(text, run.name, run.frozen, rows) if text else None
-        for text in (wish.tag or hub.tag, wish.message or hub.message)
+        for text in (options.tag or hub.tag, options.message or hub.message)
     )
     if tag:
         names.check_ref(tag, "tag")
@@ -192,12 +192,12 @@ def _plan(run: Run, wish: Wish, there: Mapping[str, Any] | None) -> _Plan:
     return _Plan(target, parts, private, tag, message or f"{parts.name}: {', '.join(kinds)}")
 
 
-def _files(plan: _Plan, asked: Asked) -> list[File]:
-    text = card.render(plan.bundle, plan.target.repo, plan.target.branch, asked)
+def _files(plan: _Plan, stated: CardMetadata) -> list[File]:
+    text = card.render(plan.bundle, plan.target.repo, plan.target.branch, stated)
     card.check(text)
-    if rule := card.naming_rule(plan.bundle, plan.target.repo, asked):
+    if rule := card.naming_rule(plan.bundle, plan.target.repo, stated):
         log.warning("%s; %s does not", rule, plan.target.repo)
-    notice = card.notice(plan.bundle, asked)
+    notice = card.notice(plan.bundle, stated)
     return bundle.finish(plan.bundle, {"README.md": text, **({"NOTICE": notice} if notice else {})})
 
 

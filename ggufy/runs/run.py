@@ -1,4 +1,4 @@
-"""The directory of one run: where it is, who may write, what it records. Its outputs are made in `making`."""
+"""The directory of one run: where it is, who may write, what it records. Its outputs are made in `artifacts`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _as_named(path: Path, folder: Path) -> Path:
     return next((parent for parent in path.parents if parent.resolve() == folder), folder)
 
 
-def room(what: str | os.PathLike[str] | None) -> Run:
+def output_folder(what: str | os.PathLike[str] | None) -> Run:
     """A run, as `find` finds it, or a folder of exports. Raises RunError."""
     this = Run(Path(what)) if what is not None else None
     return this if this and this.origin and not this.exists else find(what)

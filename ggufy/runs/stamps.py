@@ -17,7 +17,7 @@ log = logging.getLogger("ggufy")
 
 Inputs = Mapping[str, Any]
 
-# In a stamp, of an output that nobody has verified, or that was found not to be sound.
+# In a stamp, of an output that nobody has verified, or that was found not to be valid.
 VERIFIED, FAILED = "verified", "failed"
 
 
@@ -62,14 +62,14 @@ class Stamped:
         """Whether nobody has verified an output yet."""
         return (self.stamp(output) or {}).get(VERIFIED) == "no"
 
-    def note_verified(self, output: str, *, sound: bool) -> None:
-        """Write into its stamp what verifying an output has found. One that is not sound is not valid from then on."""
+    def note_verified(self, output: str, *, valid: bool) -> None:
+        """Write into its stamp what verifying an output has found. One that is not valid is not valid from then on."""
         stamp, path = self.stamp(output), self._stamp_path(output)
         if stamp is None:
             return
         stamp.pop(VERIFIED, None)
         state = path.stat()
-        write_json(path, stamp if sound else {**stamp, VERIFIED: FAILED})
+        write_json(path, stamp if valid else {**stamp, VERIFIED: FAILED})
         # Which output is the newest goes by this time.
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 

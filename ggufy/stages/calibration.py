@@ -16,7 +16,7 @@ from ggufy.data import formats, source, tokenize
 from ggufy.data.formats import BadRow
 from ggufy.errors import ExportError, MissingExtra
 from ggufy.recipe.schema import Data
-from ggufy.stages.model_source import Subject
+from ggufy.stages.model_source import ModelSource
 from ggufy.system import digest
 
 TOKENS = 10_000
@@ -35,12 +35,12 @@ class Texts:
     tokens: Callable[[], list[list[int]]]
 
 
-def texts(this: Subject, file: Path | None, budget: int) -> Texts:
+def texts(this: ModelSource, file: Path | None, budget: int) -> Texts:
     """About `budget` tokens: spread over a run's training data, or from a file. Raises ExportError or DataError."""
     if file is None:
-        data = this.room.valid("data") if this.folder else None
+        data = this.output_folder.valid("data") if this.subfolder else None
         if data is None:
-            whose = f"the run {this.name} has lost its training data" if this.folder else f"{this.name} is no run"
+            whose = f"the run {this.name} has lost its training data" if this.subfolder else f"{this.name} is no run"
             raise ExportError(
                 f"{whose}, so there is nothing to compute an importance matrix from",
                 "name a text or conversations with --imatrix-data, or a finished one with --imatrix-file",
@@ -56,12 +56,12 @@ def texts(this: Subject, file: Path | None, budget: int) -> Texts:
     return Texts(file.name, digest.of_file(file), lambda: _chunks(file, base, budget))
 
 
-def probes(this: Subject) -> list[list[int]]:
+def probes(this: ModelSource) -> list[list[int]]:
     """A few of a run's own conversations, cut short, to compare a file with the training model on.
 
     Raises MissingExtra where the training data cannot be read.
     """
-    data = this.room.valid("data") if this.folder else None
+    data = this.output_folder.valid("data") if this.subfolder else None
     if data is None:
         return []
     names = [data.path / name for name in ("eval.arrow", "train.arrow") if (data.path / name).is_file()]

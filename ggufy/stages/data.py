@@ -53,16 +53,16 @@ def inspect(wanted: Recipe) -> Report:
         return report.make(rows, wanted.data, tokenizer, wanted.model.max_length, provenance.today(), scratch)
 
 
-def send(wanted: Recipe, wish: dataset.Wish) -> push.Pushed:
+def send(wanted: Recipe, options: dataset.DatasetOptions) -> push.Pushed:
     """Prepare the data as training would, and send its rows to the Hub as a data set."""
     from ggufy.data import publish
 
-    may = dataset.check(wish)
+    may = dataset.check(options)
     with _opened(wanted) as (rows, tokenizer, scratch):
         frozen = {"recipe": wanted.model_dump(mode="json"), "data": provenance.places(wanted, rows)}
         day, check_row = provenance.today(), dataset.checker()
         made = publish.publish(rows, wanted.data, tokenizer, wanted.model.max_length, day, scratch, check_row)
-        return dataset.send(wish, may, scratch, dataset.contents(frozen, made.columns, made.rows, made.counts))
+        return dataset.send(options, may, scratch, dataset.contents(frozen, made.columns, made.rows, made.counts))
 
 
 @contextmanager

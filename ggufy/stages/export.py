@@ -23,8 +23,8 @@ from ggufy.runs.run import Run
 from ggufy.runs.stamps import Artifact
 from ggufy.stages import calibration, preflight
 from ggufy.stages.calibration import Texts
-from ggufy.stages.export_options import Wish
-from ggufy.stages.model_source import Subject
+from ggufy.stages.export_options import ExportOptions
+from ggufy.stages.model_source import ModelSource
 from ggufy.stages.preflight import PLAIN
 from ggufy.stages.verify import Verifier
 from ggufy.system import digest, machine
@@ -34,48 +34,48 @@ log = logging.getLogger("ggufy")
 _DEFAULT = ("q4_k_m",)
 
 
-def check(wish: Wish, room: Run) -> None:
-    """What can be said against a wish before anything is touched. Raises ExportError."""
-    quants = layout.check_quants(wish.quants) if wish.quants else [] if wish.extras else list(_DEFAULT)
-    if not room.exists:
+def check(options: ExportOptions, output_folder: Run) -> None:
+    """What can be said against the options before anything is touched. Raises ExportError."""
+    quants = layout.check_quants(options.quants) if options.quants else [] if options.extras else list(_DEFAULT)
+    if not output_folder.exists:
         # Of a run the recipe has its say too.
-        preflight.of_matrices(wish, quants, computes=bool(wish.imatrix or wish.imatrix_data), of_run=False)
+        preflight.of_matrices(options, quants, computes=bool(options.imatrix or options.imatrix_data), of_run=False)
 
 
-def make(this: Subject, wish: Wish) -> dict[str, Artifact]:
-    """Make what is asked for, or find it made, by name. The caller holds the lock of the room."""
-    this.claim(force=wish.force)
-    return _Export(this, wish).make()
+def make(this: ModelSource, options: ExportOptions) -> dict[str, Artifact]:
+    """Make what is asked for, or find it made, by name. The caller holds the lock of the output folder."""
+    this.claim(force=options.force)
+    return _Export(this, options).make()
 
 
-def plan(this: Subject, wish: Wish, scratch: Path) -> list[str]:
+def plan(this: ModelSource, options: ExportOptions, scratch: Path) -> list[str]:
     """What an export would write, in lines for people. Raises what the export would."""
-    preflight.of_place(this.room.path)
-    this.claim(force=wish.force)
-    return _Export(this, wish).describe(scratch)
+    preflight.of_place(this.output_folder.path)
+    this.claim(force=options.force)
+    return _Export(this, options).describe(scratch)
 
 
 class _Export:
     """One call of `make`."""
 
-    def __init__(self, this: Subject, wish: Wish) -> None:
-        self.this, self.wish = this, wish
-        self.threads = wish.threads or machine.cores()
+    def __init__(self, this: ModelSource, options: ExportOptions) -> None:
+        self.this, self.options = this, options
+        self.threads = options.threads or machine.cores()
         self.inputs = {**this.inputs, "llama_cpp": metadata.version("llama-cpp-python")}
         if conversion.is_foreign(this.base.path):
             self.inputs["converter"] = conversion.fingerprint()
-        self.quants = _wanted_quants(this, wish)
-        self.computes = _wants_imatrix(this, wish)
-        preflight.of_matrices(wish, self.quants, computes=self.computes, of_run=bool(this.folder))
-        self.tags = modelfile.tags(wish.ollama, self.quants, split=wish.split_max_size is not None)
+        self.quants = _wanted_quants(this, options)
+        self.computes = _wants_imatrix(this, options)
+        preflight.of_matrices(options, self.quants, computes=self.computes, of_run=bool(this.subfolder))
+        self.tags = modelfile.tags(options.ollama, self.quants, split=options.split_max_size is not None)
         self.models = self._modelfiles()
-        self.matrix = imatrix.read(wish.imatrix_file) if wish.imatrix_file else None
-        self.verifier = Verifier(this, self.threads, logits=wish.check_logits)
+        self.matrix = imatrix.read(options.imatrix_file) if options.imatrix_file else None
+        self.verifier = Verifier(this, self.threads, logits=options.check_logits)
         self.closeness: dict[str, dict[str, Any]] = {}
 
     def make(self) -> dict[str, Artifact]:
         made: dict[str, Artifact] = {}
-        weighed = digest.of_file(self.wish.imatrix_file) if self.wish.imatrix_file else None
+        weighed = digest.of_file(self.options.imatrix_file) if self.options.imatrix_file else None
         if self.computes:
             # What would be refused after the matrix is refused before it, which takes minutes.
             with TemporaryDirectory(prefix="ggufy-") as scratch:
@@ -94,53 +94,55 @@ class _Export:
     def describe(self, scratch: Path) -> list[str]:
         lines = self._plan(scratch).describe(self.threads)
         if self.computes:
-            tokens = self.wish.calibration_tokens
+            tokens = self.options.calibration_tokens
             lines.append(f"and before it an importance matrix from about {tokens:,} tokens, on an f16 file")
         return lines
 
     @property
     def _keeps_f16(self) -> bool:
         """Whether the file that an importance matrix is computed on is wanted itself."""
-        return "f16" in self.quants and not self.wish.split_max_size
+        return "f16" in self.quants and not self.options.split_max_size
 
     def _files(self, weighed: str | None) -> dict[str, dict[str, Any]]:
         """Every file that is wanted, and its inputs. `weighed` is the hash of the importance matrix."""
         files: dict[str, dict[str, Any]] = {}
-        for name in (*self.quants, *self.wish.extras):
+        for name in (*self.quants, *self.options.extras):
             inputs = files[self._file(name)] = {**self.inputs, "quant": name}
             if weighed and name in self.quants and name not in PLAIN:
                 inputs["imatrix"] = weighed
-            if self.wish.split_max_size and name in self.quants:
-                inputs["split"] = self.wish.split_max_size
+            if self.options.split_max_size and name in self.quants:
+                inputs["split"] = self.options.split_max_size
         return files | self.models
 
     def _plan(self, scratch: Path) -> Plan:
         """The plan. Raises what the export would, but for what only the weights' own numbers tell."""
-        this, wish = self.this, self.wish
-        names, room = (*self.quants, *wish.extras), this.room
+        this, options = self.this, self.options
+        names, output_folder = (*self.quants, *options.extras), this.output_folder
         request = Request(
             this.base.path,
             this.adapter,
             {name: scratch / name for name in names},
             this.notes,
             self.matrix,
-            wish.split_max_size,
-            wish.kernels,
+            options.split_max_size,
+            options.kernels,
         )
         ready = engine.plan(request, scratch, weighed=self.computes)
-        weighed = digest.of_file(wish.imatrix_file) if wish.imatrix_file else None
+        weighed = digest.of_file(options.imatrix_file) if options.imatrix_file else None
         first = {}
         if self.computes:
             first = {self._file("imatrix"): self._imatrix_inputs(self._texts())}
-            there = room.valid(*next(iter(first.items())))
+            there = output_folder.valid(*next(iter(first.items())))
             weighed = there.sha256 if there else "to come"
-        missing = room.missing(first | self._files(weighed), force=wish.force)
+        missing = output_folder.missing(first | self._files(weighed), force=options.force)
         if first.keys() & set(missing) and not self._keeps_f16 and not self._f16():
             lone = Request(this.base.path, this.adapter, {"f16": scratch / "f16"}, this.notes)
-            preflight.of_space(room.path, engine.plan(lone, scratch).sizes)
+            preflight.of_space(output_folder.path, engine.plan(lone, scratch).sizes)
         made = {name for name in names if self._file(name) not in missing}
         if len(made) < len(names):
-            preflight.of_space(room.path, {name: size for name, size in ready.sizes.items() if name not in made})
+            preflight.of_space(
+                output_folder.path, {name: size for name, size in ready.sizes.items() if name not in made}
+            )
         return ready
 
     def _make(self, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Artifact]:
@@ -157,20 +159,20 @@ class _Export:
                 by_name,
                 self.this.notes,
                 self.matrix,
-                self.wish.split_max_size,
-                self.wish.kernels,
+                self.options.split_max_size,
+                self.options.kernels,
             )
             engine.export(request, self.threads)
-            for name, place in by_name.items() if self.wish.check_files else ():
+            for name, place in by_name.items() if self.options.check_files else ():
                 if name not in MERGED:
                     self._verify(name, place)
 
         self._verify_there(files)
-        unverified = () if self.wish.check_files else [o for o, inputs in files.items() if _can_verify(inputs)]
-        made = self.this.room.make(files, build, force=self.wish.force, unverified=unverified)
+        unverified = () if self.options.check_files else [o for o, inputs in files.items() if _can_verify(inputs)]
+        made = self.this.output_folder.make(files, build, force=self.options.force, unverified=unverified)
         for output, inputs in files.items():
             if "modelfile" not in inputs and (near := self.closeness.get(str(inputs["quant"]))):
-                self.this.room.note_closeness(output, near)
+                self.this.output_folder.note_closeness(output, near)
         return {_label(files[output]): artifact for output, artifact in made.items()}
 
     def _verify(self, name: str, path: Path) -> None:
@@ -181,39 +183,39 @@ class _Export:
             self.closeness[name] = asdict(found.closeness)
 
     def _verify_there(self, files: Mapping[str, Mapping[str, Any]]) -> None:
-        """Verify what an earlier export made without it. What is not sound is made again."""
-        room = self.this.room
-        for output, inputs in files.items() if self.wish.check_files else ():
-            there = room.valid(output, inputs) if room.unverified(output) else None
+        """Verify what an earlier export made without it. What is not valid is made again."""
+        output_folder = self.this.output_folder
+        for output, inputs in files.items() if self.options.check_files else ():
+            there = output_folder.valid(output, inputs) if output_folder.unverified(output) else None
             if there is None:
                 continue
             try:
                 self._verify(str(inputs["quant"]), there.path)
             except Unverified as error:
                 log.warning("%s; it was made with --no-verify, and is made again", error.message)
-                room.note_verified(output, sound=False)
+                output_folder.note_verified(output, valid=False)
             else:
-                room.note_verified(output, sound=True)
+                output_folder.note_verified(output, valid=True)
 
     def _texts(self) -> Texts:
-        return calibration.texts(self.this, self.wish.imatrix_data, self.wish.calibration_tokens)
+        return calibration.texts(self.this, self.options.imatrix_data, self.options.calibration_tokens)
 
     def _imatrix_inputs(self, texts: Texts) -> dict[str, Any]:
-        return {**self.inputs, "texts": [texts.name, texts.fingerprint], "tokens": self.wish.calibration_tokens}
+        return {**self.inputs, "texts": [texts.name, texts.fingerprint], "tokens": self.options.calibration_tokens}
 
     def _make_imatrix(self) -> dict[str, Artifact]:
         texts, output = self._texts(), self._file("imatrix")
         self._verify_there({self._file("f16", split=False): {**self.inputs, "quant": "f16"}})
-        made = self.this.room.make(
+        made = self.this.output_folder.make(
             {output: self._imatrix_inputs(texts)},
             lambda places: self._compute(texts, places[output]),
-            force=self.wish.force,
+            force=self.options.force,
         )
         return {"imatrix": made[output]}
 
     def _f16(self) -> Artifact | None:
         """The f16 file of an earlier export, if it is as it was made."""
-        return self.this.room.valid(self._file("f16", split=False), {**self.inputs, "quant": "f16"})
+        return self.this.output_folder.valid(self._file("f16", split=False), {**self.inputs, "quant": "f16"})
 
     def _compute(self, texts: Texts, out: Path) -> None:
         tokens = texts.tokens()
@@ -232,23 +234,23 @@ class _Export:
 
     def _modelfiles(self) -> dict[str, dict[str, Any]]:
         """For each GGUF what Ollama has to know about it, where its template can be said in Ollama's language."""
-        if not self.quants or self.wish.split_max_size:
+        if not self.quants or self.options.split_max_size:
             return {}
         if not text_of(self.this.base.path):
-            if self.wish.ollama:
+            if self.options.ollama:
                 raise ExportError(f"the base {self.this.base.name} has no chat template", "leave out --ollama")
             return {}
         try:
             text = modelfile.write(self.this.base.path, self.this.day)
         except ExportError as error:
-            if self.wish.ollama:
+            if self.options.ollama:
                 raise
             log.info("no Modelfile for Ollama: %s", error.message)
             return {}
         found = {}
         for quant in self.quants:
             gguf = Path(self._file(quant)).name
-            found[f"{self.this.folder}{self.this.name}-{quant}.Modelfile"] = {
+            found[f"{self.this.subfolder}{self.this.name}-{quant}.Modelfile"] = {
                 "modelfile": f"FROM ./{gguf}\n{text}",
                 "quant": quant,
             }
@@ -256,9 +258,9 @@ class _Export:
 
     def _file(self, name: str, *, split: bool | None = None) -> str:
         folder = name in MERGED or (
-            name in self.quants and (self.wish.split_max_size is not None if split is None else split)
+            name in self.quants and (self.options.split_max_size is not None if split is None else split)
         )
-        return f"{self.this.folder}{self.this.name}-{name}" + ("" if folder else ".gguf")
+        return f"{self.this.subfolder}{self.this.name}-{name}" + ("" if folder else ".gguf")
 
 
 def _can_verify(inputs: Mapping[str, Any]) -> bool:
@@ -269,22 +271,22 @@ def _label(inputs: Mapping[str, Any]) -> str:
     return f"{inputs['quant']} Modelfile" if "modelfile" in inputs else str(inputs["quant"])
 
 
-def _wanted_quants(this: Subject, wish: Wish) -> list[str]:
-    if wish.quants:
-        return layout.check_quants(wish.quants)
-    if wish.extras:
+def _wanted_quants(this: ModelSource, options: ExportOptions) -> list[str]:
+    if options.quants:
+        return layout.check_quants(options.quants)
+    if options.extras:
         return []
-    if this.folder:
-        return layout.check_quants(recipe.from_values(this.room.frozen["recipe"]).export.quants)
+    if this.subfolder:
+        return layout.check_quants(recipe.from_values(this.output_folder.frozen["recipe"]).export.quants)
     return list(_DEFAULT)
 
 
-def _wants_imatrix(this: Subject, wish: Wish) -> bool:
-    if wish.imatrix or wish.imatrix_data:
+def _wants_imatrix(this: ModelSource, options: ExportOptions) -> bool:
+    if options.imatrix or options.imatrix_data:
         return True
-    # A recipe's wish is for the quants that it can be of use to.
-    weighed = [quant for quant in _wanted_quants(this, wish) if quant not in PLAIN]
-    return bool(this.folder and weighed) and recipe.from_values(this.room.frozen["recipe"]).export.imatrix
+    # A recipe's options is for the quants that it can be of use to.
+    weighed = [quant for quant in _wanted_quants(this, options) if quant not in PLAIN]
+    return bool(this.subfolder and weighed) and recipe.from_values(this.output_folder.frozen["recipe"]).export.imatrix
 
 
 def _create_in_ollama(tag: str, path: Path) -> None:

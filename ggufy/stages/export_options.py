@@ -12,7 +12,7 @@ from ggufy.stages import calibration
 
 
 @dataclass(frozen=True)
-class Wish:
+class ExportOptions:
     """The options of one call."""
 
     quants: Sequence[str] | None = None
@@ -44,8 +44,8 @@ class Wish:
         return [*([names[self.merged]] if self.merged else []), *([ADAPTER] if self.adapter_gguf else [])]
 
 
-class Wishes(TypedDict, total=False):
-    """The fields of a Wish, as keyword arguments."""
+class ExportArguments(TypedDict, total=False):
+    """The fields of ExportOptions, as keyword arguments."""
 
     quants: Sequence[str] | None
     merged: str | None

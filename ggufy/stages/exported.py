@@ -39,7 +39,7 @@ def gguf_of(what: str | os.PathLike[str] | Run | None, quant: str | None = None,
         return Path(what)
     if isinstance(what, str) and pull.is_meant(what):
         return pull.gguf(what, branch, quant)
-    return _newest(what if isinstance(what, Run) else run.room(what), quant)
+    return _newest(what if isinstance(what, Run) else run.output_folder(what), quant)
 
 
 def _newest(this: Run, quant: str | None) -> Path:
@@ -53,6 +53,6 @@ def _newest(this: Run, quant: str | None) -> Path:
         again = "the `ggufy export` that wrote there"
     if outputs:
         damaged = (this.path / outputs[-1]).as_posix()
-        raise ChatError(f"{damaged} was removed or damaged since it was made, or is not sound", f"{again} mends it")
+        raise ChatError(f"{damaged} was removed or damaged since it was made, or is not valid", f"{again} mends it")
     named = f" in {quant}" if quant else ""
     raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"{again} makes one")

@@ -28,20 +28,20 @@ _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.ind
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelSource:
     """A base, perhaps an adapter, and the folder where the outputs go."""
 
     name: str
     base: Base
     adapter: Path | None
     adapter_sha256: str | None
-    room: Run
-    folder: str
-    """Where in the room the outputs are: `export/` in a run."""
+    output_folder: Run
+    subfolder: str
+    """Where in the output folder the outputs are: `export/` in a run."""
     notes: dict[str, str]
     """What is written into the GGUF under `general.`."""
     source: str | None = None
-    """Of a folder or a repository: which, said relative to the room, so that both can be moved together."""
+    """Of a folder or a repository: which, said relative to the output folder, so that both can be moved together."""
     named_base: str | None = None
     """The base that somebody named, said in the same way."""
 
@@ -63,14 +63,14 @@ class Subject:
         return {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "base_files": beside}
 
     def claim(self, *, force: bool = False) -> None:
-        """Raise RunError where the room holds exports of another source. The caller holds the lock of the room."""
+        """Raise RunError where the output folder holds exports of another source. The caller holds its lock."""
         if self.source is not None:
-            self.room.claim(self.source, self.content, base=self.named_base, force=force)
+            self.output_folder.claim(self.source, self.content, base=self.named_base, force=force)
 
 
 def find(
     what: str | os.PathLike[str] | Run | None, base: str | None, out: Path | None
-) -> tuple[Run, Callable[[], Subject]]:
+) -> tuple[Run, Callable[[], ModelSource]]:
     """Where the outputs go, and how to find what is exported once that place is locked."""
     if isinstance(what, Run) or is_run(what):
         this = what if isinstance(what, Run) else run.find(what)
@@ -78,10 +78,10 @@ def find(
             raise ExportError("--base and --out are for adapters and checkpoints; a run has its own", "leave them out")
         return this, lambda: of_run(this)
     found = of_folder(what or "", base, out)
-    return found.room, lambda: found
+    return found.output_folder, lambda: found
 
 
-def of_run(this: Run) -> Subject:
+def of_run(this: Run) -> ModelSource:
     """A trained run. Raises RunError where it has no finished adapter, ModelError where its base has changed."""
     frozen = this.frozen
     wanted = recipe.from_values(frozen["recipe"])
@@ -96,15 +96,15 @@ def of_run(this: Run) -> Subject:
             "put the original back, or train again with --fresh",
         )
     notes = {**_notes(this.name), "ggufy.date": str(frozen["date"])}
-    return Subject(this.name, base, adapter.path, adapter.sha256, this, "export/", notes)
+    return ModelSource(this.name, base, adapter.path, adapter.sha256, this, "export/", notes)
 
 
-def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) -> Subject:
+def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) -> ModelSource:
     """An adapter folder, a model folder, or either on the Hub. Outputs go to `out`, or to exports/NAME."""
     folder, name = _local(os.fspath(what))
-    room = Run(out or Path("exports") / name)
-    room.refuse_foreign_names()
-    origin = _said(what, room)
+    output_folder = Run(out or Path("exports") / name)
+    output_folder.refuse_foreign_names()
+    origin = _said(what, output_folder)
     if (folder / "adapter_config.json").is_file():
         config = config_files.read(folder / "adapter_config.json")
         try:
@@ -116,17 +116,17 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
         content = digest.of_folder(folder, _ADAPTER_FILES, whole=True)
         # A folder that adapter_config.json names may be relative to where the command was run.
         local = found.path if base is None and Path(found.name).expanduser().is_dir() else None
-        named = _said(base or local or "", room) if base or local else None
-        return Subject(name, found, folder, content, room, "", _notes(name), origin, named)
+        named = _said(base or local or "", output_folder) if base or local else None
+        return ModelSource(name, found, folder, content, output_folder, "", _notes(name), origin, named)
     if base is not None:
         raise ExportError(f"{folder.as_posix()} is no adapter, so --base does not apply", "leave out --base")
     bases.check(folder, os.fspath(what), four_bit=True, said="the name")
     found = Base(name, folder, None, digest.of_folder(folder, bases.CONTENT))
     _warn_of_four_bit(found)
-    return Subject(name, found, None, None, room, "", _notes(name), origin)
+    return ModelSource(name, found, None, None, output_folder, "", _notes(name), origin)
 
 
-def of_room(this: Run) -> Subject | None:
+def of_output_folder(this: Run) -> ModelSource | None:
     """What a run or a folder of exports was made from. None where the folder does not say.
 
     Raises Unverified where that cannot be found any more.
@@ -149,14 +149,14 @@ def of_room(this: Run) -> Subject | None:
         ) from None
 
 
-def _said(what: str | os.PathLike[str], room: Run) -> str:
-    """A folder relative to the room, or a repository."""
-    return os.path.relpath(Path(what).resolve(), room.path.resolve()) if Path(what).is_dir() else f"hub:{what}"
+def _said(what: str | os.PathLike[str], output_folder: Run) -> str:
+    """A folder relative to the output folder, or a repository."""
+    return os.path.relpath(Path(what).resolve(), output_folder.path.resolve()) if Path(what).is_dir() else f"hub:{what}"
 
 
-def _meant(said: str, room: Run) -> str:
+def _meant(said: str, output_folder: Run) -> str:
     repository = said.removeprefix("hub:")
-    return repository if repository != said else os.path.normpath(room.path.resolve() / said)
+    return repository if repository != said else os.path.normpath(output_folder.path.resolve() / said)
 
 
 def is_run(what: str | os.PathLike[str] | None) -> bool:

@@ -1,4 +1,4 @@
-"""What can be said against an export before anything is written: of the wish itself, and of the place it goes to."""
+"""What can be said against an export before anything is written: of the options itself, and of the place it goes to."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from ggufy.export import engine
 from ggufy.export.gguf import quant_support
 
 if TYPE_CHECKING:
-    from ggufy.stages.export_options import Wish
+    from ggufy.stages.export_options import ExportOptions
 
 # Types without blocks: an importance matrix says nothing about them.
 PLAIN = ("f32", "f16", "bf16")
 
 
-def of_matrices(wish: Wish, quants: Sequence[str], *, computes: bool, of_run: bool) -> None:
+def of_matrices(options: ExportOptions, quants: Sequence[str], *, computes: bool, of_run: bool) -> None:
     """Raise ExportError where an importance matrix is needed, or what is said of one would be of no effect.
 
     `quants` are those that will be made, and with `computes` the matrix is computed.
     """
-    needing = [] if computes or wish.imatrix_file else [quant for quant in quants if quant_support.needs_imatrix(quant)]
+    needing = (
+        [] if computes or options.imatrix_file else [quant for quant in quants if quant_support.needs_imatrix(quant)]
+    )
     if needing:
         give = "--imatrix" if of_run else "--imatrix-data or --imatrix-file"
         raise ExportError(f"{needing[0]} needs an importance matrix (imatrix)", f"give {give}, or choose another quant")
-    if wish.imatrix_file and (wish.imatrix or wish.imatrix_data):
+    if options.imatrix_file and (options.imatrix or options.imatrix_data):
         raise ExportError("--imatrix-file is a finished matrix, and --imatrix computes one", "give one of the two")
-    if wish.imatrix_tokens and not computes:
-        why = "--imatrix-file is finished already" if wish.imatrix_file else "no importance matrix is computed"
+    if options.imatrix_tokens and not computes:
+        why = "--imatrix-file is finished already" if options.imatrix_file else "no importance matrix is computed"
         raise ExportError(
             f"--imatrix-tokens says how much one is computed from, but {why}",
-            "leave it out" if wish.imatrix_file else "give --imatrix or --imatrix-data with it, or leave it out",
+            "leave it out" if options.imatrix_file else "give --imatrix or --imatrix-data with it, or leave it out",
         )
-    if (wish.imatrix_file or computes) and all(quant in PLAIN for quant in quants):
-        made = " and ".join([*quants, *wish.extras])
+    if (options.imatrix_file or computes) and all(quant in PLAIN for quant in quants):
+        made = " and ".join([*quants, *options.extras])
         raise ExportError(
             f"an importance matrix is of no use to {made}", "add a quant such as --quant q4_k_m, or leave it out"
         )
@@ -52,10 +54,10 @@ def of_place(folder: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), there.as_posix())
 
 
-def of_space(room: Path, sizes: Mapping[str, int]) -> None:
+def of_space(folder: Path, sizes: Mapping[str, int]) -> None:
     """Raise ExportError where the disk does not hold files of these sizes. What an earlier attempt left gives way."""
     if sizes:
-        engine.check_space(_nearest(room), sizes, engine.blocks(room / "partial"))
+        engine.check_space(_nearest(folder), sizes, engine.blocks(folder / "partial"))
 
 
 def _nearest(folder: Path) -> Path:

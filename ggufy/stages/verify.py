@@ -1,4 +1,4 @@
-"""Everything in a run or a folder of exports, or one GGUF: is it as it was made, and sound?"""
+"""Everything in a run or a folder of exports, or one GGUF: is it as it was made, and valid?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ggufy.export.request import ADAPTER
 from ggufy.runs import run
 from ggufy.runs.run import Run
 from ggufy.stages import calibration, exported, model_source
-from ggufy.stages.model_source import Subject
+from ggufy.stages.model_source import ModelSource
 from ggufy.system import machine
 from ggufy.verify import checks, reference
 from ggufy.verify.checks import Verified
@@ -27,7 +27,7 @@ class Verifier:
     With `logits` against the training model too, which takes its memory.
     """
 
-    def __init__(self, this: Subject, threads: int, *, logits: bool) -> None:
+    def __init__(self, this: ModelSource, threads: int, *, logits: bool) -> None:
         self.this, self.threads = this, threads
         self._reference = None if logits else reference.NOTHING
         self._expected: Expected | None = None
@@ -57,7 +57,7 @@ def lines(what: str | os.PathLike[str] | None, threads: int | None, *, logits: b
             return
         yield from _of(place[0], [place[1]], cores, logits=logits)
         return
-    this = run.room(what)
+    this = run.output_folder(what)
     yield from _of(this, this.stamped(), cores, logits=logits)
 
 
@@ -80,10 +80,10 @@ def _of(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterato
         else:
             yield f"{(this.path / output).as_posix()}: as it was made"
     models = exported.models(this)
-    sound = [output for output in outputs if _is_compared(this, output, models) and output not in problems]
+    valid = [output for output in outputs if _is_compared(this, output, models) and output not in problems]
     # What the others are compared with.
-    if sound and "adapter" not in problems:
-        yield from _models(this, sound, threads, logits=logits)
+    if valid and "adapter" not in problems:
+        yield from _models(this, valid, threads, logits=logits)
     if problems:
         output, problem = next(iter(problems.items()))
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
@@ -101,7 +101,7 @@ def _is_compared(this: Run, output: str, models: Container[str]) -> bool:
 def _models(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterator[str]:
     # A run that was pulled may have come without its adapter.
     alone = this.exists and this.stamp("adapter") is None
-    found = None if alone else model_source.of_room(this)
+    found = None if alone else model_source.of_output_folder(this)
     if found is None:
         why = "the adapter is not here" if alone else "source.json does not say what these were made from"
         yield f"{this.path.as_posix()}: {why}, so nothing is compared"

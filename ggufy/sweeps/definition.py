@@ -73,7 +73,7 @@ def make(
     prune: bool = False,
     storage: str | None = None,
 ) -> Sweep:
-    """The sweep that these wishes are. Raises RecipeError for what is wrong with them."""
+    """The sweep that these options are. Raises RecipeError for what is wrong with them."""
     ranges = tuple(ranges)
     if sampler == GRID and ranges:
         raise RecipeError(f"--range {ranges[0]}: a grid has no ranges", "add --sampler tpe, or list values with --grid")

@@ -1,4 +1,4 @@
-"""`ggufy sweep`: from the wishes to the trials, and what came of them. Also the Python interface."""
+"""`ggufy sweep`: from the options to the trials, and what came of them. Also the Python interface."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sweep(
     grid: Iterable[str] = (),
     ranges: Iterable[str] = (),
     overrides: Iterable[str] = (),
-    **wishes: Any,
+    **options: Any,
 ) -> Result:
     """Train a recipe with every value of a grid, or with those that a sampler chooses, and compare the held-out losses.
 
@@ -39,7 +39,7 @@ def sweep(
     arguments are those of `definition.make`. A sweep that was begun goes on. Raises Interrupted when asked to stop.
     """
     storage.check_installed()
-    wanted = definition.make(pipeline.check(what, overrides), grid, ranges, **wishes)
+    wanted = definition.make(pipeline.check(what, overrides), grid, ranges, **options)
     job.check_installed(wanted.recipe)
     study = Study(wanted)
     report.write(study)
@@ -65,10 +65,10 @@ def rehearse(
     grid: Iterable[str] = (),
     ranges: Iterable[str] = (),
     overrides: Iterable[str] = (),
-    **wishes: Any,
+    **options: Any,
 ) -> dict[str, Any]:
     """What `sweep` would train: the trials of a grid, else the ranges; steps and seconds where they can be known."""
-    wanted = definition.make(pipeline.check(what, overrides), grid, ranges, **wishes)
+    wanted = definition.make(pipeline.check(what, overrides), grid, ranges, **options)
     where = planner.device(None)
     known = [planner.Measured(*one) for one in history.measured()]
     bases: dict[str, Base] = {}

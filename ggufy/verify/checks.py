@@ -1,4 +1,4 @@
-"""Whether a finished GGUF is sound, and speaks as its base does: before it gets its final name, and whenever asked.
+"""Whether a finished GGUF is valid, and speaks as its base does: before it gets its final name, and whenever asked.
 
 The data of every tensor is checked with llama.cpp's validator, llama.cpp loads the file, and then llama.cpp's
 tokenizer and the file's own chat template are compared with those of the model folder it was made from, rows of its
@@ -43,7 +43,7 @@ class Verified:
     closeness: Closeness | None = None
     rows: int = 0
     """Rows of its weights that are those of base and adapter; 0 where there was nothing to compare with."""
-    pairs: int = 0
+    adapter_tensors: int = 0
     """Tensors of an adapter's file that are those of the adapter, byte for byte."""
     loaded: bool = True
 
@@ -52,7 +52,7 @@ class Verified:
         near = f"; against the training model: {self.closeness.text()}" if self.closeness else ""
         loads = ", loads in llama.cpp" if self.loaded else ""
         same = f", {self.rows} rows of weights as merged" if self.rows else ""
-        same += f", {self.pairs} of them the adapter's, byte for byte" if self.pairs else ""
+        same += f", {self.adapter_tensors} of them the adapter's, byte for byte" if self.adapter_tensors else ""
         return f"{self.path.name}: {self.tensors} tensors valid{loads}{compared}{same}{near}"
 
 
@@ -78,7 +78,7 @@ def verify(
     texts = headers[0].texts
     if texts.get("general.type") in ("adapter", "imatrix"):
         same = expected.check_adapter(path, headers[0]) if expected and texts["general.type"] == "adapter" else 0
-        return Verified(path, len(tensors), 0, pairs=same, loaded=False)
+        return Verified(path, len(tensors), 0, adapter_tensors=same, loaded=False)
     context = max((len(text) for text in reference.texts), default=_CONTEXT) if reference else _CONTEXT
     try:
         model = Forward(parts[0], max(context, _CONTEXT), threads)

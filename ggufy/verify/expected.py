@@ -167,7 +167,7 @@ class Expected:
                 f"{file.as_posix()}: {tensor.name} has {found.size:,} bytes, not those of {list(tensor.shape)} weights",
                 "export it again",
             )
-        changed = bool(tensor.source in self.merge.adapter.pairs or tensor.source in self.merge.adapter.whole)
+        changed = bool(tensor.source in self.merge.adapter.deltas or tensor.source in self.merge.adapter.whole)
         sums, count = _Change(), 0
         with file.open("rb") as opened:
             for row, slab in _slabs(tensor):

@@ -47,7 +47,7 @@ def parts(base: Path, quick_made: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def cwd(parts: Path, tmp_path: Path) -> Path:
-    """A folder with a sound model/ and a sound adapter/ in it."""
+    """A folder with a valid model/ and a valid adapter/ in it."""
     return Path(shutil.copytree(parts, tmp_path / "here"))
 
 
@@ -223,7 +223,7 @@ def splitting(spec: dict[str, Any]) -> None:
     }
 
 
-# The sound ones, so that what follows fails for its own reason
+# The valid ones, so that what follows fails for its own reason
 
 
 @pytest.mark.parametrize("command", [ADAPTER, MODEL], ids=["adapter", "model"])

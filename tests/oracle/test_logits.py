@@ -114,8 +114,8 @@ def test_the_rows_alone_tell_a_part_of_an_adapter(quant: str, made: Path, base: 
     for share in (0.5, 2.0):
         expected = Expected.of(base, adapter)
         assert expected is not None
-        for pair in expected.merge.adapter.pairs.values():
-            pair.scaling *= share
+        for delta in expected.merge.adapter.deltas.values():
+            delta.scaling *= share
         with pytest.raises(Unverified, match=WEIGHTS):
             verify(made / f"{quant}.gguf", base, 2, expected=expected)
 
@@ -220,7 +220,9 @@ def test_a_wrong_file_stays_under_partial(quick: Path, base: Path, monkeypatch: 
 
     monkeypatch.setattr(engine, "export", wrong)
     found = model_source.of_run(run.find("quick"))
-    monkeypatch.setattr(model_source, "of_run", lambda this: model_source.Subject(**{**vars(found), "room": this}))
+    monkeypatch.setattr(
+        model_source, "of_run", lambda this: model_source.ModelSource(**{**vars(found), "output_folder": this})
+    )
     with pytest.raises(Unverified, match=WEIGHTS):
         pipeline.export("quick", quants=["f16"])
     assert base.is_dir()
@@ -244,7 +246,9 @@ def test_a_wrong_file_that_was_not_verified_is_made_again(
 
     monkeypatch.setattr(engine, "export", wrong)
     found = model_source.of_run(run.find("quick"))
-    monkeypatch.setattr(model_source, "of_run", lambda this: model_source.Subject(**{**vars(found), "room": this}))
+    monkeypatch.setattr(
+        model_source, "of_run", lambda this: model_source.ModelSource(**{**vars(found), "output_folder": this})
+    )
     path = pipeline.export("quick", quants=["f16"], check_files=False)["f16"].path
     before = path.read_bytes()
     assert pipeline.export("quick", quants=["f16"], check_files=False)["f16"].reused

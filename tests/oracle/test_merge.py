@@ -13,7 +13,7 @@ import pytest
 from ggufy.data import source
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import Adapter
-from ggufy.export.adapter.lora_delta import Pair
+from ggufy.export.adapter.lora_delta import LoraDelta
 from ggufy.export.families.llama import Planned
 from ggufy.export.kernel_agreement import agreed
 from ggufy.export.kernels import native
@@ -133,7 +133,7 @@ def test_each_kind_of_change(kind: str, heads: int, tmp_path: Path) -> None:
     if (extra := PAIRS[kind]) is not None:
         rows, columns = (70, 96) if "transposed" in extra else (96, 70)
         a, b = rng.standard_normal((4, columns), np.float32), rng.standard_normal((rows, 4), np.float32)
-        adapter.pairs["w"] = Pair(a, b, 0.7, **extra)
+        adapter.deltas["w"] = LoraDelta(a, b, 0.7, **extra)
     slab = Slab(Planned("w", "w", (96, 70), heads), 32, 80)
     expected = Merge(base, adapter, compiled=False).rows(slab, native.OUTPUTS)
     for part in native.OUTPUTS:

@@ -170,7 +170,7 @@ def test_what_is_wrong_with_the_machine_stops_the_sweep(tmp_path: Path, fails: F
 
 
 @pytest.mark.parametrize(
-    ("wishes", "naming", "hinting"),
+    ("options", "naming", "hinting"),
     [
         ({"overrides": ["data.eval_size=0"]}, "tiny holds out no conversations", "data.eval_size=20"),
         ({"grid": []}, "needs something to vary", "--grid lora.r=8,16,32"),
@@ -211,11 +211,11 @@ def test_what_is_wrong_with_the_machine_stops_the_sweep(tmp_path: Path, fails: F
     ],
 )
 def test_bad_input_is_one_line(
-    wishes: dict[str, Any], naming: str, hinting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], naming: str, hinting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GGUFY_RUNS", str(tmp_path / "runs"))
     with pytest.raises(GgufyError) as caught:
-        sweep.sweep("tiny", **{"overrides": ["data.eval_size=4"], "grid": ["lora.r=8"], **wishes})
+        sweep.sweep("tiny", **{"overrides": ["data.eval_size=4"], "grid": ["lora.r=8"], **options})
     assert naming in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.hint
@@ -240,9 +240,9 @@ def test_another_sweep_is_not_mixed_in(
     claim = study_of(tmp_path, monkeypatch, "lora.r=8,16").claim()
     assert claim is not None
     claim.lock.close()
-    wishes = {"overrides": ["data.eval_size=4"], "grid": ["lora.r=8,16"], **changes}
+    options = {"overrides": ["data.eval_size=4"], "grid": ["lora.r=8,16"], **changes}
     with pytest.raises(SweepError, match=re.escape(naming)) as caught:
-        sweep.sweep("tiny", **wishes)
+        sweep.sweep("tiny", **options)
     assert caught.value.hint == "--name NAME begins another sweep"
 
 
@@ -286,7 +286,8 @@ def test_a_dry_run_lists_the_trials_and_starts_nothing(tmp_path: Path, run: Run)
 LOSS = "abs(point['lora.r'] - 24) + 1e3 * point.get('train.learning_rate', 0.0)"
 WORKER = f"""
 import sys, time
-from ggufy import pipeline, recipe
+from ggufy import pipeline
+from ggufy.recipe import recipe
 from ggufy.errors import GgufyError, RunError, SweepError
 from ggufy.sweeps import definition, report, sampler, sweep, work
 from ggufy.sweeps.study import Study

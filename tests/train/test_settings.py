@@ -67,10 +67,10 @@ import datasets, torch
 from pathlib import Path
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from ggufy import subject
+from ggufy.stages import model_source
 from ggufy.runs.run import Run
 
-found = subject.of_room(Run(Path("runs/stopped")))
+found = model_source.of_output_folder(Run(Path("runs/stopped")))
 base = AutoModelForCausalLM.from_pretrained(found.base.path, dtype=torch.float32)
 model = PeftModel.from_pretrained(base, found.adapter).eval()
 total, count = 0.0, 0

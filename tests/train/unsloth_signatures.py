@@ -61,23 +61,23 @@ def install(python: Path) -> None:
         sys.exit("this script reads pyproject.toml with tomllib: run it with Python 3.11 or later")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    own = [wish for wish in extras["unsloth"] if not wish.startswith("ggufy")]
-    train = [wish.partition(";")[0].strip() for wish in extras["train"]]
-    light = [wish for wish in project["dependencies"] if not wish.startswith("llama-cpp-python")]
+    own = [requirement for requirement in extras["unsloth"] if not requirement.startswith("ggufy")]
+    train = [requirement.partition(";")[0].strip() for requirement in extras["train"]]
+    light = [requirement for requirement in project["dependencies"] if not requirement.startswith("llama-cpp-python")]
     pip(python, "--no-deps", *own)
     asked = "import importlib.metadata as m, json; print(json.dumps([r for n in {} for r in m.requires(n)]))"
     listed = subprocess.run([python, "-c", asked.format(PINNED)], capture_output=True, text=True, check=True)
-    needed = [wish for wish in json.loads(listed.stdout) if "extra ==" not in wish]
-    rest = [wish for wish in needed if name_of(wish) not in {*LEFT_OUT, *PINNED}]
+    needed = [requirement for requirement in json.loads(listed.stdout) if "extra ==" not in requirement]
+    rest = [requirement for requirement in needed if name_of(requirement) not in {*LEFT_OUT, *PINNED}]
     pip(python, *light, *train, *rest)
 
 
-def pip(python: Path, *wishes: str) -> None:
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *wishes], check=True)
+def pip(python: Path, *requirements: str) -> None:
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
 
 
-def name_of(wish: str) -> str:
-    return re.split(r"[^\w.-]", wish, maxsplit=1)[0].lower()
+def name_of(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
 
 
 def inside(scratch: Path) -> None:

@@ -228,7 +228,7 @@ def test_one_tensor_in_the_place_of_another(made: Path, base: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("quant", ["bf16", "f32"])
 def test_weights_below_float16_in_a_wide_file(quant: str, base: Path, tmp_path: Path) -> None:
-    """As unused tokens have them: sound, though float16 knows no such numbers."""
+    """As unused tokens have them: valid, though float16 knows no such numbers."""
     model = Path(shutil.copytree(base, tmp_path / "model"))
     weights = load_file(base / "model.safetensors")
     weights["model.embed_tokens.weight"][-1] = 1e-23
@@ -277,8 +277,8 @@ def test_an_adapter_alone(quick: Path, base: Path, run: Run, tmp_path: Path) -> 
     path = folder / "runs/quick/export/quick-adapter.gguf"
     expected = Expected.of(base, folder / "runs/quick/adapter")
     assert expected is not None
-    name = sorted(expected.merge.adapter.pairs)[0]
-    expected.merge.adapter.pairs[name].b *= 1.0001
+    name = sorted(expected.merge.adapter.deltas)[0]
+    expected.merge.adapter.deltas[name].b *= 1.0001
     with pytest.raises(Unverified, match=r"lora_b is not the adapter's"):
         verify(path, None, 2, expected=expected)
     done = run("verify", "quick", cwd=folder)

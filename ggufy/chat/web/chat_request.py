@@ -72,7 +72,7 @@ class _Format(BaseModel):
     json_schema: _Schema | None = None
 
 
-class Asked(BaseModel):
+class ChatRequest(BaseModel):
     """The sampling that a request does not name is that of `ggufy chat`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -136,7 +136,7 @@ class Asked(BaseModel):
         }
 
 
-def read(body: bytes) -> Asked:
+def read(body: bytes) -> ChatRequest:
     """Raises ChatError, which names the first thing that is wrong; its hint is the name of the parameter."""
     try:
         values = json.loads(body)
@@ -145,7 +145,7 @@ def read(body: bytes) -> Asked:
     if not isinstance(values, dict):
         raise ChatError("the body is not a JSON object")
     try:
-        return Asked.model_validate({key: value for key, value in values.items() if key not in _ELSEWHERE})
+        return ChatRequest.model_validate({key: value for key, value in values.items() if key not in _ELSEWHERE})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -54,7 +54,7 @@ def _host(text: str) -> str:
         return ""
 
 
-class Gate:
+class LimitsMiddleware:
     """Lets through what may be asked. `host` is the address that is served, `key` what a client has to know."""
 
     def __init__(self, app: App, limits: Limits, host: str, key: str | None) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from ggufy.chat.model import ChatModel
 from ggufy.chat.web import chat_request, listener
 from ggufy.chat.web.grammar import of_format
-from ggufy.chat.web.limits import Gate, Limits, error, is_loopback
+from ggufy.chat.web.limits import Limits, LimitsMiddleware, error, is_loopback
 from ggufy.errors import ChatError, GgufyError, MissingExtra
 
 log = logging.getLogger("ggufy")
@@ -71,7 +71,7 @@ class Service:
         from starlette.routing import Route
 
         # Its settings come from the environment of this process where they are not given. A request does not end
-        # another one, and what is not ggufy's gate asks for no key.
+        # another one, and what does not pass ggufy's limits asks for no key.
         theirs.set_server_settings(ServerSettings.model_construct(api_key=None, interrupt_requests=False))
         theirs._llama_proxy = self
         routes = [
@@ -82,7 +82,9 @@ class Service:
         async def refused(request: Any, problem: Any) -> Any:
             return error(problem.status_code, f"{request.method} {request.url.path}: {problem.detail}")
 
-        return Gate(Starlette(routes=routes, exception_handlers={HTTPException: refused}), self.limits, host, key)
+        return LimitsMiddleware(
+            Starlette(routes=routes, exception_handlers={HTTPException: refused}), self.limits, host, key
+        )
 
     def __call__(self, name: str | None = None) -> Any:
         """What llama-cpp-python's server asks for a model."""
@@ -130,7 +132,7 @@ class Service:
             return error(500, f"{type(problem).__name__}: {problem}")
         return JSONResponse(answer) if isinstance(answer, dict) else answer
 
-    def _length(self, wanted: chat_request.Asked) -> int:
+    def _length(self, wanted: chat_request.ChatRequest) -> int:
         """How long the answer may be. Raises ChatError where there is no room, or more is asked for than is given."""
         if wanted.length is not None and wanted.length > self.limits.max_tokens:
             raise ChatError(

@@ -59,7 +59,7 @@ class Reply:
     tokens_out: int | None
 
 
-class Gate:
+class RateLimit:
     """When the next request may start, for all threads: so many a minute, and not before an endpoint says so."""
 
     def __init__(self, stop: threading.Event, per_minute: float | None = None) -> None:
@@ -96,8 +96,10 @@ class Gate:
 class Client:
     """Asks one endpoint; safe to use from several threads."""
 
-    def __init__(self, where: Endpoint, gate: Gate, *, timeout: float, most_tokens: int, pause: float) -> None:
-        self.where, self.gate, self.timeout, self.first_pause = where, gate, timeout, pause
+    def __init__(
+        self, where: Endpoint, rate_limit: RateLimit, *, timeout: float, most_tokens: int, pause: float
+    ) -> None:
+        self.where, self.rate_limit, self.timeout, self.first_pause = where, rate_limit, timeout, pause
         self.notes: list[str] = []
         """What the endpoint did not take, and is no longer sent."""
         headers = {"Authorization": f"Bearer {where.key}"} if where.key else {}
@@ -134,7 +136,7 @@ class Client:
         """The reply about `count` answers. Raises Failure, JudgeError where asking on is of no use, or Halted."""
         trouble = ("", "")
         for attempt in range(ATTEMPTS):
-            self.gate.pass_through()
+            self.rate_limit.pass_through()
             wait = self.first_pause * 2**attempt * random.uniform(0.5, 1)
             try:
                 status, headers, body = self._adapted(messages, count)
@@ -152,7 +154,7 @@ class Client:
                     trouble = self._trouble(status, body)
                     wait = max(wait, self._told_to_wait(headers, status))
             if attempt < ATTEMPTS - 1:
-                self.gate.pause(wait)
+                self.rate_limit.pause(wait)
         raise Unreached(trouble[0], f"{trouble[1]}, {ATTEMPTS} times")
 
     def _adapted(self, messages: Sequence[Message], count: int) -> tuple[int, httpx.Headers, bytes]:
@@ -259,7 +261,7 @@ class Client:
                 "run the same command again then; what was judged so far is kept",
             )
         if seconds:
-            self.gate.hold(seconds)
+            self.rate_limit.hold(seconds)
         return seconds
 
     def redacted(self, text: str) -> str:

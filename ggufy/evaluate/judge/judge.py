@@ -16,7 +16,7 @@ from typing import Any
 from ggufy.errors import JudgeError
 from ggufy.evaluate.judge import prompt
 from ggufy.evaluate.judge.cache import Cache
-from ggufy.evaluate.judge.client import Client, Failure, Gate, Halted, Reply, Unreached, one_line
+from ggufy.evaluate.judge.client import Client, Failure, Halted, RateLimit, Reply, Unreached, one_line
 from ggufy.evaluate.judge.plan import Call, Plan
 from ggufy.evaluate.judge.prompt import Grades
 from ggufy.system import progress
@@ -87,9 +87,9 @@ class _Asking:
             self.waiting.put(call)
         self.total = len(plan.open)
         self.done: queue.SimpleQueue[tuple[Call, list[Grades] | Failure | BaseException | None]] = queue.SimpleQueue()
-        gate = Gate(self.stop, settings.per_minute)
+        rate_limit = RateLimit(self.stop, settings.per_minute)
         self.client = Client(
-            plan.where, gate, timeout=settings.timeout, most_tokens=settings.most_tokens, pause=settings.pause
+            plan.where, rate_limit, timeout=settings.timeout, most_tokens=settings.most_tokens, pause=settings.pause
         )
         self.lock = threading.Lock()
         self.unreached = 0

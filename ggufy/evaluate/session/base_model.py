@@ -17,15 +17,15 @@ log = logging.getLogger("ggufy")
 def of(tuned: Path) -> Path:
     """The base of that file, in the same quant. Raises ChatError where nothing says which base it has."""
     place = run.holding(tuned)
-    found = model_source.of_room(place[0]) if place else None
+    found = model_source.of_output_folder(place[0]) if place else None
     if place is None or found is None:
         raise ChatError(
             f"{tuned.as_posix()} lies in no run, so its base is not known", "name the file to compare it with"
         )
     if found.adapter is None:
         raise ChatError(f"{tuned.as_posix()} is no fine-tune: it is its own base", "name another file or run")
-    room, output = place
-    quant = model_files.base_quant(str((room.stamp(output) or {"inputs": {}})["inputs"].get("quant", "q8_0")))
+    output_folder, output = place
+    quant = model_files.base_quant(str((output_folder.stamp(output) or {"inputs": {}})["inputs"].get("quant", "q8_0")))
     # Not `quant`: among the models of a run this is none of them.
     inputs = {**model_files.made_of(found, None), "base_in": quant}
 
@@ -34,9 +34,9 @@ def of(tuned: Path) -> Path:
         model_files.make(found, None, {quant: places[target]}, machine.cores())
 
     target = f"chat/base-{quant}.gguf"
-    there = room.valid(target, inputs)
+    there = output_folder.valid(target, inputs)
     if there is None:
-        with room.lock():
+        with output_folder.lock():
             # Forced: chat/ in a run is ggufy's own, and a file that has lost its stamp is made again.
-            there = room.make({target: inputs}, build, force=True)[target]
+            there = output_folder.make({target: inputs}, build, force=True)[target]
     return there.path

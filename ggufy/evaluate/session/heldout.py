@@ -20,7 +20,7 @@ from ggufy.recipe import recipe
 from ggufy.recipe.schema import Data, template_fields
 from ggufy.runs.run import Run
 from ggufy.stages import calibration, provenance
-from ggufy.stages.model_source import Subject
+from ggufy.stages.model_source import ModelSource
 
 _CHUNK = 512
 _PLAIN = (".txt", ".md")
@@ -75,7 +75,7 @@ def of_file(file: Path, tokenizer: Tokenizer, limit: int, *, like: Data | None =
     return HeldOut(file.name, texts, total, places)
 
 
-def questions(this: Subject, file: Path | None, limit: int) -> list[Question]:
+def questions(this: ModelSource, file: Path | None, limit: int) -> list[Question]:
     """What the held-out conversations, or those in a file, ask last, each with the answer that was given.
 
     Raises EvalError where the data that a run was trained on has changed or is gone.
@@ -94,11 +94,11 @@ def questions(this: Subject, file: Path | None, limit: int) -> list[Question]:
     return found
 
 
-def _samples(this: Subject) -> Iterator[list[Message]]:
+def _samples(this: ModelSource) -> Iterator[list[Message]]:
     """What a run has held out, read again from where its data came from."""
-    if not this.folder:
+    if not this.subfolder:
         raise EvalError(f"{this.name} is no run, so it has held out no conversations", "give some with --data FILE")
-    frozen = this.room.frozen
+    frozen = this.output_folder.frozen
     wanted = recipe.from_values(frozen["recipe"])
     rows = provenance.rows(wanted, frozen)
     if rows.fingerprint != frozen["data"]["fingerprint"]:
@@ -130,13 +130,13 @@ def _samples_of_file(file: Path, tokenizer: Tokenizer, like: Data | None) -> Ite
             yield sample
 
 
-def data_of(this: Subject) -> Data | None:
+def data_of(this: ModelSource) -> Data | None:
     """How the recipe of a run reads its data."""
-    return recipe.from_values(this.room.frozen["recipe"]).data if this.folder else None
+    return recipe.from_values(this.output_folder.frozen["recipe"]).data if this.subfolder else None
 
 
-def tokenizer_of(this: Subject) -> Tokenizer:
-    """The tokenizer of a subject's base, on its day."""
+def tokenizer_of(this: ModelSource) -> Tokenizer:
+    """The tokenizer of a model source's base, on its day."""
     data = data_of(this)
     return Tokenizer(this.base.path, this.day, data.train_on if data else "responses")
 
@@ -179,12 +179,12 @@ def _needed(like: Data) -> set[str]:
 def _chunks(file: Path, tokenizer: Tokenizer) -> Iterator[Text]:
     """A text in pieces, each begun with the BOS where there is one; every token after the first counts."""
     ids: list[int] = []
-    room = _CHUNK - (tokenizer.bos is not None)
+    space = _CHUNK - (tokenizer.bos is not None)
     before = [] if tokenizer.bos is None else [tokenizer.bos]
     for piece in calibration.pieces(file):
         ids += tokenizer.plain(piece)
-        while len(ids) >= room:
-            chunk, ids = [*before, *ids[:room]], ids[room:]
+        while len(ids) >= space:
+            chunk, ids = [*before, *ids[:space]], ids[space:]
             yield Text(chunk, chunk)
     if len(ids) > 1:
         yield Text([*before, *ids], [*before, *ids])

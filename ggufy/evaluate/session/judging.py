@@ -11,7 +11,7 @@ from ggufy.errors import EvalError, GgufyError
 from ggufy.evaluate.judge import cache as judge_cache
 from ggufy.evaluate.judge import endpoint, judge, verdict
 from ggufy.evaluate.judge.cache import Cache
-from ggufy.evaluate.judge.client import Client, Gate
+from ggufy.evaluate.judge.client import Client, RateLimit
 from ggufy.evaluate.judge.judge import Settings
 from ggufy.evaluate.judge.plan import Item, Plan, Price
 from ggufy.evaluate.metrics import prompts
@@ -19,36 +19,36 @@ from ggufy.evaluate.metrics.answers import Question
 from ggufy.evaluate.report import judge_section
 from ggufy.evaluate.report.report import Section
 from ggufy.evaluate.session.evaluator import Evaluator
-from ggufy.evaluate.session.model_files import Contender
-from ggufy.evaluate.session.options import Wish
-from ggufy.evaluate.session.scoring import Asked, named
+from ggufy.evaluate.session.model_files import ModelFile
+from ggufy.evaluate.session.options import EvalOptions
+from ggufy.evaluate.session.scoring import Compared, named
 
 log = logging.getLogger("ggufy")
 
 
-def check(wish: Wish) -> None:
+def check(options: EvalOptions) -> None:
     """What can be said against a judge before anything is measured. Raises EvalError or JudgeError."""
-    if wish.judge is None:
-        if "judge" in wish.insisted:
+    if options.judge is None:
+        if "judge" in options.insisted:
             raise EvalError("--only judge: no judge is named", "name its model: --judge gpt-4o-mini")
-        if wish.judge_url:
+        if options.judge_url:
             raise EvalError("--judge-url: the model that judges there is not named", "give --judge MODEL too")
         return
-    where = endpoint.endpoint(wish.judge, wish.judge_url)
-    if not wish.yes and wish.confirm is None:
+    where = endpoint.endpoint(options.judge, options.judge_url)
+    if not options.yes and options.confirm is None:
         raise EvalError(
             "a judge may cost money, and there is no terminal to ask on", "give --yes to ask the judge all the same"
         )
-    client = Client(where, Gate(threading.Event()), timeout=10.0, most_tokens=1, pause=0.0)
+    client = Client(where, RateLimit(threading.Event()), timeout=10.0, most_tokens=1, pause=0.0)
     try:
         client.check()
     finally:
         client.close()
 
 
-def check_models(evaluators: Sequence[Evaluator], wish: Wish) -> None:
+def check_models(evaluators: Sequence[Evaluator], options: EvalOptions) -> None:
     """Raise EvalError where a model has no chat template, so that it cannot be asked what would be judged."""
-    for one in evaluators if wish.judge else ():
+    for one in evaluators if options.judge else ():
         if not one.answers_chats:
             raise EvalError(
                 f"a model of {one.name} has no chat template, so it is asked no questions that could be judged",
@@ -56,41 +56,41 @@ def check_models(evaluators: Sequence[Evaluator], wish: Wish) -> None:
             )
 
 
-def section(asked: Asked, wish: Wish) -> tuple[Section | None, GgufyError | None]:
+def section(compared: Compared, options: EvalOptions) -> tuple[Section | None, GgufyError | None]:
     """The section on what the judge says, and why it ended early if it did. No section where nobody wants one."""
-    if wish.judge is None:
+    if options.judge is None:
         return None, None
-    where = endpoint.endpoint(wish.judge, wish.judge_url)
+    where = endpoint.endpoint(options.judge, options.judge_url)
     cache = Cache(judge_cache.place())
     if cache.unreadable:
         log.info("%s: %d lines that were cut are left out", cache.path.as_posix(), cache.unreadable)
-    plan = Plan(_items(asked, wish), where, cache, afresh=wish.judge_again)
-    price = Price(*wish.judge_price) if wish.judge_price else None
-    estimate = plan.estimate(wish.judge_tokens)
+    plan = Plan(_items(compared, options), where, cache, afresh=options.judge_again)
+    price = Price(*options.judge_price) if options.judge_price else None
+    estimate = plan.estimate(options.judge_tokens)
     log.info("judge %s: %s", where.model, estimate.text(price))
-    if plan.open and not wish.yes and not (wish.confirm and wish.confirm("Ask the judge?")):
+    if plan.open and not options.yes and not (options.confirm and options.confirm("Ask the judge?")):
         log.info("the judge was not asked")
         return None, None
-    settings = Settings(wish.judge_parallel, wish.judge_per_minute, wish.judge_timeout, wish.judge_tokens)
+    settings = Settings(options.judge_parallel, options.judge_per_minute, options.judge_timeout, options.judge_tokens)
     replies = judge.ask(plan, settings)
-    found = verdict.verdicts(plan, replies, wish.seed)
+    found = verdict.verdicts(plan, replies, options.seed)
     return judge_section.section(where, estimate, replies, found, price), replies.stopped
 
 
-def _items(asked: Asked, wish: Wish) -> list[Item]:
+def _items(compared: Compared, options: EvalOptions) -> list[Item]:
     """The answers to the prompts, and to held-out questions if wanted: of each tuned model beside those of its base."""
-    questions = prompts.read(wish.prompts) if wish.prompts else prompts.own()
+    questions = prompts.read(options.prompts) if options.prompts else prompts.own()
     items = []
-    for one, models in asked:
-        items += _beside(one, models, questions, "prompts", several=len(asked) > 1)
-        if wish.judge_rows:
+    for one, models in compared:
+        items += _beside(one, models, questions, "prompts", several=len(compared) > 1)
+        if options.judge_rows:
             held = [replace(question, id=f"held out {question.id}") for question in one.heldout_questions]
-            items += _beside(one, models, held[: wish.judge_rows], "held-out", several=len(asked) > 1)
+            items += _beside(one, models, held[: options.judge_rows], "held-out", several=len(compared) > 1)
     return items
 
 
 def _beside(
-    one: Evaluator, models: Sequence[Contender], questions: Sequence[Question], label: str, *, several: bool
+    one: Evaluator, models: Sequence[ModelFile], questions: Sequence[Question], label: str, *, several: bool
 ) -> list[Item]:
     said = {each: [answer.text for answer in one.answers(each, questions, label)] for each in models}
     base = next((each for each in models if each.role == "base"), None)

@@ -24,7 +24,7 @@ from ggufy.llamacpp import gguf_reader, library
 from ggufy.llamacpp.evaluate_gguf import Forward
 from ggufy.runs.run import Run
 from ggufy.stages import exported
-from ggufy.stages.model_source import Subject
+from ggufy.stages.model_source import ModelSource
 from ggufy.system import digest
 from ggufy.verify import checks as verifying
 from ggufy.verify.expected import Expected
@@ -36,7 +36,7 @@ F16 = "f16"
 
 
 @dataclass(frozen=True)
-class Contender:
+class ModelFile:
     """One model in one precision."""
 
     name: str
@@ -55,7 +55,7 @@ class Contender:
         """Part of a file's name. Two may share one: what is kept there goes by content."""
         return re.sub(r"[^\w.-]+", "-", self.name)[:80]
 
-    def is_file_of(self, other: Contender) -> bool:
+    def is_file_of(self, other: ModelFile) -> bool:
         """Whether both are the same model in the same file."""
         if self.path is None or other.path is None:
             return self == other
@@ -77,91 +77,91 @@ class Facts:
         return 8 * self.size / self.weights
 
 
-class Contenders:
-    """The models of one run or folder of exports, or lone files. The caller holds the lock of the room."""
+class ModelFiles:
+    """The models of one run or folder of exports, or lone files. The caller holds the lock of the output folder."""
 
-    def __init__(self, room: Run, subject: Subject | None, files: Sequence[Path], threads: int) -> None:
-        self.room, self.subject, self.threads = room, subject, threads
+    def __init__(self, output_folder: Run, source: ModelSource | None, files: Sequence[Path], threads: int) -> None:
+        self.output_folder, self.source, self.threads = output_folder, source, threads
         self.files = [_of_file(path) for path in files]
-        self._tuned = {one.quant: one for one in self._exported()} if subject else {}
+        self._tuned = {one.quant: one for one in self._exported()} if source else {}
 
     @property
-    def quants(self) -> list[Contender]:
+    def quants(self) -> list[ModelFile]:
         """The files that somebody would use, the largest first: exports, but for the F16 one, or the lone files."""
         found = [*(one for quant, one in self._tuned.items() if quant != F16), *self.files]
         return sorted(found, key=lambda one: -facts(first_file(one)).size)
 
-    def tuned_f16(self) -> Contender | None:
+    def tuned_f16(self) -> ModelFile | None:
         """What the quants were rounded from; None where only files are known."""
-        if self.subject is None:
+        if self.source is None:
             return None
-        return self._tuned.get(F16) or self._made("tuned", F16, self.subject.adapter)
+        return self._tuned.get(F16) or self._made("tuned", F16, self.source.adapter)
 
-    def base(self, quant: str = F16) -> Contender | None:
+    def base(self, quant: str = F16) -> ModelFile | None:
         """The model before training; None where nothing was trained, or only files are known."""
-        if self.subject is None or self.subject.adapter is None:
+        if self.source is None or self.source.adapter is None:
             return None
         return self._made("base", base_quant(quant), None)
 
-    def spoken(self) -> Contender | None:
+    def spoken(self) -> ModelFile | None:
         """The file that somebody would talk to: the quant that was exported last, else what there is."""
         quants = [one for quant, one in self._tuned.items() if quant != F16]
         return next(iter([*quants, *self.files]), None) or self.tuned_f16()
 
-    def paths(self, wanted: Sequence[Contender]) -> list[Path]:
+    def paths(self, wanted: Sequence[ModelFile]) -> list[Path]:
         """The files to load, making those that are not there."""
         absent = [one for one in wanted if one.path is None]
         for role in ("base", "tuned"):
             group = {one.output: one for one in absent if one.role == role}
             if group:
                 self._make(group)
-        return [self.room.path / one.output if one.path is None else first_file(one) for one in wanted]
+        return [self.output_folder.path / one.output if one.path is None else first_file(one) for one in wanted]
 
     def discard(self) -> None:
         """Remove the files that were made on demand."""
-        for output in self.room.stamped("eval/"):
+        for output in self.output_folder.stamped("eval/"):
             if output.endswith(".gguf"):
-                self.room.discard(output)
+                self.output_folder.discard(output)
 
-    def _exported(self) -> Iterator[Contender]:
-        """The newest sound file of each quant, the newest first."""
-        assert self.subject is not None
+    def _exported(self) -> Iterator[ModelFile]:
+        """The newest valid file of each quant, the newest first."""
+        assert self.source is not None
         seen = set()
-        for output, quant in reversed(list(exported.models(self.room).items())):
-            artifact = self.room.valid(output)
-            inputs = (self.room.stamp(output) or {"inputs": {}})["inputs"]
+        for output, quant in reversed(list(exported.models(self.output_folder).items())):
+            artifact = self.output_folder.valid(output)
+            inputs = (self.output_folder.stamp(output) or {"inputs": {}})["inputs"]
             if artifact is None or quant in seen:
                 continue
-            if any(inputs.get(key, value) != value for key, value in self.subject.content.items()):
+            if any(inputs.get(key, value) != value for key, value in self.source.content.items()):
                 log.info("%s is left out: it was made from another state of its base or adapter", artifact.path)
                 continue
             seen.add(quant)
-            yield Contender(quant, "tuned", quant, artifact.sha256, artifact.path)
+            yield ModelFile(quant, "tuned", quant, artifact.sha256, artifact.path)
 
-    def _made(self, role: Role, quant: str, adapter: Path | None) -> Contender:
+    def _made(self, role: Role, quant: str, adapter: Path | None) -> ModelFile:
         inputs = self._inputs(role, quant, adapter)
         name = f"base {quant}" if role == "base" else quant
-        return Contender(name, role, quant, digest.of_values(inputs), None, f"eval/{role}-{quant}.gguf")
+        return ModelFile(name, role, quant, digest.of_values(inputs), None, f"eval/{role}-{quant}.gguf")
 
     def _inputs(self, role: Role, quant: str, adapter: Path | None) -> dict[str, Any]:
-        assert self.subject is not None
-        return {**made_of(self.subject, adapter), "evaluates": quant, "role": role}
+        assert self.source is not None
+        return {**made_of(self.source, adapter), "evaluates": quant, "role": role}
 
-    def _make(self, group: dict[str, Contender]) -> None:
-        subject = self.subject
-        assert subject is not None
+    def _make(self, group: dict[str, ModelFile]) -> None:
+        source = self.source
+        assert source is not None
         role = next(iter(group.values())).role
-        adapter = None if role == "base" else subject.adapter
+        adapter = None if role == "base" else source.adapter
         inputs = {output: self._inputs(role, one.quant, adapter) for output, one in group.items()}
 
         def build(places: dict[str, Path]) -> None:
             named = ", ".join(group[output].quant for output in places)
             log.info("making %s of %s for the comparison", named, "the base" if role == "base" else "the tuned model")
-            make(subject, adapter, {group[output].quant: place for output, place in places.items()}, self.threads)
+            make(source, adapter, {group[output].quant: place for output, place in places.items()}, self.threads)
 
         # Forced: eval/ in a run is ggufy's own, and a file that has lost its stamp is made again.
-        if any(self.room.valid(output, wanted) is None for output, wanted in inputs.items()):
-            self.room.make(inputs, build, force=True)
+        if any(self.output_folder.valid(output, wanted) is None for output, wanted in inputs.items()):
+            self.output_folder.make(inputs, build, force=True)
 
 
 @functools.cache
@@ -174,25 +174,25 @@ def base_quant(quant: str) -> str:
     return "q8_0"
 
 
-def made_of(subject: Subject, adapter: Path | None) -> dict[str, Any]:
+def made_of(source: ModelSource, adapter: Path | None) -> dict[str, Any]:
     """What the bytes of a file made for a comparison depend on, but for its quant. Without `adapter` it is the base."""
-    inputs = {**subject.inputs, "llama_cpp": metadata.version("llama-cpp-python")}
+    inputs = {**source.inputs, "llama_cpp": metadata.version("llama-cpp-python")}
     if adapter is None:
         inputs["adapter"] = None
-    if conversion.is_foreign(subject.base.path):
+    if conversion.is_foreign(source.base.path):
         inputs["converter"] = conversion.fingerprint()
     return inputs
 
 
-def make(subject: Subject, adapter: Path | None, outputs: Mapping[str, Path], threads: int) -> None:
-    """Export a subject, or without `adapter` its base, and verify the files, each under its quant."""
-    engine.export(Request(subject.base.path, adapter, dict(outputs), subject.notes), threads)
-    expected = Expected.of(subject.base.path, adapter)
+def make(source: ModelSource, adapter: Path | None, outputs: Mapping[str, Path], threads: int) -> None:
+    """Export a model source, or without `adapter` its base, and verify the files, each under its quant."""
+    engine.export(Request(source.base.path, adapter, dict(outputs), source.notes), threads)
+    expected = Expected.of(source.base.path, adapter)
     for place in outputs.values():
-        verifying.verify(place, subject.base.path, threads, None, expected)
+        verifying.verify(place, source.base.path, threads, None, expected)
 
 
-def first_file(one: Contender) -> Path:
+def first_file(one: ModelFile) -> Path:
     """The file to load of a model that may be split into several."""
     assert one.path is not None
     return exported.first_file(one.path)
@@ -212,7 +212,7 @@ def facts(path: Path) -> Facts:
 _NO_TEXT = ("bert", "clip", "t5encoder", "wavtokenizer")
 
 
-def _of_file(path: Path) -> Contender:
+def _of_file(path: Path) -> ModelFile:
     """A lone GGUF. Raises EvalError or ModelError where it holds no model that speaks."""
     header = gguf_reader.read_gguf(path, ("general.architecture", "general.type"))
     kind, architecture = header.texts.get("general.type", "model"), header.texts.get("general.architecture", "")
@@ -226,4 +226,4 @@ def _of_file(path: Path) -> Contender:
     # Whatever llama.cpp has against it is said before anything is measured.
     Forward(path, 64, 1).close()
     parts = [digest.of_sample(file) for file in verifying.files(path)]
-    return Contender(path.name, "file", path.stem, digest.of_values(parts), path)
+    return ModelFile(path.name, "file", path.stem, digest.of_values(parts), path)

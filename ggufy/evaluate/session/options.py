@@ -9,14 +9,14 @@ from typing import TypedDict
 
 from ggufy.system import machine
 
-PARTS = ("heldout", "quants", "prompts", "references", "numbers", "judge")
+SECTIONS = ("heldout", "quants", "prompts", "references", "numbers", "judge")
 
 
 @dataclass(frozen=True)
-class Wish:
+class EvalOptions:
     """What somebody asked of `ggufy eval`."""
 
-    only: Sequence[str] = PARTS
+    only: Sequence[str] = SECTIONS
     against: Path | None = None
     """What the files are compared with, in the place of the F16 file."""
     data: Path | None = None
@@ -67,11 +67,11 @@ class Wish:
     @property
     def insisted(self) -> Sequence[str]:
         """The parts that somebody named: there an error is better than nothing."""
-        return () if tuple(self.only) == PARTS else self.only
+        return () if tuple(self.only) == SECTIONS else self.only
 
 
-class Wishes(TypedDict, total=False):
-    """The fields of a Wish, as keyword arguments."""
+class EvalArguments(TypedDict, total=False):
+    """The fields of EvalOptions, as keyword arguments."""
 
     only: Sequence[str]
     against: Path | None

@@ -27,11 +27,11 @@ def keys(same: Mapping[str, Any], own: Iterable[Any]) -> list[str]:
     return rows.distinct(digest.of_values([same, one]) for one in own)
 
 
-class Kept:
+class Results:
     """The rows in one run or folder of exports, whose lock the caller holds."""
 
-    def __init__(self, room: Run) -> None:
-        self.room = room
+    def __init__(self, output_folder: Run) -> None:
+        self.output_folder = output_folder
 
     def find(self, output: str, wanted: Sequence[str]) -> list[Row] | None:
         """The rows of these keys, where all of them are there."""
@@ -40,14 +40,14 @@ class Kept:
 
     def all(self, output: str) -> dict[str, Row]:
         """Every row of an output by its key; none where it is not as ggufy left it."""
-        return rows.read(self.room.path / output) if self.room.valid(output) else {}
+        return rows.read(self.output_folder.path / output) if self.output_folder.valid(output) else {}
 
     def add(self, output: str, wanted: Sequence[str], build: Callable[[Path, dict[str, Row]], None]) -> list[Row]:
         """Have rows made that are not there. `build` gets where to write, and the rows that are there."""
         known = self.all(output)
         inputs = {"rows": digest.of_values(sorted({*known, *wanted}))}
         # Forced: eval/ in a run is ggufy's own, and what has lost its stamp is made again.
-        self.room.make({output: inputs}, lambda places: build(places[output], known), force=True)
+        self.output_folder.make({output: inputs}, lambda places: build(places[output], known), force=True)
         there = self.all(output)
         return [there[key] for key in wanted]
 

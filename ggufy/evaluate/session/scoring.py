@@ -11,10 +11,10 @@ from ggufy.evaluate.metrics.completions import Completion
 from ggufy.evaluate.report import scores_section
 from ggufy.evaluate.report.report import Section
 from ggufy.evaluate.session.evaluator import Evaluator
-from ggufy.evaluate.session.model_files import Contender
-from ggufy.evaluate.session.options import Wish
+from ggufy.evaluate.session.model_files import ModelFile
+from ggufy.evaluate.session.options import EvalOptions
 
-Asked = Sequence[tuple[Evaluator, Sequence[Contender]]]
+Compared = Sequence[tuple[Evaluator, Sequence[ModelFile]]]
 """Each run, with the models of it that answer."""
 
 
@@ -29,46 +29,46 @@ class Answered:
     """Which rows these are, for people."""
 
 
-def check(wish: Wish) -> None:
+def check(options: EvalOptions) -> None:
     """Raise MissingExtra where somebody asked for a part by name that needs what is not installed."""
-    if "references" in wish.insisted:
+    if "references" in options.insisted:
         references.require()
 
 
-def likeness(asked: Asked, wish: Wish) -> Section | None:
+def likeness(compared: Compared, options: EvalOptions) -> Section | None:
     """BLEU, chrF, ROUGE-L and exact match; None where no row has an answer."""
-    found = _answered(asked, wish)
+    found = _answered(compared, options)
     if found is None:
-        _miss("references", wish)
+        _miss("references", options)
         return None
     scores = {model: references.score(said, found.expected) for model, said in found.said.items()}
-    return scores_section.likeness(scores, found.base, found.told, wish.seed)
+    return scores_section.likeness(scores, found.base, found.told, options.seed)
 
 
-def errors(asked: Asked, wish: Wish) -> Section | None:
+def errors(compared: Compared, options: EvalOptions) -> Section | None:
     """MAE, MSE, R² and shares; None where the answers are no numbers, unless somebody insists."""
-    found = _answered(asked, wish)
+    found = _answered(compared, options)
     if found is None:
-        _miss("numbers", wish)
+        _miss("numbers", options)
         return None
-    insisted = "numbers" in wish.insisted
+    insisted = "numbers" in options.insisted
     if not (insisted or numbers.are_numbers(found.expected)):
         return None
     scores = {model: numbers.score(said, found.expected) for model, said in found.said.items()}
     if not next(iter(scores.values())).rows:
         raise EvalError("none of the data's own answers holds a number", "leave numbers out of --only")
-    return scores_section.errors(scores, found.base, found.told, wish.seed)
+    return scores_section.errors(scores, found.base, found.told, options.seed)
 
 
-def _answered(asked: Asked, wish: Wish) -> Answered | None:
-    questions = prompts.read(wish.prompts) if wish.prompts else []
+def _answered(compared: Compared, options: EvalOptions) -> Answered | None:
+    questions = prompts.read(options.prompts) if options.prompts else []
     known = [index for index, question in enumerate(questions) if question.expected]
     said: dict[str, list[str]] = {}
     expected: list[str] = []
     base = None
-    for one, models in asked:
+    for one, models in compared:
         for each in models:
-            name = named(one, each, several=len(asked) > 1)
+            name = named(one, each, several=len(compared) > 1)
             if known:
                 answers = one.answers(each, questions)
                 said[name] = [answers[index].text for index in known]
@@ -81,22 +81,22 @@ def _answered(asked: Asked, wish: Wish) -> Answered | None:
                 expected = [answer.expected for answer in found]
             if each.role == "base" and base is None:
                 base = name
-    if known and wish.prompts:
-        told = f"{len(known)} prompts of {wish.prompts.name} that have an answer."
+    if known and options.prompts:
+        told = f"{len(known)} prompts of {options.prompts.name} that have an answer."
     else:
-        told = f"{len(expected)} rows ({asked[0][0].heldout.name}), each up to its last answer."
+        told = f"{len(expected)} rows ({compared[0][0].heldout.name}), each up to its last answer."
     return Answered(expected, said, base, told)
 
 
-def named(one: Evaluator, each: Contender, *, several: bool) -> str:
+def named(one: Evaluator, each: ModelFile, *, several: bool) -> str:
     """A model's name in tables."""
     name = f"tuned {each.quant}" if each.role == "tuned" else each.name
     return f"{one.name}: {name}" if several else name
 
 
-def _miss(part: str, wish: Wish) -> None:
+def _miss(part: str, options: EvalOptions) -> None:
     """Raise EvalError where somebody asked for a part by name for which there is nothing."""
-    if part in wish.insisted:
+    if part in options.insisted:
         raise EvalError(
             "no row has an answer that models could be held against",
             "name conversations with --data FILE, prompts with `expected` by --prompts FILE, or more than 0 --rows",

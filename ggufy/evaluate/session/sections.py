@@ -1,6 +1,6 @@
 """`ggufy eval`: is the tuned model better, and what did quantization cost? The parts, and the report they go into.
 
-A part makes a section of the report of what the evaluators measure; a further one is a function and a row in PARTS.
+A part makes a section of the report of what the evaluators measure; a further one is a function and a row in SECTIONS.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ggufy.evaluate.report import heldout_section, prompts_section, quants_secti
 from ggufy.evaluate.report.report import Report, Section
 from ggufy.evaluate.session import gguf_tokenizer, judging, model_files, scoring
 from ggufy.evaluate.session.evaluator import Evaluator
-from ggufy.evaluate.session.model_files import Contender
-from ggufy.evaluate.session.options import Wish
+from ggufy.evaluate.session.model_files import ModelFile
+from ggufy.evaluate.session.options import EvalOptions
 from ggufy.hub import pull
 from ggufy.runs import run
 from ggufy.runs.run import Run
@@ -59,50 +59,50 @@ def _place(name: str) -> Path:
     return (here if (here / "run.json").is_file() else Path(name)).resolve()
 
 
-def make(what: Sequence[str | os.PathLike[str] | Run | None], wish: Wish) -> Evaluation:
+def make(what: Sequence[str | os.PathLike[str] | Run | None], options: EvalOptions) -> Evaluation:
     """Evaluate runs, folders of exports or GGUF files: measure what was not measured yet, and write the report."""
-    _check(wish)
+    _check(options)
     named = [os.fspath(one.path if isinstance(one, Run) else one) for one in what if one is not None]
     places = [_place(name) for name in named]
     if twice := [name for name, place in zip(named, places, strict=True) if places.count(place) > 1]:
         raise EvalError(f"{twice[-1]} is named twice", "name each once")
     with ExitStack() as stack:
-        opened = [stack.enter_context(_opened(one, wish)) for one in what or (None,)]
+        opened = [stack.enter_context(_opened(one, options)) for one in what or (None,)]
         _check_together(opened)
-        judging.check_models(opened, wish)
+        judging.check_models(opened, options)
         # The divergences first: the losses come along with them.
-        order = sorted(wish.only, key=lambda name: name != "quants")
-        made = {name: PARTS[name](opened, wish) for name in order if name != "judge"}
-        asked = [(one, _asked(one)) for one in opened] if wish.judge else []
-        made["judge"], trouble = judging.section(asked, wish)
-        sections = [section for name in (*PARTS, "judge") if (section := made.get(name))]
-        report = Report(_title(opened), _facts(opened, wish), sections)
-        room = opened[0].room
+        order = sorted(options.only, key=lambda name: name != "quants")
+        made = {name: SECTIONS[name](opened, options) for name in order if name != "judge"}
+        asked = [(one, _asked(one)) for one in opened] if options.judge else []
+        made["judge"], trouble = judging.section(asked, options)
+        sections = [section for name in (*SECTIONS, "judge") if (section := made.get(name))]
+        report = Report(_title(opened), _facts(opened, options), sections)
+        output_folder = opened[0].output_folder
         if len(opened) > 1:
-            room = Run(wish.out or OUT / "-".join(one.name for one in opened))
-            stack.enter_context(room.lock())
-        page, data = _write(room, report)
+            output_folder = Run(options.out or OUT / "-".join(one.name for one in opened))
+            stack.enter_context(output_folder.lock())
+        page, data = _write(output_folder, report)
         for one in opened:
             one.close()
     return Evaluation(report, page, data, trouble)
 
 
-def _heldout(opened: Sequence[Evaluator], wish: Wish) -> Section:
+def _heldout(opened: Sequence[Evaluator], options: EvalOptions) -> Section:
     groups = []
     for one in opened:
-        base, tuned = one.contenders.base(), one.contenders.tuned_f16()
+        base, tuned = one.models.base(), one.models.tuned_f16()
         lines = []
         if base:
             lines.append(heldout_section.Line(base.name, "llama.cpp", one.loss(base), is_base=True))
-        if base and wish.adapter:
+        if base and options.adapter:
             lines.append(heldout_section.Line("adapter model", "torch", one.adapter_loss()))
-        files = [each for each in (tuned, *one.contenders.quants, one.against) if each]
+        files = [each for each in (tuned, *one.models.quants, one.against) if each]
         lines += [heldout_section.Line(each.name, "llama.cpp", one.loss(each)) for each in files]
         groups.append(heldout_section.Group(one.name, one.heldout, lines))
     return heldout_section.section(groups)
 
 
-def _quants(opened: Sequence[Evaluator], wish: Wish) -> Section:
+def _quants(opened: Sequence[Evaluator], options: EvalOptions) -> Section:
     question = prompts.own()[0]
     groups = []
     for one in opened:
@@ -113,7 +113,7 @@ def _quants(opened: Sequence[Evaluator], wish: Wish) -> Section:
                 "name the other with --against FILE, or leave that out: --only heldout,prompts",
             )
         lines = []
-        compared = [each for each in one.contenders.quants if not each.is_file_of(standard)]
+        compared = [each for each in one.models.quants if not each.is_file_of(standard)]
         if standard.role == "file":
             # Of one run all files have the base's.
             gguf_tokenizer.same_tokenizer([model_files.first_file(each) for each in (standard, *compared)])
@@ -121,47 +121,47 @@ def _quants(opened: Sequence[Evaluator], wish: Wish) -> Section:
         lines = [quants_section.Line(standard.name, one.file(standard, question), one.loss(standard), None)]
         for each, (apart, loss) in measured.items():
             lines.append(quants_section.Line(each.name, one.file(each, question), loss, apart))
-        groups.append(quants_section.Group(one.name, standard.name, lines, wish.max_kl))
+        groups.append(quants_section.Group(one.name, standard.name, lines, options.max_kl))
     return quants_section.section(groups)
 
 
-def _prompts(opened: Sequence[Evaluator], wish: Wish) -> Section | None:
-    if "prompts" not in wish.insisted and any(not one.answers_chats for one in opened):
+def _prompts(opened: Sequence[Evaluator], options: EvalOptions) -> Section | None:
+    if "prompts" not in options.insisted and any(not one.answers_chats for one in opened):
         log.info("no prompts are asked: a model has no chat template")
         return None
-    questions = prompts.read(wish.prompts) if wish.prompts else prompts.own()
+    questions = prompts.read(options.prompts) if options.prompts else prompts.own()
     models = []
     for one in opened:
         named = f"{one.name}: " if len(opened) > 1 else ""
         models += [_model(one, each, questions, named) for each in _asked(one)]
-    source = wish.prompts.name if wish.prompts else "ggufy's own"
+    source = options.prompts.name if options.prompts else "ggufy's own"
     return prompts_section.section(questions, models, source)
 
 
-def _asked(one: Evaluator) -> list[Contender]:
+def _asked(one: Evaluator) -> list[ModelFile]:
     """The base and the tuned model in the same precision, so that only the training is between them."""
-    tuned = one.contenders.spoken()
+    tuned = one.models.spoken()
     assert tuned is not None
-    base = one.contenders.base(tuned.quant)
+    base = one.models.base(tuned.quant)
     return [each for each in (base, tuned, one.against) if each]
 
 
-def _model(one: Evaluator, each: Contender, questions: Sequence[Question], named: str) -> prompts_section.Model:
+def _model(one: Evaluator, each: ModelFile, questions: Sequence[Question], named: str) -> prompts_section.Model:
     said = one.answers(each, questions)
     found = [one.flags(answer, question) for answer, question in zip(said, questions, strict=True)]
     name = f"tuned {each.quant}" if each.role == "tuned" else each.name
     return prompts_section.Model(named + name, said, found)
 
 
-def _references(opened: Sequence[Evaluator], wish: Wish) -> Section | None:
-    return scoring.likeness([(one, _asked(one)) for one in opened], wish)
+def _references(opened: Sequence[Evaluator], options: EvalOptions) -> Section | None:
+    return scoring.likeness([(one, _asked(one)) for one in opened], options)
 
 
-def _numbers(opened: Sequence[Evaluator], wish: Wish) -> Section | None:
-    return scoring.errors([(one, _asked(one)) for one in opened], wish)
+def _numbers(opened: Sequence[Evaluator], options: EvalOptions) -> Section | None:
+    return scoring.errors([(one, _asked(one)) for one in opened], options)
 
 
-PARTS: dict[str, Callable[[Sequence[Evaluator], Wish], Section | None]] = {
+SECTIONS: dict[str, Callable[[Sequence[Evaluator], EvalOptions], Section | None]] = {
     "heldout": _heldout,
     "quants": _quants,
     "prompts": _prompts,
@@ -171,33 +171,37 @@ PARTS: dict[str, Callable[[Sequence[Evaluator], Wish], Section | None]] = {
 """In the order of the report; last comes the judge, who is asked when all else is done."""
 
 
-def _check(wish: Wish) -> None:
-    """What can be said against a wish before anything is opened."""
-    if unknown := [name for name in wish.only if name not in (*PARTS, "judge")]:
-        raise EvalError(f"--only {unknown[0]}: there is no such part", f"the parts are {', '.join((*PARTS, 'judge'))}")
-    if wish.prompts:
-        prompts.read(wish.prompts)
-    scoring.check(wish)
-    judging.check(wish)
+def _check(options: EvalOptions) -> None:
+    """What can be said against the options before anything is opened."""
+    if unknown := [name for name in options.only if name not in (*SECTIONS, "judge")]:
+        raise EvalError(
+            f"--only {unknown[0]}: there is no such section", f"the sections are {', '.join((*SECTIONS, 'judge'))}"
+        )
+    if options.prompts:
+        prompts.read(options.prompts)
+    scoring.check(options)
+    judging.check(options)
 
 
 @contextmanager
-def _opened(what: str | os.PathLike[str] | Run | None, wish: Wish) -> Iterator[Evaluator]:
+def _opened(what: str | os.PathLike[str] | Run | None, options: EvalOptions) -> Iterator[Evaluator]:
     """An evaluator of a run, a folder of exports, or a GGUF here or on the Hub."""
     file = _file(what)
     if file is not None:
         name = re.sub(r"-\d{5}-of-\d{5}$", "", file.stem)
-        if wish.against and file.samefile(exported.first_file(wish.against)):
-            raise EvalError(f"--against {wish.against.as_posix()}: that is the file itself", "name another")
-        room, found, files = Run(wish.out or OUT / name), None, [file]
-        room.refuse_foreign_names()
+        if options.against and file.samefile(exported.first_file(options.against)):
+            raise EvalError(f"--against {options.against.as_posix()}: that is the file itself", "name another")
+        output_folder, found, files = Run(options.out or OUT / name), None, [file]
+        output_folder.refuse_foreign_names()
     else:
-        room = what if isinstance(what, Run) else run.room(what)
-        name, found, files = room.name, model_source.of_room(room), []
+        output_folder = what if isinstance(what, Run) else run.output_folder(what)
+        name, found, files = output_folder.name, model_source.of_output_folder(output_folder), []
         if found is None:
-            raise EvalError(f"{room.path.as_posix()} does not say what it was made from", "name one of its files")
-    with room.lock():
-        yield Evaluator(name, room, found, files, wish)
+            raise EvalError(
+                f"{output_folder.path.as_posix()} does not say what it was made from", "name one of its files"
+            )
+    with output_folder.lock():
+        yield Evaluator(name, output_folder, found, files, options)
 
 
 def _file(what: str | os.PathLike[str] | Run | None) -> Path | None:
@@ -215,9 +219,9 @@ def _file(what: str | os.PathLike[str] | Run | None) -> Path | None:
 
 def _check_together(opened: Sequence[Evaluator]) -> None:
     """Raise EvalError where several cannot be measured on the same conversations, or one has none."""
-    wish = opened[0].wish
-    rows = {"references", "numbers"} if not wish.prompts else set()
-    if not ({"heldout", "quants"} | rows) & set(wish.only):
+    options = opened[0].options
+    rows = {"references", "numbers"} if not options.prompts else set()
+    if not ({"heldout", "quants"} | rows) & set(options.only):
         return
     for one in opened:
         if one.heldout.keys != opened[0].heldout.keys:
@@ -232,21 +236,21 @@ def _title(opened: Sequence[Evaluator]) -> str:
     return f"Evaluation of {' and '.join(one.name for one in opened)}"
 
 
-def _facts(opened: Sequence[Evaluator], wish: Wish) -> dict[str, str]:
+def _facts(opened: Sequence[Evaluator], options: EvalOptions) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in opened:
         at = "" if len(opened) == 1 else f" {one.name}"
-        if one.subject is not None:
-            found[f"base{at}"] = one.subject.base.name
+        if one.source is not None:
+            found[f"base{at}"] = one.source.base.name
         else:
-            found[f"file{at}"] = one.contenders.files[0].name
-    if wish.against:
-        found["compared with"] = wish.against.name
+            found[f"file{at}"] = one.models.files[0].name
+    if options.against:
+        found["compared with"] = options.against.name
     found["made with"] = f"ggufy {__version__}, llama.cpp of llama-cpp-python {metadata.version('llama-cpp-python')}"
     return found
 
 
-def _write(room: Run, report: Report) -> tuple[Artifact, Artifact]:
+def _write(output_folder: Run, report: Report) -> tuple[Artifact, Artifact]:
     inputs = {"report": digest.of_values([report.values(), report.html()])}
     page, data = "eval/report.html", "eval/report.json"
 
@@ -255,5 +259,5 @@ def _write(room: Run, report: Report) -> tuple[Artifact, Artifact]:
             place.write_text(report.html() if output == page else report.json(), encoding="utf-8")
 
     wanted = {page: inputs, data: inputs}
-    made = room.make(wanted, build, force=True)
+    made = output_folder.make(wanted, build, force=True)
     return made[page], made[data]

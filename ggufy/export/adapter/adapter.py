@@ -13,7 +13,7 @@ from typing import Any
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter.config import AdapterConfig
-from ggufy.export.adapter.lora_delta import DAMAGED, PARTS, Pair, pairs_of
+from ggufy.export.adapter.lora_delta import DAMAGED, PARTS, LoraDelta, deltas_of
 from ggufy.export.rows import check_readable, float32
 from ggufy.model.safetensors import Checkpoint
 
@@ -23,7 +23,7 @@ _OTHER_BASE = "name the base this adapter was trained on with --base"
 
 
 class Adapter:
-    """The adapter in a folder. `pairs` by the name of the base tensor; `whole` replaces tensors of the base.
+    """The adapter in a folder. `deltas` by the name of the base tensor; `whole` replaces tensors of the base.
 
     `copies` are those of `whole` that were trained as copies (modules_to_save); the others were loaded into the base.
     `kept_tied` where peft kept the copies of embedding and output matrix the same (ensure_weight_tying).
@@ -31,13 +31,13 @@ class Adapter:
 
     def __init__(
         self,
-        pairs: dict[str, Pair],
+        deltas: dict[str, LoraDelta],
         whole: dict[str, str],
         weights: Checkpoint | None,
         where: str,
         config: AdapterConfig | None,
     ) -> None:
-        self.pairs, self.whole, self.weights, self.where, self.config = pairs, whole, weights, where, config
+        self.deltas, self.whole, self.weights, self.where, self.config = deltas, whole, weights, where, config
         # Without an effect, so that any other number will do.
         self.alpha = (config.lora_alpha if config else 0) or 1.0
         saved = config.saved if config else ()
@@ -75,12 +75,12 @@ class Adapter:
             )
         if not found and not whole:
             raise ExportError(f"{where}: the adapter is empty", "train it first")
-        pairs = {
-            f"{module}.{kind}": pair
+        deltas = {
+            f"{module}.{kind}": delta
             for module, parts in found.items()
-            for kind, pair in pairs_of(module, parts, config, where)
+            for kind, delta in deltas_of(module, parts, config, where)
         }
-        return cls(pairs, whole, weights, where, config)
+        return cls(deltas, whole, weights, where, config)
 
     def unties(self, tied: bool) -> bool:
         """Whether embedding and output matrix part, where the base ties them. Raises ExportError if that is unclear."""
@@ -97,11 +97,11 @@ class Adapter:
             # What was loaded into one of them is in both.
             if loaded and name not in self.copies:
                 self.whole[name] = loaded[0]
-        trained = any(name in self.copies or name in self.pairs for name in both)
+        trained = any(name in self.copies or name in self.deltas for name in both)
         self.untied = trained and not (self.kept_tied and self._head_is_embedding())
         if not self.untied:
             self.whole.pop(HEAD, None)
-            self.pairs.pop(HEAD, None)
+            self.deltas.pop(HEAD, None)
         return self.untied
 
     def _head_is_embedding(self) -> bool:
@@ -111,7 +111,7 @@ class Adapter:
         whole = self.whole
         if HEAD in whole and not (EMBEDDING in whole and self._same(whole[HEAD], whole[EMBEDDING])):
             return False
-        head, embedding = self.pairs.get(HEAD), self.pairs.get(EMBEDDING)
+        head, embedding = self.deltas.get(HEAD), self.deltas.get(EMBEDDING)
         if head is None:
             return True
         if embedding is None or head.magnitude is not None or head.scaling != embedding.scaling:
@@ -131,14 +131,14 @@ class Adapter:
     def check(self, base: Checkpoint, used: Iterable[str]) -> None:
         """Refuse an adapter of which anything does not fit the base, would be left out, is missing, or is nothing."""
         names = dict.fromkeys(used)
-        for name, pair in self.pairs.items():
+        for name, delta in self.deltas.items():
             self._check_known(name, names, base, "changes")
-            # The change of a bias is a pair with one column.
+            # The change of a bias is a delta with one column.
             shape = _shape(base, name)
-            if pair.shape != (*shape, 1)[:2]:
+            if delta.shape != (*shape, 1)[:2]:
                 raise ExportError(
                     f"adapter and base do not fit: {name} is {list(shape)} in the base, "
-                    f"and the adapter changes {list(pair.shape)}",
+                    f"and the adapter changes {list(delta.shape)}",
                     _OTHER_BASE,
                 )
         for name, stored in self.whole.items():
@@ -153,14 +153,14 @@ class Adapter:
                 )
         for name in names:
             module = name.removesuffix(".weight")
-            if name not in self.pairs and self.config and module != name and self.config.changes(module):
+            if name not in self.deltas and self.config and module != name and self.config.changes(module):
                 raise ExportError(
                     f"{self.where}: target_modules in adapter_config.json names {module}, "
                     "but there are no lora_A and lora_B of it",
                     "copy the adapter again; a module that was not trained belongs into exclude_modules there",
                 )
 
-        if self.pairs and not self.whole and all(pair.is_nothing for pair in self.pairs.values()):
+        if self.deltas and not self.whole and all(delta.is_nothing for delta in self.deltas.values()):
             raise ExportError(
                 f"{self.where}: the adapter changes nothing: all of its lora_A or lora_B, or its scaling, are zero",
                 "train it first, or export the base itself",
@@ -171,11 +171,11 @@ class Adapter:
     def _check_whole(self, name: str) -> None:
         """Refuse an adapter that lacks what its configuration says was trained whole."""
         module, _, part = name.rpartition(".")
-        if self.config is None or name in self.brought or name in self.pairs:
+        if self.config is None or name in self.brought or name in self.deltas:
             return
         if self.config.saves(module):
             says = "modules_to_save"
-        elif part == "bias" and self.config.trains_bias(low_rank=f"{module}.weight" in self.pairs):
+        elif part == "bias" and self.config.trains_bias(low_rank=f"{module}.weight" in self.deltas):
             says = f"bias ({self.config.bias})"
         else:
             return

@@ -28,7 +28,7 @@ PARTS = {
 
 
 @dataclass
-class Pair:
+class LoraDelta:
     """The low-rank change of one matrix: float32 arrays a (r, columns) and b (rows, r)."""
 
     a: Any
@@ -77,26 +77,26 @@ class Pair:
             rows *= (self.magnitude[start:stop] / lengths)[:, None]
 
 
-def pairs_of(module: str, parts: dict[str, Any], config: AdapterConfig, where: str) -> Iterator[tuple[str, Pair]]:
+def deltas_of(module: str, parts: dict[str, Any], config: AdapterConfig, where: str) -> Iterator[tuple[str, LoraDelta]]:
     """The changes of a module's weight and, with lora_bias, of its bias."""
     embedding = "embedding_a" in parts or "embedding_b" in parts
     if embedding:
         if {"a", "b"} & parts.keys():
             raise ExportError(f"{where}: {module}.lora_embedding_A is there beside a lora_A or lora_B", DAMAGED)
-        # delta = (B @ A).T, which is what a transposed pair has.
+        # delta = (B @ A).T, which is what a transposed one has.
         parts = {name.removeprefix("embedding_"): part for name, part in parts.items()}
     if missing := {"a", "b"} - parts.keys():
         kind = "lora_embedding_" if embedding else "lora_"
         raise ExportError(f"{where}: {module} has no {kind}{missing.pop().upper()}", DAMAGED)
-    pair = _pair(module, parts, config, where, embedding)
-    yield "weight", pair
+    delta = _delta(module, parts, config, where, embedding)
+    yield "weight", delta
     if "bias" in parts:
         import numpy as np
 
-        yield "bias", Pair(parts["bias"][None], np.ones((1, 1), np.float32), pair.scaling, transposed=True)
+        yield "bias", LoraDelta(parts["bias"][None], np.ones((1, 1), np.float32), delta.scaling, transposed=True)
 
 
-def _pair(module: str, parts: dict[str, Any], config: AdapterConfig, where: str, embedding: bool) -> Pair:
+def _delta(module: str, parts: dict[str, Any], config: AdapterConfig, where: str, embedding: bool) -> LoraDelta:
     _check_shapes(module, parts, config, where)
     transposed = embedding or config.fan_in_fan_out
     if transposed and "magnitude" in parts:
@@ -109,7 +109,7 @@ def _pair(module: str, parts: dict[str, Any], config: AdapterConfig, where: str,
             f"{where}: {module} has {has}, but adapter_config.json says use_dora: {says}",
             "weights and adapter_config.json are of different adapters: copy both again",
         )
-    return Pair(parts["a"], parts["b"], config.scaling(module), parts.get("magnitude"), transposed)
+    return LoraDelta(parts["a"], parts["b"], config.scaling(module), parts.get("magnitude"), transposed)
 
 
 def _check_shapes(module: str, parts: dict[str, Any], config: AdapterConfig, where: str) -> None:

@@ -89,7 +89,7 @@ def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path)
             f"{request.base.as_posix()}: --split-max-size is for the Llama family", "llama.cpp's gguf-split cuts a file"
         )
     sinks = merged_sinks(request, planned)
-    changed = bool(adapter.pairs or adapter.whole) or any(t.dtype == FOUR_BIT for t in weights.tensors.values())
+    changed = bool(adapter.deltas or adapter.whole) or any(t.dtype == FOUR_BIT for t in weights.tensors.values())
     # Always from F16, whatever else is asked for: the bytes of a quant may not depend on it.
     if request.quants and changed and "merged" not in sinks:
         sinks[_SCRATCH] = MergedSink(scratch / "merged", request.base, planned, "F16")

@@ -1,8 +1,8 @@
 """The adapter alone as a GGUF, for llama.cpp's `--lora`.
 
-llama.cpp scales a pair by alpha / rank, with one alpha for the file and the rank it sees; it knows neither rsLoRA nor
-patterns. So where peft's scaling is another, the difference is multiplied into B. For a plain adapter the factor is 1
-and the file has the tensors of llama.cpp's convert_lora_to_gguf.py.
+llama.cpp scales the product by alpha / rank, with one alpha for the file and the rank it sees; it knows neither rsLoRA
+nor patterns. So where peft's scaling is another, the difference is multiplied into B. For a plain adapter the factor is
+1 and the file has the tensors of llama.cpp's convert_lora_to_gguf.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ggufy.export.families.llama import Planned
 
 
 def size(adapter: Adapter) -> int:
-    """Bytes of the file, from above: the pairs in float32, and room for the header."""
-    return sum(int(pair.a.nbytes + pair.b.nbytes) + 1024 for pair in adapter.pairs.values()) + 65536
+    """Bytes of the file, from above: the matrices A and B in float32, and room for the header."""
+    return sum(int(delta.a.nbytes + delta.b.nbytes) + 1024 for delta in adapter.deltas.values()) + 65536
 
 
 def write(path: Path, adapter: Adapter, planned: Sequence[Planned], general: dict[str, str]) -> None:
-    """Write the pairs in float32, of an adapter that `check` has passed."""
+    """Write the matrices A and B in float32, of an adapter that `check` has passed."""
     import gguf
 
     writer = gguf.GGUFWriter(path=None, arch="llama")
@@ -45,28 +45,28 @@ def tensors(adapter: Adapter, planned: Sequence[Planned]) -> Iterator[tuple[str,
     import numpy as np
 
     by_source = {tensor.source: tensor for tensor in planned}
-    for source in sorted(adapter.pairs):
-        pair, tensor = adapter.pairs[source], by_source[source]
-        factor = pair.scaling * len(pair.a) / adapter.alpha
-        b = pair.b if factor == 1 else (pair.b * np.float32(factor))
-        yield f"{tensor.name}.lora_a", pair.a
+    for source in sorted(adapter.deltas):
+        delta, tensor = adapter.deltas[source], by_source[source]
+        factor = delta.scaling * len(delta.a) / adapter.alpha
+        b = delta.b if factor == 1 else (delta.b * np.float32(factor))
+        yield f"{tensor.name}.lora_a", delta.a
         yield f"{tensor.name}.lora_b", _permute(b, tensor.heads, np)
 
 
 def check(adapter: Adapter) -> None:
     """Raise ExportError for adapters that a GGUF of this kind cannot hold."""
-    if not adapter.pairs:
+    if not adapter.deltas:
         raise ExportError("there is no adapter to write as a GGUF", "leave out --adapter-gguf")
     if adapter.untied:
         raise ExportError(
             f"{adapter.where}: unties the output matrix from the embedding, which llama.cpp's --lora cannot",
             "export merged files with --quant",
         )
-    if any(pair.magnitude is not None for pair in adapter.pairs.values()):
+    if any(delta.magnitude is not None for delta in adapter.deltas.values()):
         raise ExportError(f"{adapter.where}: llama.cpp's --lora cannot hold DoRA", "export merged files with --quant")
-    if adapter.whole or any(pair.transposed for pair in adapter.pairs.values()):
+    if adapter.whole or any(delta.transposed for delta in adapter.deltas.values()):
         raise ExportError(
-            f"{adapter.where}: llama.cpp's --lora cannot hold whole tensors, biases, embeddings or transposed pairs",
+            f"{adapter.where}: llama.cpp's --lora cannot hold whole tensors, biases, embeddings or transposed matrices",
             "export merged files with --quant",
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 from ggufy.errors import HubError
 from ggufy.hub.client import session
 from ggufy.hub.contents import facts
-from ggufy.hub.contents.facts import Asked, Place
+from ggufy.hub.contents.facts import CardMetadata, Place
 
 log = logging.getLogger("ggufy")
 
@@ -28,7 +28,7 @@ class Access:
     user: str
     exists: bool
     private: bool = False
-    asked: Asked = field(default_factory=Asked)
+    stated: CardMetadata = field(default_factory=CardMetadata)
 
 
 def check(api: Any, name: str, base: str | None, kind: str = "model") -> Access:
@@ -81,10 +81,10 @@ def check_token(api: Any, name: str, kind: str) -> str:
     return user
 
 
-def check_base(api: Any, base: str | None) -> Asked:
+def check_base(api: Any, base: str | None) -> CardMetadata:
     """The licence that the card of a base on the Hub names. Raises HubError where the base is gated for this token."""
     if base is None or facts.on_the_hub(base) is None:
-        return Asked()
+        return CardMetadata()
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     def look() -> Any:
@@ -102,17 +102,17 @@ def check_base(api: Any, base: str | None) -> Asked:
     info = session.ask(f"look at the base {base}", look, name=base, reading=True)
     if info is None:
         log.warning("the base %s is not on the Hub, or is private: others cannot use the adapter without it", base)
-        return Asked()
+        return CardMetadata()
     card = info.card_data or {}
     found, link = card.get("license"), card.get("license_link")
     if not isinstance(found, str) or found != "other":
-        return Asked(found if isinstance(found, str) else None)
+        return CardMetadata(found if isinstance(found, str) else None)
     if link and "://" not in str(link):
         link = session.page(base, rest=f"/blob/main/{link}")
-    return Asked("other", str(card.get("license_name") or "") or None, str(link) if link else None)
+    return CardMetadata("other", str(card.get("license_name") or "") or None, str(link) if link else None)
 
 
-def of_data(api: Any, places: Iterable[Place]) -> Asked:
+def of_data(api: Any, places: Iterable[Place]) -> CardMetadata:
     """The languages that the cards of the data sets on the Hub name, and the licence, where it is the same for all.
 
     A data set that cannot be asked names none.
@@ -135,7 +135,7 @@ def of_data(api: Any, places: Iterable[Place]) -> Asked:
         languages += [said] if isinstance(said, str) else map(str, said or ())
         licenses.add(found if isinstance(found, str) and found != "other" else None)
     known = tuple(dict.fromkeys(name for name in languages if _LANGUAGE.fullmatch(name)))
-    return Asked(license=licenses.pop() if len(licenses) == 1 else None, language=known)
+    return CardMetadata(license=licenses.pop() if len(licenses) == 1 else None, language=known)
 
 
 def _there(api: Any, name: str, kind: str) -> Any | None:

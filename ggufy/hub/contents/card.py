@@ -8,11 +8,11 @@ from typing import Any
 from ggufy.errors import HubError
 from ggufy.hub.contents import facts
 from ggufy.hub.contents.bundle import Bundle, counts, kind_of
-from ggufy.hub.contents.facts import Asked, Gguf, Place
+from ggufy.hub.contents.facts import CardMetadata, Gguf, Place
 from ggufy.recipe import recipe
 
 
-def render(bundle: Bundle, repo: str, branch: str, asked: Asked) -> str:
+def render(bundle: Bundle, repo: str, branch: str, stated: CardMetadata) -> str:
     """README.md. Raises HubError where the header would not be one that the Hub takes."""
     from jinja2 import Environment, StrictUndefined
 
@@ -23,8 +23,8 @@ def render(bundle: Bundle, repo: str, branch: str, asked: Asked) -> str:
     )
     template = environment.from_string(text)
     models = facts.ggufs(bundle)
-    body = template.render(_said(bundle, models, repo, branch, asked))
-    return f"---\n{_header(bundle, models, asked)}---\n\n{body}"
+    body = template.render(_said(bundle, models, repo, branch, stated))
+    return f"---\n{_header(bundle, models, stated)}---\n\n{body}"
 
 
 def check(text: str) -> None:
@@ -40,22 +40,22 @@ def check(text: str) -> None:
         raise HubError(f"the model card is not valid: {error}", "this is a bug in ggufy") from None
 
 
-def license_of(bundle: Bundle, asked: Asked) -> str | None:
+def license_of(bundle: Bundle, stated: CardMetadata) -> str | None:
     known = facts.llama(str(bundle.frozen["base"]["name"]))
-    return asked.license or (known[0] if known else None)
+    return stated.license or (known[0] if known else None)
 
 
-def naming_rule(bundle: Bundle, repo: str, asked: Asked) -> str | None:
+def naming_rule(bundle: Bundle, repo: str, stated: CardMetadata) -> str | None:
     """What the licence of the base asks of the repository's name, where the name does not do that."""
-    license_name = license_of(bundle, asked) or ""
+    license_name = license_of(bundle, stated) or ""
     if license_name.startswith("llama3") and not repo.partition("/")[2].lower().startswith("llama"):
         return f"the {license_name} licence asks that the name of a derived model begins with Llama"
     return None
 
 
-def notice(bundle: Bundle, asked: Asked) -> str | None:
+def notice(bundle: Bundle, stated: CardMetadata) -> str | None:
     """The text that Llama's licence asks to be in a file of every copy."""
-    licensed = (license_of(bundle, asked) or "").startswith("llama")
+    licensed = (license_of(bundle, stated) or "").startswith("llama")
     llama = facts.llama(str(bundle.frozen["base"]["name"])) if licensed else None
     if llama is None:
         return None
@@ -65,7 +65,7 @@ def notice(bundle: Bundle, asked: Asked) -> str | None:
     )
 
 
-def _header(bundle: Bundle, models: list[Gguf], asked: Asked) -> str:
+def _header(bundle: Bundle, models: list[Gguf], stated: CardMetadata) -> str:
     from huggingface_hub import ModelCardData
 
     frozen, name = bundle.frozen, bundle.name
@@ -83,10 +83,10 @@ def _header(bundle: Bundle, models: list[Gguf], asked: Asked) -> str:
         else "quantized",
         "library_name": "peft" if adapter else "transformers" if merged else "gguf",
         "pipeline_tag": "text-generation",
-        "license": license_of(bundle, asked),
-        "license_name": asked.license_name,
-        "license_link": asked.license_link,
-        "language": [*(frozen["recipe"]["hub"].get("language") or asked.language)] or None,
+        "license": license_of(bundle, stated),
+        "license_name": stated.license_name,
+        "license_link": stated.license_link,
+        "language": [*(frozen["recipe"]["hub"].get("language") or stated.language)] or None,
         "datasets": [place.name for place in facts.trained_on(frozen) if place.on_the_hub] or None,
         "tags": [
             "ggufy",
@@ -126,7 +126,7 @@ def _results(bundle: Bundle) -> list[Any] | None:
     ]
 
 
-def _said(bundle: Bundle, models: list[Gguf], repo: str, branch: str, asked: Asked) -> dict[str, Any]:
+def _said(bundle: Bundle, models: list[Gguf], repo: str, branch: str, stated: CardMetadata) -> dict[str, Any]:
     frozen, run = bundle.frozen, bundle.run
     base = frozen["base"]
     quants = [gguf for gguf in models if gguf.bits is not None]
@@ -146,7 +146,7 @@ def _said(bundle: Bundle, models: list[Gguf], repo: str, branch: str, asked: Ask
         "data_said": _data_said(facts.trained_on(frozen), rows.get("train") or frozen["recipe"]["data"]["train_size"]),
         "held_out_said": _data_said(facts.held_out(frozen), rows.get("eval")) if _results(bundle) else None,
         "ggufy": frozen["ggufy"],
-        "notice": (notice(bundle, asked) or "").strip() or None,
+        "notice": (notice(bundle, stated) or "").strip() or None,
         "files": _files(bundle, models),
         "measured": _positions(models),
         "merged": next((stamp["inputs"]["quant"] for stamp in bundle.stamps if kind_of(stamp) == "merged"), None),

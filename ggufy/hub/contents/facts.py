@@ -22,7 +22,7 @@ _LLAMA = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class CardMetadata:
     """What the Hub was asked for a card: nothing of it where it was not."""
 
     license: str | None = None

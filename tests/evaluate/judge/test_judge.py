@@ -277,7 +277,7 @@ def test_the_estimate_is_of_what_will_be_asked(server: Judge, ask: Ask, items: l
 def test_no_more_is_asked_in_a_minute_than_was_allowed(
     server: Judge, ask: Ask, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the gate's own clock, which here only moves while somebody waits at it."""
+    """By the rate_limit's own clock, which here only moves while somebody waits at it."""
     clock, started = [0.0], []
 
     class Stop(threading.Event):
@@ -286,9 +286,9 @@ def test_no_more_is_asked_in_a_minute_than_was_allowed(
             return self.is_set()
 
     monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    gate = client.Gate(Stop(), 600)
+    rate_limit = client.RateLimit(Stop(), 600)
     for _ in range(4):
-        gate.pass_through()
+        rate_limit.pass_through()
         started.append(clock[0])
     assert started == pytest.approx([0.0, 0.1, 0.2, 0.3])
     monkeypatch.undo()
