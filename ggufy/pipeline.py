@@ -17,7 +17,7 @@ from ggufy.recipe import recipe
 from ggufy.recipe.schema import Recipe
 from ggufy.runs.run import Run
 from ggufy.runs.stamps import Artifact
-from ggufy.stages import arguments, exported, model_source, planning, recipes
+from ggufy.stages import arguments, exported, model_source, recipes
 from ggufy.stages import data as data_stage
 from ggufy.stages import export as export_stage
 from ggufy.stages.export_options import ExportOptions
@@ -46,12 +46,12 @@ def plan(
     what: str | os.PathLike[str] | Recipe, *, overrides: Iterable[str] = (), gpu: str | None = None, **values: Any
 ) -> Plan:
     """What a recipe needs, before anything runs: of the GPU named, else of the one here, else of this CPU."""
-    return planning.plan(recipes.check(what, overrides, values), planner.device(gpu))
+    return planner.plan(recipes.check(what, overrides, values), planner.device(gpu))
 
 
 def plan_all(gpu: str | None = None) -> list[Plan]:
     """The plans of ggufy's own recipes, those that fit and end in time first, best first."""
-    return planning.plan_all(planner.device(gpu))
+    return planner.plan_all(planner.device(gpu))
 
 
 def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()) -> Report:

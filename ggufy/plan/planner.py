@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggufy.data import source
 from ggufy.errors import RecipeError, TrainError
 from ggufy.plan import base_sizes, estimate, footprint, gpus
 from ggufy.plan.base_sizes import Base
 from ggufy.plan.footprint import Parts
 from ggufy.plan.gpus import Gpu
 from ggufy.plan.plan import Plan
+from ggufy.recipe import recipe as recipes
 from ggufy.recipe.schema import Recipe
+from ggufy.runs import history
 from ggufy.system import machine
 
 _TOKENIZER = 17_210_000
@@ -55,6 +58,21 @@ def device(name: str | None) -> Device:
         # Its driver keeps a part; torch sees what is in the table.
         return Device(card.name, like.bytes if like else int(0.97 * card.bytes), like, here=True)
     return Device("CPU", machine.memory()[1], None, here=True, cuda=False)
+
+
+def plan(recipe: Recipe, where: Device) -> Plan:
+    """The plan of a recipe on a device, with the speeds that trainings on this machine had."""
+    known = [Measured(*one) for one in history.measured()]
+    return make(recipe, base_sizes.base_of(recipe, source.sample_texts()), where, known)
+
+
+def plan_all(where: Device) -> list[Plan]:
+    """The plans of ggufy's own recipes, those that fit and end in time first, best first."""
+    own = [recipes.load(name) for name in recipes.names()]
+    hopeless = {one.name for one in own if not where.cuda and estimate.is_hopeless(one)}
+    plans = [plan(one, where) for one in own]
+    best = recommended([one for one in plans if one.recipe not in hopeless])
+    return best + [one for one in plans if one not in best]
 
 
 def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured] = ()) -> Plan:

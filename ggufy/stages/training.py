@@ -14,7 +14,7 @@ from ggufy.plan import doctor, estimate, planner
 from ggufy.recipe.schema import Recipe
 from ggufy.runs import run
 from ggufy.runs.run import Run
-from ggufy.stages import data, planning, provenance
+from ggufy.stages import data, provenance
 from ggufy.system import digest
 from ggufy.train import distributed, job
 
@@ -84,7 +84,7 @@ def rehearse(wanted: Recipe, run_name: str | None) -> Iterator[str]:
     for one in found:
         yield from doctor.in_lines(one)
     try:
-        made = planning.plan(wanted, planner.device(None))
+        made = planner.plan(wanted, planner.device(None))
     except ExportError as error:
         # Another architecture can be trained; only its memory is not known.
         yield f"not planned: {error.message}"
