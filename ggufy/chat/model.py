@@ -15,8 +15,7 @@ from typing import Any
 from ggufy.chat.prompts import Prompts
 from ggufy.chat.threads import Threads
 from ggufy.errors import ChatError
-from ggufy.llamacpp import gguf_reader
-from ggufy.llamacpp import library as ggml
+from ggufy.llamacpp import gguf_reader, library
 from ggufy.llamacpp.evaluate_gguf import cannot_load
 from ggufy.model.template import Message
 from ggufy.system import interrupts
@@ -152,7 +151,7 @@ class ChatModel:
             repeat_penalty=sampling.repeat_penalty,
         )
         # What it logs when it is stopped is no news.
-        with interrupts.held(), ggml.quiet(), self._abortable():
+        with interrupts.held(), library.quiet(), self._abortable():
             try:
                 first = next(stream)
             except RuntimeError as error:
@@ -172,12 +171,12 @@ class ChatModel:
             del data
             return interrupts.waiting()
 
-        library = ggml.library()
-        library.llama_set_abort_callback(self.llama.ctx, ctypes.cast(pressed, ctypes.c_void_p), None)
+        lib = library.library()
+        lib.llama_set_abort_callback(self.llama.ctx, ctypes.cast(pressed, ctypes.c_void_p), None)
         try:
             yield
         finally:
-            library.llama_set_abort_callback(self.llama.ctx, None, None)
+            lib.llama_set_abort_callback(self.llama.ctx, None, None)
 
     def _evaluated(self, prompt: list[int]) -> int:
         """How many tokens of a prompt llama.cpp has evaluated already."""
@@ -202,7 +201,7 @@ class ChatModel:
 def _load(path: Path, context: int) -> Any:
     from llama_cpp import Llama
 
-    with interrupts.held(), ggml.quiet() as said:
+    with interrupts.held(), library.quiet() as said:
         try:
             llama = Llama(path.as_posix(), n_ctx=context, verbose=False)
         except (ValueError, RuntimeError, AssertionError, UnicodeDecodeError) as error:
@@ -212,7 +211,7 @@ def _load(path: Path, context: int) -> Any:
 
     def detokenize(tokens: Sequence[int], prev_tokens: Any = None, special: bool = False) -> bytes:
         del prev_tokens
-        return b"".join(ggml.piece(vocab, token, special=special) for token in tokens)
+        return b"".join(library.piece(vocab, token, special=special) for token in tokens)
 
     # Its own leaves out tokens of more than 32 bytes, in the server's answers too.
     llama.detokenize = detokenize

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import Unverified
-from ggufy.llamacpp import divergence as distributions
+from ggufy.llamacpp.divergence import divergences
 from ggufy.llamacpp.evaluate_gguf import Forward
 from ggufy.verify.reference import Reference
 
@@ -82,7 +82,7 @@ def measure(model: Forward, reference: Reference) -> Closeness:
                 sums["moved"] += float(np.square(ours - before).sum())
                 sums["along"] += float(((ours - before) * (theirs - before)).sum())
             same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-            divergence += float(distributions.divergences(expected[part], found).sum())
+            divergence += float(divergences(expected[part], found).sum())
             positions += len(found)
     length = max(sums["length"], 1e-30)
     relative = (sums["off"] / length) ** 0.5

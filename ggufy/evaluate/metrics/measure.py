@@ -13,7 +13,7 @@ from typing import Any
 
 from ggufy.errors import EvalError
 from ggufy.evaluate.metrics.texts import Text
-from ggufy.llamacpp import divergence as distributions
+from ggufy.llamacpp.divergence import divergences, losses
 from ggufy.llamacpp.evaluate_gguf import Forward
 
 
@@ -24,7 +24,7 @@ def loss(model: Forward, text: Text) -> dict[str, Any]:
     _check_ids(model, text)
     targets, start, nll = np.asarray(text.targets), 0, 0.0
     for logits in model.logits(text.read, text.wanted):
-        nll += float(distributions.losses(logits, targets[start : start + len(logits)]).sum())
+        nll += float(losses(logits, targets[start : start + len(logits)]).sum())
         start += len(logits)
     return {"tokens": len(targets), "nll": nll}
 
@@ -75,9 +75,9 @@ def divergence(reference: Forward, model: Forward, text: Text) -> dict[str, Any]
     for theirs, ours in both:
         part = targets[start : start + len(ours)]
         start += len(ours)
-        apart += distributions.divergences(theirs, ours).tolist()
-        nll += float(distributions.losses(ours, part).sum())
-        reference_nll += float(distributions.losses(theirs, part).sum())
+        apart += divergences(theirs, ours).tolist()
+        nll += float(losses(ours, part).sum())
+        reference_nll += float(losses(theirs, part).sum())
         same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
     return {"tokens": len(targets), "nll": nll, "reference_nll": reference_nll, "same": same, "kl": apart}
 

@@ -26,7 +26,7 @@ from ggufy.runs.run import Run
 from ggufy.stages import exported
 from ggufy.stages.model_source import ModelSource
 from ggufy.system import digest
-from ggufy.verify import checks as verifying
+from ggufy.verify import checks
 from ggufy.verify.expected import Expected
 
 log = logging.getLogger("ggufy")
@@ -189,7 +189,7 @@ def make(source: ModelSource, adapter: Path | None, outputs: Mapping[str, Path],
     engine.export(Request(source.base.path, adapter, dict(outputs), source.notes), threads)
     expected = Expected.of(source.base.path, adapter)
     for place in outputs.values():
-        verifying.verify(place, source.base.path, threads, None, expected)
+        checks.verify(place, source.base.path, threads, None, expected)
 
 
 def first_file(one: ModelFile) -> Path:
@@ -201,7 +201,7 @@ def first_file(one: ModelFile) -> Path:
 def facts(path: Path) -> Facts:
     """Size and number of weights of a GGUF, of which `path` is the first file."""
     size = weights = 0
-    for file in verifying.files(path):
+    for file in checks.files(path):
         header = gguf_reader.read_gguf(file)
         size += file.stat().st_size
         # 256 weights make whole blocks of every type.
@@ -225,5 +225,5 @@ def _of_file(path: Path) -> ModelFile:
         )
     # Whatever llama.cpp has against it is said before anything is measured.
     Forward(path, 64, 1).close()
-    parts = [digest.of_sample(file) for file in verifying.files(path)]
+    parts = [digest.of_sample(file) for file in checks.files(path)]
     return ModelFile(path.name, "file", path.stem, digest.of_values(parts), path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.export.kernels import build
-from ggufy.llamacpp import library as ggml
+from ggufy.llamacpp import library as llama
 
 TYPES = {"q2_k": 256, "q3_k": 256, "q4_k": 256, "q5_k": 256, "q6_k": 256}
 TYPES |= {"q8_0": 32, "q4_0": 32, "q5_0": 32, "iq4_nl": 32, "iq4_xs": 256}
@@ -81,7 +81,7 @@ def _supported(folder: str) -> tuple[str, ...]:
 
 def has(number: int) -> bool:
     """Whether a type has a kernel here."""
-    return ggml.type_name(number) in TYPES and bool(variants())
+    return llama.type_name(number) in TYPES and bool(variants())
 
 
 @functools.cache
@@ -100,11 +100,11 @@ def quantize(number: int, rows: Any, out: Any, importance: Any = None, variant: 
     """
     if not has(number):
         return False
-    kind, runs = ggml.type_name(number), variants()
+    kind, runs = llama.type_name(number), variants()
     n, columns = rows.shape
     _check(rows, "float32")
     _check(out, "uint8")
-    if columns % TYPES[kind] or out.size != n * ggml.row_size(number, columns):
+    if columns % TYPES[kind] or out.size != n * llama.row_size(number, columns):
         raise ValueError(f"{out.size} bytes for {n} rows of {columns} {kind}")
     weights = None
     if importance is not None:
@@ -182,9 +182,9 @@ def speed(number: int, *, fast: bool = True) -> float:
     import numpy as np
 
     rows = np.random.default_rng(0).standard_normal((64, 2048), dtype=np.float32)
-    out = np.empty(64 * ggml.row_size(number, 2048), np.uint8)
+    out = np.empty(64 * llama.row_size(number, 2048), np.uint8)
     if not (fast and quantize(number, rows, out)):
-        return ggml.speed(number)
+        return llama.speed(number)
     begun = time.perf_counter()
     quantize(number, rows, out)
     return float(rows.size / max(time.perf_counter() - begun, 1e-9))
