@@ -22,7 +22,7 @@ from ggufy.errors import ModelError
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _MAX_HEADER = 100_000_000
 FOUR_BIT = "BNB4"
-"""The dtype of a tensor in bitsandbytes' 4 bits; `export/fourbit.py` reads its numbers."""
+"""The dtype of a tensor in bitsandbytes' 4 bits; `export/four_bit.py` reads its numbers."""
 _INDEX = "model.safetensors.index.json"
 _AGAIN = "copy the model folder again"
 _STATE = ".quant_state.bitsandbytes__"

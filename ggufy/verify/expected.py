@@ -192,7 +192,7 @@ class Expected:
 
 
 def _keys(config: dict[str, Any], base: Path) -> dict[str, tuple[int, bytes]]:
-    """The values that an export writes for a base and that are no lists, as `gguf_file.GgufFile.scalars` has them."""
+    """The values that an export writes for a base and that are no lists, as `gguf_reader.GgufFile.scalars` has them."""
     import gguf
 
     writer = gguf.GGUFWriter(path=None, arch="llama")

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ggufy.errors import EvalError, GgufyError
-from ggufy.evaluate.judge import cache as judge_cache
 from ggufy.evaluate.judge import endpoint, judge, verdict
-from ggufy.evaluate.judge.cache import Cache
+from ggufy.evaluate.judge.cache import Cache, place
 from ggufy.evaluate.judge.client import Client, RateLimit
 from ggufy.evaluate.judge.judge import Settings
 from ggufy.evaluate.judge.plan import Item, Plan, Price
@@ -61,7 +60,7 @@ def section(compared: Compared, options: EvalOptions) -> tuple[Section | None, G
     if options.judge is None:
         return None, None
     where = endpoint.endpoint(options.judge, options.judge_url)
-    cache = Cache(judge_cache.place())
+    cache = Cache(place())
     if cache.unreadable:
         log.info("%s: %d lines that were cut are left out", cache.path.as_posix(), cache.unreadable)
     plan = Plan(_items(compared, options), where, cache, afresh=options.judge_again)
