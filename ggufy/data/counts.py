@@ -37,6 +37,18 @@ class Counts:
     tokens: int = 0
     trained_tokens: int = 0
     longest: int = 0
+    answers: int = 0
+    """Turns of the assistant that are trained on."""
+    ended: int = 0
+    """Those of them that keep the token that stops the model; the others are cut before it."""
+    trimmed: int = 0
+    """Those that begin with spaces which the template takes away."""
+    formats: Counter[str] = field(default_factory=Counter)
+    """How many rows were read in which format."""
+    has: Counter[str] = field(default_factory=Counter)
+    """How many rows have a system turn, tools, thinking."""
+    unread: list[str] = field(default_factory=list)
+    """Columns, and keys of turns, that are set in some row and are not read."""
     first_bad: list[str] = field(default_factory=list)
     lengths: Counter[int] = field(default_factory=Counter)
     """How many rows have how many tokens, before anything is done about too many."""
@@ -45,6 +57,8 @@ class Counts:
         """Count a usable row."""
         self.lengths[outcome.length] += 1
         self.prompts_cut += outcome.cut
+        self.formats[outcome.form] += 1
+        self.has.update(outcome.has)
         self.prompts_cut_further += outcome.cut_further
         if outcome.length > max_length:
             if overflow == "drop":
@@ -58,6 +72,9 @@ class Counts:
         if not outcome.examples:
             self.without_answer += 1
         self.used += outcome.examples > 0
+        self.answers += outcome.answers
+        self.ended += outcome.ended
+        self.trimmed += outcome.trimmed
         self.kept += outcome.examples
         self.tokens += outcome.tokens
         self.trained_tokens += outcome.trained
@@ -92,6 +109,10 @@ class Counts:
             parts.append(f"{self.split_long:,} split into several")
         if self.dropped_long:
             parts.append(f"{self.dropped_long:,} too long and dropped")
+        if self.ended < self.answers:
+            parts.append(f"{self.answers - self.ended:,} of {self.answers:,} answers cut before their end")
+        if self.trimmed:
+            parts.append(f"{self.trimmed:,} answers lose the spaces they begin with to the chat template")
         if self.without_answer:
             parts.append(f"{self.without_answer:,} without an answer once truncated")
         if self.skipped_bad:

@@ -4,42 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+from ggufy.data import tools
+from ggufy.data.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.data.files import BadRow
+from ggufy.data.turns import Turns, check_order, text_of, with_system
 from ggufy.errors import DataError
 from ggufy.model.template import Message
 from ggufy.recipe.schema import Part, template_fields
 
-__all__ = ["FORMATS", "BadRow", "Format", "Plain", "Reader", "Sample", "detect"]
+__all__ = ["FORMATS", "BadRow", "Conversation", "Format", "Plain", "Reader", "Sample", "detect"]
 
 Row = Mapping[str, Any]
 
-_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-}
 # Between Alpaca's instruction and its input, where the prompt is not a chat template's.
 ALPACA_INPUT = "\n\n### Input:\n"
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A text without turns: what is given, and what has to follow it."""
-
-    prompt: str
-    completion: str
-
-
-Sample = list[Message] | Plain
+# Beside the columns of a format: what they mean is the same in every format with turns.
+_SYSTEM = ("system", "system_prompt")
+_TOOLS = ("tools", "functions")
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_PREFERENCES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -48,6 +33,10 @@ class Format:
     """Those a row must have, by their usual names."""
     convert: Callable[[Row, Reader], Sample]
     looks_like: str
+    other_names: tuple[Mapping[str, str], ...] = ()
+    """Other names that its columns have in known data sets, where all of them are there."""
+    may: tuple[str, ...] = ()
+    """Columns that are read where they are there."""
 
 
 class Reader:
@@ -57,20 +46,83 @@ class Reader:
     """
 
     def __init__(self, form: str, part: Part | None = None, *, chat: bool = True) -> None:
-        self.form = FORMATS[form]
-        self.names: dict[str, str] = {str(ours): theirs for ours, theirs in part.columns.items()} if part else {}
+        self.part, self.chat = part, chat
         self.prompt = part.prompt if part else None
         self.fields = template_fields(self.prompt) if self.prompt else []
-        self.chat = chat
+        self.own = {str(ours): theirs for ours, theirs in part.columns.items()} if part else {}
+        roles = dict(part.roles) if part else {}
+        self.turns = {
+            "sharegpt": Turns(("from", "value"), self.own, roles),
+            "messages": Turns(("role", "content"), self.own, roles),
+        }
+        self.unread: set[str] = set()
+        """Columns, and keys of turns, that were set in a row and are not read."""
+        self._seen: set[tuple[str, ...]] = set()
+        self._take(form, self.own)
+
+    def _take(self, form: str, names: Mapping[str, str]) -> None:
+        self.name_of_form, self.form, self.names = form, FORMATS[form], dict(names)
 
     def read(self, row: Any) -> Sample:
         """Raises BadRow."""
         if not isinstance(row, Mapping):
             raise BadRow(f"a row is an object with columns, not {type(row).__name__}")
+        self._fit(row)
+        self._refuse_meaning(row)
+        sample = self.form.convert(row, self)
+        if not isinstance(sample, Plain):
+            sample = self._around(row, sample)
+        self._note_unread(row)
+        return sample
+
+    def _fit(self, row: Row) -> None:
+        """Read this row in its own format, where tables were joined and each row has the columns of one of them."""
+        if all(row.get(self.name(ours)) is not None for ours in self.form.columns):
+            return
+        if self.part is not None:
+            there = [column for column, value in row.items() if value is not None]
+            if found := _matching(there, self.own, self.part.format):
+                self._take(*found)
+                return
         for ours in self.form.columns:
             if self.name(ours) not in row:
                 raise BadRow(f"no column {self.name(ours)!r}, unlike the first row")
-        return self.form.convert(row, self)
+
+    def _refuse_meaning(self, row: Row) -> None:
+        """Raises BadRow for a column that says what the row is, and that nothing here can do justice to."""
+        if lost := next((name for name in _MEDIA if row.get(name) and name not in self.fields), None):
+            raise BadRow(f"the column {lost!r} is set, and this model reads text only")
+        if all(row.get(name) is not None for name in _PREFERENCES):
+            raise BadRow("the row is a preference (chosen and rejected), which supervised training does not learn from")
+        if isinstance(row.get("label"), bool) and "label" not in self.fields:
+            raise BadRow("the row is a rated completion (label is true or false); only good ones are to be learnt")
+
+    def _around(self, row: Row, sample: list[Message]) -> Conversation:
+        """With the system text and the tools that columns of the row hold."""
+        found = sample if isinstance(sample, Conversation) else Conversation(sample)
+        for name in _SYSTEM:
+            if name not in self.fields and (system := row.get(name)) is not None:
+                found = with_system(found, text_of(system, f"the column {name!r}", needed=False))
+        for name in _TOOLS:
+            listed = tools.of_column(row.get(name), f"the column {name!r}") if row.get(name) is not None else None
+            if listed and found.tools is None:
+                found.tools = listed
+        return found
+
+    def _note_unread(self, row: Row) -> None:
+        columns = tuple(row)
+        if columns not in self._seen:
+            used = {*self.names.values(), *self.form.columns, *self.form.may, *self.fields, *_SYSTEM, *_TOOLS, "id"}
+            used = {self.name(name) for name in used} | used
+            fresh = {name for name in columns if name not in used and row[name] is not None}
+            self.unread |= fresh
+            # Columns that were null so far may be set in a later row.
+            if not any(row[name] is None for name in columns if name not in used):
+                self._seen.add(columns)
+        if self.name_of_form in self.turns:
+            [column] = self.form.columns
+            extra = self.turns[self.name_of_form].unread(row.get(self.name(column)))
+            self.unread |= {f"{self.name(column)}[].{key}" for key in extra}
 
     def name(self, ours: str) -> str:
         """What this source calls a column."""
@@ -82,7 +134,7 @@ class Reader:
         value = row.get(name)
         if value is None and not needed:
             return ""
-        return _text(value, f"the column {name!r}", needed=needed)
+        return text_of(value, f"the column {name!r}", needed=needed)
 
     def asked(self, row: Row, usual: str, *, alone: str | None = None, given: str = "") -> str:
         """What the user says: the template filled in, or what it is without one. Raises BadRow.
@@ -106,9 +158,10 @@ class Reader:
                 raise BadRow(f"data.prompt names {{{field}}}; the columns are {', '.join(sorted(row))}")
             value = known[field]
             if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise BadRow(f"data.prompt names {{{field}}}, which is {_kind(value)}, not a text")
+                kind = "null" if value is None else type(value).__name__
+                raise BadRow(f"data.prompt names {{{field}}}, which is {kind}, not a text")
             values[field] = value if isinstance(value, str) else str(value)
-        return _text(self.prompt.format_map(values), "the prompt")
+        return text_of(self.prompt.format_map(values), "the prompt")
 
 
 def detect(columns: Iterable[str], part: Part, where: str) -> str:
@@ -121,11 +174,10 @@ def detect(columns: Iterable[str], part: Part, where: str) -> str:
                 f"{where}: data.columns names {theirs!r}, which is no column: those are {', '.join(columns) or 'none'}",
                 "the usual name comes first, as in {instruction: question}",
             )
-    for name in FORMATS if part.format == "auto" else (part.format,):
-        if all(names.get(column, column) in columns for column in FORMATS[name].columns):
-            if name == "text" and part.prompt:
-                raise DataError(f"{where}: data.prompt has no place in plain text", "leave it out, or name data.format")
-            return name
+    if found := _matching(columns, names, part.format):
+        if found[0] == "text" and part.prompt:
+            raise DataError(f"{where}: data.prompt has no place in plain text", "leave it out, or name data.format")
+        return found[0]
     there = f"the columns are {', '.join(sorted(columns)) or 'none'}"
     if part.format != "auto":
         form = FORMATS[part.format]
@@ -134,16 +186,56 @@ def detect(columns: Iterable[str], part: Part, where: str) -> str:
             f"{where}: not of the format {part.format}, which needs {' and '.join(map(repr, lacking))}: {there}",
             f"data.columns maps odd names, data.format: auto tells the format; {part.format} is {form.looks_like}",
         )
+    if {"chosen", "rejected"} <= set(columns):
+        raise DataError(
+            f"{where}: these are preferences (chosen and rejected), which supervised training does not learn from",
+            "to learn the chosen answers: data.columns: {completion: chosen}",
+        )
     known = "; ".join(f"{name}: {form.looks_like}" for name, form in FORMATS.items())
-    raise DataError(f"{where}: no known format: {there}", f"data.columns maps odd names; known formats are {known}")
+    raise DataError(
+        f"{where}: no known format: {there}",
+        f"data.columns maps odd names, as {{prompt: question, completion: answer}}; known formats are {known}",
+    )
+
+
+def _matching(columns: Iterable[str], names: Mapping[str, str], form: str) -> tuple[str, dict[str, str]] | None:
+    """The first format whose columns are there, and what they are called."""
+    there = set(columns)
+    wanted = FORMATS if form == "auto" else (form,)
+    for name in wanted:
+        if all(names.get(column, column) in there for column in FORMATS[name].columns):
+            return name, dict(names)
+    plain = {column.lower(): column for column in there}
+    for name in wanted:
+        for others in ({column: column for column in FORMATS[name].columns}, *FORMATS[name].other_names):
+            # A column that the recipe names itself is not looked for under another name.
+            if all(column in names or other in plain for column, other in others.items()):
+                found = {column: plain[other] for column, other in others.items() if column not in names}
+                further = {column: plain[column] for column in FORMATS[name].may if column in plain}
+                return name, {**further, **found, **names}
+    return None
+
+
+def names_of(columns: Iterable[str], part: Part, form: str) -> dict[str, str]:
+    """What the columns of a format are called in a source, by their usual names, where that is not the usual."""
+    own = {str(ours): theirs for ours, theirs in part.columns.items()}
+    found = _matching(columns, own, form)
+    return {ours: theirs for ours, theirs in (found[1] if found else own).items() if ours != theirs}
 
 
 def _sharegpt(row: Row, reader: Reader) -> Sample:
-    return _turns(row, row[reader.name("conversations")], ("from", "value"), reader)
+    return _turns(row, reader, "sharegpt", "conversations")
 
 
 def _messages(row: Row, reader: Reader) -> Sample:
-    return _turns(row, row[reader.name("messages")], ("role", "content"), reader)
+    return _turns(row, reader, "messages", "messages")
+
+
+def _turns(row: Row, reader: Reader, form: str, column: str) -> Conversation:
+    conversation = reader.turns[form].read(row[reader.name(column)])
+    first = next(message for message in conversation if message["role"] == "user")
+    first["content"] = reader.asked(row, first["content"])
+    return conversation
 
 
 def _alpaca(row: Row, reader: Reader) -> Sample:
@@ -152,12 +244,39 @@ def _alpaca(row: Row, reader: Reader) -> Sample:
     if given.strip():
         usual += ("\n\n" if reader.chat else ALPACA_INPUT) + given
     asked = reader.asked(row, usual, alone=alone, given=given)
-    return _exchange(asked, reader.text(row, "output"))
+    return Conversation([*_history(row), *_exchange(asked, reader.text(row, "output"))])
+
+
+def _history(row: Row) -> list[Message]:
+    """The turns before an Alpaca row's instruction, each a pair of question and answer, which are trained on too."""
+    found: list[Message] = []
+    value = row.get("history")
+    if value is None:
+        return found
+    if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        raise BadRow("the column 'history' is a list of pairs of question and answer")
+    for number, (question, answer) in enumerate(value, 1):
+        where = f"the column 'history', pair {number}"
+        found += _exchange(text_of(question, where), text_of(answer, where))
+    return found
 
 
 def _prompt_completion(row: Row, reader: Reader) -> Sample:
+    given, told = row[reader.name("prompt")], row[reader.name("completion")]
+    if isinstance(given, list) and isinstance(told, list):
+        return _conversational(given, told, reader)
     prompt, completion = reader.asked(row, reader.text(row, "prompt")), reader.text(row, "completion")
-    return _exchange(prompt, completion) if reader.chat else Plain(prompt, completion)
+    return Conversation(_exchange(prompt, completion)) if reader.chat else Plain(prompt, completion)
+
+
+def _conversational(given: list[Any], told: list[Any], reader: Reader) -> Conversation:
+    """A prompt and a completion that are turns: of these only the completion is trained on (as in trl)."""
+    found = reader.turns["messages"].read([*given, *told])
+    for message in found[: len(found) - len(told)]:
+        if message["role"] == "assistant":
+            message[UNTRAINED] = True
+    check_order(found)
+    return found
 
 
 def _plain_text(row: Row, reader: Reader) -> Sample:
@@ -167,70 +286,25 @@ def _plain_text(row: Row, reader: Reader) -> Sample:
 FORMATS: dict[str, Format] = {
     "sharegpt": Format(("conversations",), _sharegpt, '{"conversations": [{"from": "human", "value": "..."}, ...]}'),
     "messages": Format(("messages",), _messages, '{"messages": [{"role": "user", "content": "..."}, ...]}'),
-    "prompt-completion": Format(("prompt", "completion"), _prompt_completion, '{"prompt": "...", "completion": "..."}'),
-    "alpaca": Format(("instruction", "output"), _alpaca, '{"instruction": "...", "input": "...", "output": "..."}'),
+    "prompt-completion": Format(
+        ("prompt", "completion"),
+        _prompt_completion,
+        '{"prompt": "...", "completion": "..."}',
+        ({"prompt": "question", "completion": "answer"}, {"prompt": "prompt", "completion": "response"}),
+    ),
+    "alpaca": Format(
+        ("instruction", "output"),
+        _alpaca,
+        '{"instruction": "...", "input": "...", "output": "..."}',
+        (
+            {"instruction": "instruction", "output": "response", "input": "context"},
+            {"instruction": "instruction", "output": "response"},
+        ),
+        ("input", "history"),
+    ),
     "text": Format(("text",), _plain_text, '{"text": "..."}'),
 }
 
 
 def _exchange(prompt: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _text(value: Any, what: str, *, needed: bool = True) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{what} is {_kind(value)}, not a string")
-    if needed and not value.strip():
-        raise BadRow(f"{what} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadRow(f"{what} holds half a surrogate pair, which is no character") from None
-    return value
-
-
-def _turns(row: Row, turns: Any, usual: tuple[str, str], reader: Reader) -> list[Message]:
-    if not isinstance(turns, list | tuple) or not turns:
-        raise BadRow("no turns" if turns in ([], (), None) else f"turns are a list, not {type(turns).__name__}")
-    role_key, text_key = _turn_keys(turns[0], usual, reader)
-    conversation: list[Message] = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, Mapping) or role_key not in turn or text_key not in turn:
-            raise BadRow(f"turn {number} has no {role_key!r} and {text_key!r}")
-        role = _ROLES.get(str(turn[role_key]).lower())
-        if role is None:
-            raise BadRow(f"turn {number}: unknown role {turn[role_key]!r}; known are {', '.join(_ROLES)}")
-        text = _text(turn[text_key], f"turn {number}")
-        conversation.append({"role": role, "content": text})
-    _check_order(conversation)
-    asked = next(message for message in conversation if message["role"] == "user")
-    asked["content"] = reader.asked(row, asked["content"])
-    return conversation
-
-
-def _turn_keys(first: Any, usual: tuple[str, str], reader: Reader) -> tuple[str, str]:
-    """The keys of role and text: the recipe's, the format's, or the other's, as many files mix the two."""
-    if "role" in reader.names or "content" in reader.names:
-        return reader.names.get("role", usual[0]), reader.names.get("content", usual[1])
-    for keys in (usual, ("role", "content"), ("from", "value")):
-        if isinstance(first, Mapping) and all(key in first for key in keys):
-            return keys
-    return usual
-
-
-def _check_order(conversation: list[Message]) -> None:
-    roles = [message["role"] for message in conversation]
-    if "system" in roles[1:]:
-        raise BadRow(f"turn {roles.index('system', 1) + 1}: a system turn can only come first")
-    spoken = roles[1:] if roles[0] == "system" else roles
-    if not spoken or "assistant" not in spoken:
-        raise BadRow("the assistant says nothing, so there is nothing to learn")
-    if spoken[0] == "assistant":
-        raise BadRow("the assistant speaks first; a conversation starts with the user")
-    for number, (before, after) in enumerate(pairwise(spoken), 2 + len(roles) - len(spoken)):
-        if before == after:
-            raise BadRow(f"turn {number}: two {after} turns in a row")

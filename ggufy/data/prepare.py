@@ -131,6 +131,7 @@ class Stage:
         with closing(self._results(rows)) as results, progress.bar("preparing", total) as bar:
             for result in results:
                 self._drop_repeated(result)
+                counts.unread = sorted({*counts.unread, *result.unread})
                 for outcome in result.outcomes:
                     self._count(outcome, counts)
                 bar.update(counts.rows, f"{counts.rows:,} rows")
@@ -213,8 +214,14 @@ def _size(item: Any) -> int:
 
 
 def _check(counts: Counts, source: str, split: str) -> None:
-    if counts.kept:
+    if counts.kept and (counts.ended or not counts.answers):
         return
+    if counts.kept:
+        raise DataError(
+            f"{source}: all {counts.answers:,} answers of the {split} split are cut before the token that ends them, "
+            "so the model would never stop",
+            "raise model.max_length, or set data.overflow=drop to leave out what does not fit",
+        )
     if counts.without_answer:
         raise DataError(
             f"{source}: every label of the {split} split is masked: the prompts alone fill model.max_length",

@@ -1,8 +1,9 @@
 """One sample to token ids and labels.
 
 A conversation is rendered once by the base's template and tokenized once. What the assistant says is found by
-rendering: the text up to a turn with the generation prompt, and the text with that turn; the difference is the turn.
-Labels are the ids inside those stretches, up to and including the token that ends the turn, and -100 elsewhere.
+rendering (`labels.py`). Labels are the ids of each answer, up to and including the token that stops the model, and -100
+elsewhere. Where the ids of what a model is asked are not the beginning of the row's ids, because a token reaches over
+the place where the answer begins, the row is tokenized in pieces, as it will be asked.
 
 A base without a chat template gets Alpaca's. A prompt with its completion is then plain text: the two are tokenized
 apart, as the prompt will be when it is asked, and the labels are the completion's ids and the token that ends it.
@@ -11,16 +12,23 @@ apart, as the prompt will be when it is asked, and the labels are the completion
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ggufy.data.formats import ALPACA_INPUT, BadRow, Plain, Sample
+from ggufy.data import labels
+from ggufy.data.conversation import Conversation, Plain, Sample
+from ggufy.data.files import BadRow
+from ggufy.data.formats import ALPACA_INPUT
+from ggufy.data.labels import Answer
 from ggufy.errors import ModelError
+from ggufy.model import stops
 from ggufy.model.template import ChatTemplate, Message, text_of
 
 IGNORED = -100
@@ -56,10 +64,20 @@ ALPACA = """\
 class Example:
     input_ids: list[int]
     labels: list[int]
+    ends: tuple[int, ...] = ()
+    """Of each answer that is trained on, where the token is that stops the model."""
+    trimmed: int = 0
+    """How many of them begin with spaces that the template takes away."""
 
     @property
     def trained(self) -> int:
         return len(self.labels) - self.labels.count(IGNORED)
+
+
+def stopping(base: Path, eos: int | None) -> tuple[int, ...]:
+    """The ids that stop the model of a folder, in order: of its configuration, and of its tokenizer."""
+    found, _ = stops.named(base)
+    return tuple(dict.fromkeys([*found, *([] if eos is None else [eos])]))
 
 
 class Tokenizer:
@@ -88,6 +106,8 @@ class Tokenizer:
         added = self.rust.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in added.items() if token.special}
         self._special_ids = frozenset(self.special.values())
+        self.stopping = stopping(base, self.rust.token_to_id(self._end) if self._end else None)
+        self._alone = lru_cache(64)(lambda text: tuple(self.rust.encode(text, add_special_tokens=False).ids))
         self._marks = re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
         if not self.chat and self._end not in self.special:
             raise ModelError(
@@ -102,22 +122,112 @@ class Tokenizer:
         return int(full[0]) if len(full) > len(plain) and full[0] != plain[0] else None
 
     def encode(self, sample: Sample) -> Example:
-        """Ids and labels of a sample. Raises BadRow where its text would pass for the template's own marks."""
+        """Ids and labels of a sample.
+
+        Raises BadRow where its text would pass for the template's own marks, or is not all in what the template makes
+        of it; ModelError where the template does not say how an answer begins and ends.
+        """
         if isinstance(sample, Plain):
             return self._plain(sample)
-        for number, message in enumerate(sample, 1):
-            self._refuse_marks(message["content"], f"turn {number}")
-        text = self.template.render(sample, self.day)
-        encoding = self.rust.encode(text, add_special_tokens=False)
-        ids = list(encoding.ids)
+        conversation = sample if isinstance(sample, Conversation) else Conversation(sample)
+        for number, message in enumerate(conversation, 1):
+            for text in labels.texts_of(message):
+                self._refuse_marks(text, f"turn {number}")
+        conversation = labels.fit_to(conversation, self.template.text)
+        text = self._render(conversation)
+        labels.check_said(conversation, text)
         if self.train_on == "all":
-            labels = list(ids)
-        else:
-            labels = [IGNORED] * len(ids)
-            offsets = encoding.offsets
-            for start, end in self._spoken(sample, text):
-                self._mark(ids, offsets, labels, start, end)
-        return self._with_bos(ids, labels)
+            ids = list(self.rust.encode(text, add_special_tokens=False).ids)
+            ends = self._last_end(ids)
+            return self._with_bos(ids, list(ids), ends)
+        found = labels.answers(conversation, text, self._render, self.template.where)
+        ids, offsets = self._pieces(text, found)
+        marked = [IGNORED] * len(ids)
+        ended, trimmed = [], 0
+        for answer in found:
+            end = self._end_of(answer, ids, offsets, text)
+            if answer.trained:
+                first = bisect_left(offsets, answer.start, key=itemgetter(0))
+                marked[first : end + 1] = ids[first : end + 1]
+                ended.append(end)
+                trimmed += answer.trimmed
+        return self._with_bos(ids, marked, ended, trimmed)
+
+    def _render(self, conversation: Conversation, generate: bool = False) -> str:
+        try:
+            return self.template.render(conversation.shown(), self.day, generate=generate, tools=conversation.tools)
+        except ModelError as error:
+            # A template may refuse one conversation and take the next.
+            raise BadRow(error.message.partition(": ")[2]) from None
+
+    def _pieces(self, text: str, found: Iterable[Answer]) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text and the characters of each; in pieces where an answer does not begin with a token."""
+        encoding = self.rust.encode(text, add_special_tokens=False)
+        ids, offsets = list(encoding.ids), list(encoding.offsets)
+        starts = [answer.start for answer in found if not self._is_asked_so(answer.start, ids, offsets, text)]
+        if not starts:
+            return ids, offsets
+        ids, offsets = [], []
+        for begin, stop in pairwise([0, *starts, len(text)]):
+            encoding = self.rust.encode(text[begin:stop], add_special_tokens=False)
+            ids += encoding.ids
+            offsets += [(first + begin, last + begin) for first, last in encoding.offsets]
+        return ids, offsets
+
+    def _is_asked_so(self, start: int, ids: list[int], offsets: list[tuple[int, int]], text: str) -> bool:
+        """Whether the ids before `start` are those of the text before it by itself, which the model is asked with.
+
+        A special token splits a text, so only what comes after the last of them needs to be looked at.
+        """
+        first = bisect_left(offsets, start, key=itemgetter(0))
+        if first < len(offsets) and offsets[first][0] != start:
+            return False
+        mark = next((at for at in range(first - 1, -1, -1) if ids[at] in self._special_ids), 0)
+        begin = offsets[mark][0] if first else 0
+        return tuple(ids[mark:first]) == self._alone(text[begin:start])
+
+    def _end_of(self, answer: Answer, ids: list[int], offsets: list[tuple[int, int]], text: str) -> int:
+        """Where the token is that ends an answer. Raises ModelError where none stops the model."""
+        first = bisect_left(offsets, answer.said, key=itemgetter(0))
+        for at in range(first, len(ids)):
+            if offsets[at][0] >= answer.stop:
+                break
+            if self.stops(ids[at]):
+                rest = text[offsets[at][1] : answer.stop].strip()
+                if answer.last and rest:
+                    raise labels.always_prompts(self.template.where, rest)
+                return at
+        raise self._endless(text[answer.said : answer.stop], ids[first:], offsets[first:], answer.stop)
+
+    def _endless(self, rest: str, ids: list[int], offsets: list[tuple[int, int]], stop: int) -> ModelError:
+        names = {number: text for text, number in self.special.items()}
+        known = ", ".join(f"{names.get(number, 'token')} ({number})" for number in self.stopping) or "none is named"
+        special = next(
+            (n for n, (at, _) in zip(ids, offsets, strict=True) if at < stop and n in self._special_ids), None
+        )
+        if special is None:
+            how = (
+                f"the chat template writes {rest.strip()!r} after an answer"
+                if rest.strip()
+                else ("the chat template writes nothing after an answer")
+            )
+            return ModelError(
+                f"{self.template.where}: {how}, so no answer would ever end; the model stops at {known}",
+                "write the eos_token there, or take the template of the model's own Instruct version",
+            )
+        return ModelError(
+            f"{self.template.where}: the chat template ends an answer with {names[special]} ({special}), which "
+            f"does not stop the model: that is {known}",
+            f"name {special} in eos_token_id of generation_config.json, if the model knows it as an end",
+        )
+
+    def stops(self, token: int) -> bool:
+        """Whether an answer ends at this token."""
+        return token in self.stopping
+
+    def _last_end(self, ids: list[int]) -> list[int]:
+        """Of a row that is trained on as a whole: where its last answer ends."""
+        return [at for at in range(len(ids) - 1, -1, -1) if self.stops(ids[at])][:1]
 
     def cut(self, text: str, budget: int, side: str) -> str:
         """The text, without its end, middle or start where it is longer than so many tokens."""
@@ -138,9 +248,8 @@ class Tokenizer:
 
     def length_of(self, conversation: Sequence[Message], *, generate: bool = False) -> int:
         """The tokens of a conversation, as `encode` has them; with `generate` up to where the assistant speaks."""
-        ids = self.rust.encode(
-            self.template.render(conversation, self.day, generate=generate), add_special_tokens=False
-        ).ids
+        whole = conversation if isinstance(conversation, Conversation) else Conversation(conversation)
+        ids = self.rust.encode(self._render(whole, generate), add_special_tokens=False).ids
         return len(ids) + (self.bos is not None and self.bos not in ids)
 
     def _plain(self, sample: Plain) -> Example:
@@ -153,49 +262,24 @@ class Tokenizer:
         self._refuse_marks(sample.completion, "the completion" if sample.prompt else "the text")
         before = list(self.rust.encode(sample.prompt, add_special_tokens=False).ids) if sample.prompt else []
         after = [*self.rust.encode(sample.completion, add_special_tokens=False).ids, self.special[self._end]]
-        labels = before if self.train_on == "all" else [IGNORED] * len(before)
-        return self._with_bos([*before, *after], [*labels, *after])
+        given = before if self.train_on == "all" else [IGNORED] * len(before)
+        return self._with_bos([*before, *after], [*given, *after], [len(before) + len(after) - 1])
 
     def _refuse_marks(self, text: str, what: str) -> None:
         if mark := self._marks.search(text):
             raise BadRow(f"{what} contains the special token {mark[0]}")
 
-    def _with_bos(self, ids: list[int], labels: list[int]) -> Example:
+    def _with_bos(self, ids: list[int], marked: list[int], ends: Sequence[int], trimmed: int = 0) -> Example:
         if self.bos is not None:
             found = ids.count(self.bos)
             if found == 0:
-                ids, labels = [self.bos, *ids], [IGNORED, *labels]
+                ids, marked, ends = [self.bos, *ids], [IGNORED, *marked], [end + 1 for end in ends]
             elif found > 1 or ids[0] != self.bos:
                 raise ModelError(
                     f"{self.template.where}: the chat template writes {found} BOS tokens; it must be one, first"
                 )
-            labels[0] = IGNORED
-        return Example(ids, labels)
-
-    def _spoken(self, conversation: list[Message], text: str) -> list[tuple[int, int]]:
-        """Where in the text the assistant's turns stand, as character ranges."""
-        ranges = []
-        for index, message in enumerate(conversation):
-            if message["role"] != "assistant":
-                continue
-            before = self.template.render(conversation[:index], self.day, generate=True)
-            last = index == len(conversation) - 1
-            after = text if last else self.template.render(conversation[: index + 1], self.day)
-            if not (text.startswith(after) and after.startswith(before)):
-                raise ModelError(
-                    f"{self.template.where}: the chat template renders earlier turns differently once more follow, "
-                    "so the assistant's part cannot be told",
-                    "train on everything: data.train_on: all",
-                )
-            ranges.append((len(before), len(after)))
-        return ranges
-
-    def _mark(self, ids: list[int], offsets: list[tuple[int, int]], labels: list[int], start: int, end: int) -> None:
-        first = bisect_left(offsets, start, key=itemgetter(0))
-        last = bisect_right(offsets, end, key=itemgetter(1)) - 1
-        # Some templates write a line break after the token that ends the turn; the model never has to say it.
-        last = next((i for i in range(last, first - 1, -1) if ids[i] in self._special_ids), last)
-        labels[first : last + 1] = ids[first : last + 1]
+            marked[0] = IGNORED
+        return Example(ids, marked, tuple(ends), trimmed)
 
     def plain(self, text: str) -> list[int]:
         """The ids of a text without turns: what looks like a template's mark in it is text."""

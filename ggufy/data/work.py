@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from ggufy.data import files
 from ggufy.data.budget import Budget
+from ggufy.data.conversation import Plain, Sample
 from ggufy.data.files import BadRow
-from ggufy.data.formats import Reader, Sample
+from ggufy.data.formats import Reader
 from ggufy.data.mix import Row
 from ggufy.data.tokenize import Example, Tokenizer
 from ggufy.recipe.schema import Data, Part
@@ -52,6 +53,16 @@ class Outcome(NamedTuple):
     """And had to be cut to less than the budget, so that the answer fits."""
     identity: int | None = None
     """A hash of its `id`."""
+    answers: int = 0
+    """Answers that are trained on, before anything is done about too many tokens."""
+    ended: int = 0
+    """Those of them that keep the token that stops the model."""
+    trimmed: int = 0
+    """Those that begin with spaces which the template takes away."""
+    form: str = ""
+    """The format it was read in."""
+    has: tuple[str, ...] = ()
+    """What it has beside turns: tools, system, thinking."""
 
 
 def _numbers() -> array[int]:
@@ -66,6 +77,8 @@ class Result:
     sizes: list[int] = field(default_factory=list)
     input_ids: array[int] = field(default_factory=_numbers)
     labels: array[int] = field(default_factory=_numbers)
+    unread: set[str] = field(default_factory=set)
+    """Columns, and keys of turns, that no row so far was read for."""
 
     def drop(self, index: int, problem: str) -> None:
         """Take a row's examples out; it is unusable after all."""
@@ -93,6 +106,7 @@ class Worker:
             result.outcomes.append(outcome)
             if outcome.refused or (outcome.problem and self.plan.data.on_bad_row == "error"):
                 break
+        result.unread = set().union(*(reader.unread for reader in self.readers))
         return result
 
     def sample(self, row: Row) -> Sample:
@@ -106,7 +120,8 @@ class Worker:
         try:
             values = files.parse(item)
             identity = _identity(values) if self.plan.data.unique_ids else None
-            _, example, cut, further = self.budget.encode(self.readers[source].read(values))
+            reader = self.readers[source]
+            sample, example, cut, further = self.budget.encode(reader.read(values))
         except BadRow as problem:
             return Outcome(source, number, str(problem), identity=identity)
         length = len(example.input_ids)
@@ -118,6 +133,7 @@ class Worker:
             result.input_ids.extend(part.input_ids)
             result.labels.extend(part.labels)
         sizes = [len(part.input_ids) for part in kept]
+        longest = self.plan.max_length if self.plan.data.overflow == "truncate" else length
         trained = sum(part.trained for part in kept)
         return Outcome(
             source=source,
@@ -130,6 +146,11 @@ class Worker:
             cut=cut,
             cut_further=further,
             identity=identity,
+            answers=len(example.ends) if kept else 0,
+            ended=sum(end < longest for end in example.ends) if kept else 0,
+            trimmed=example.trimmed if kept else 0,
+            form=reader.name_of_form,
+            has=_has(sample),
         )
 
     def _fit(self, example: Example) -> list[Example]:
@@ -146,6 +167,17 @@ class Worker:
             Example(example.input_ids[at : at + longest], example.labels[at : at + longest])
             for at in range(0, length, longest)
         ]
+
+
+def _has(sample: Sample) -> tuple[str, ...]:
+    if isinstance(sample, Plain):
+        return ()
+    found = ["system"] if sample[0]["role"] == "system" else []
+    if getattr(sample, "tools", None) or any("tool_calls" in message for message in sample):
+        found.append("tools")
+    if any("reasoning_content" in message or "</think>" in message["content"] for message in sample):
+        found.append("thinking")
+    return tuple(found)
 
 
 def _identity(row: Any) -> int | None:

@@ -21,8 +21,10 @@ _FILES = (
     "*.safetensors",
     "model.safetensors.index.json",
     "tokenizer*",
+    "special_tokens_map.json",
     "*.jinja",
 )
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "*.jinja", "config.json", "generation_config.json")
 CONTENT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
 # What an export uses too. It is apart, because the fingerprints in the records of runs are of CONTENT.
 BESIDE = (
@@ -84,7 +86,7 @@ def tokenizer(name: str, revision: str | None, *, offline: bool, builtin_texts: 
     """A folder with the base's tokenizer and template, without its weights. Raises ModelError or HubError."""
     if name.startswith("builtin:") or not download.is_repository(name) or Path(name).expanduser().is_dir():
         return resolve(name, revision, offline=offline, builtin_texts=builtin_texts).path
-    folder, _ = download.snapshot(name, revision, "model", ("tokenizer*", "*.jinja"), offline=offline)
+    folder, _ = download.snapshot(name, revision, "model", _TOKENIZER, offline=offline)
     _check_tokenizer(folder, name)
     return folder
 

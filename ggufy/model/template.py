@@ -13,7 +13,8 @@ from typing import Any
 
 from ggufy.errors import ModelError
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""A turn: its `role` and `content`; of some also `tool_calls`, `name`, `tool_call_id`, `reasoning_content`."""
 
 _MAX_TEMPLATE = 200_000
 _MAX_RANGE = 10_000
@@ -49,18 +50,28 @@ class ChatTemplate:
     def specials(folder: Path) -> dict[str, str]:
         """The special tokens that a model folder names: {"bos_token": "<|begin_of_text|>", ...}."""
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        beside = folder / "special_tokens_map.json"
+        # As transformers does: where the tokens themselves are not listed, the other file has the last word.
+        if beside.is_file() and "added_tokens_decoder" not in config:
+            config |= json.loads(beside.read_text(encoding="utf-8"))
         named = {key: value for key, value in config.items() if key.endswith("_token") and value}
+        named = {key: value for key, value in named.items() if isinstance(value, str | dict)}
         return {key: value["content"] if isinstance(value, dict) else str(value) for key, value in named.items()}
 
-    def render(self, messages: Sequence[Message], day: date, *, generate: bool = False) -> str:
-        """The text of a conversation on a day; with `generate`, up to where the assistant begins to speak."""
+    def render(
+        self, messages: Sequence[Message], day: date, *, generate: bool = False, tools: list[Any] | None = None
+    ) -> str:
+        """The text of a conversation on a day; with `generate`, up to where the assistant begins to speak.
+
+        `tools` are JSON schemas of the functions that the assistant may call.
+        """
         import jinja2
 
         try:
             text = self._compiled.render(
                 messages=list(messages),
                 add_generation_prompt=generate,
-                tools=None,
+                tools=tools,
                 documents=None,
                 date_string=f"{day.day:02d} {_MONTHS[day.month - 1]} {day.year}",
                 strftime_now=lambda form: datetime(day.year, day.month, day.day).strftime(form),

@@ -110,6 +110,8 @@ class Part(Section):
     """auto: told from the columns."""
     columns: dict[Column, str] = {}
     """Odd names, as {instruction: question, output: answer}: the usual name, then the data's own."""
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}
+    """Odd names of roles, as {agent: assistant}: the data's own name, then system, user, assistant or tool."""
     prompt: str | None = None
     """What the user says, made of a row's columns: "[{TASK}] {instruction}"; {prompt} is what it says without this."""
     weight: Annotated[float, Field(gt=0)] | None = None

@@ -30,7 +30,7 @@ def of_run(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str
     """The prepared data of a run: made, or found made. The caller holds its lock."""
     inputs = {
         "source": rows.fingerprint,
-        "settings": wanted.data.model_dump(mode="json", exclude={"source"}),
+        "settings": _settings(wanted),
         "max_length": wanted.model.max_length,
         "base": base.fingerprint,
         "date": frozen["date"],
@@ -63,6 +63,15 @@ def send(wanted: Recipe, options: dataset.DatasetOptions) -> push.Pushed:
         day, check_row = provenance.today(), dataset.checker()
         made = publish.publish(rows, wanted.data, tokenizer, wanted.model.max_length, day, scratch, check_row)
         return dataset.send(options, may, scratch, dataset.contents(frozen, made.columns, made.rows, made.counts))
+
+
+def _settings(wanted: Recipe) -> dict[str, Any]:
+    """Those of the data. Without keys that came later and are not set, so that what was prepared stays valid."""
+    values = wanted.data.model_dump(mode="json", exclude={"source"})
+    for part in (values, *values["more"]):
+        if not part["roles"]:
+            del part["roles"]
+    return values
 
 
 @contextmanager

@@ -24,7 +24,15 @@ from ggufy.system.version import __version__
 log = logging.getLogger("ggufy")
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.index.json", "tokenizer*", "*.jinja")
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "*.jinja",
+)
 
 
 @dataclass(frozen=True)

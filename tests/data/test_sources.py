@@ -288,9 +288,12 @@ def test_a_prompt_gives_way_to_the_template_and_the_answer(told: Told, base: Pat
 
 def test_an_answer_has_the_room_that_the_budget_leaves_it(base: Path, tmp_path: Path) -> None:
     """One that is longer by itself loses its end, as any row does; it does not swallow the prompt as well."""
-    file = write(tmp_path / "rows.jsonl", [{"prompt": "why " * 90, "completion": "one two three four " * 90}])
+    whole = {"prompt": "why", "completion": "so"}
+    file = write(tmp_path / "rows.jsonl", [{"prompt": "why " * 90, "completion": "one two three four " * 90}, whole])
     counts = made(base, tmp_path / "out", source=file, prompt_tokens=60, max_length=160)["train"]
-    assert (counts.truncated, counts.trained_tokens) == (1, 100)
+    # What the row that is whole adds is its answer and the end of it.
+    assert (counts.truncated, counts.trained_tokens) == (1, 100 + 2)
+    assert (counts.answers, counts.ended) == (2, 1)
     assert counts.longest == 160
 
 

@@ -10,6 +10,7 @@ import codecs
 import re
 from collections.abc import Iterable
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,8 @@ class GgufTokenizer(Tokenizer):
         self._special_ids = frozenset(self.special.values())
         self._marks = re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
         self.rust: Any = _Splits(model)
+        self.stopping = tuple(token for token in self.special.values() if model.ends_turn(token))
+        self._alone = lru_cache(64)(lambda text: tuple(self.rust.encode(text, add_special_tokens=False).ids))
 
     def plain(self, text: str) -> list[int]:
         return self.model.tokenize(text, special=False)

@@ -1,0 +1,137 @@
+"""Tools and calls of them, from the ways in which data sets write them to the one that chat templates take.
+
+A template gets `tools` as JSON schemas of functions, and a call as {"type": "function", "function": {"name": ...,
+"arguments": {...}}}, with its arguments as an object (transformers, "Tool use" in "Chat templates").
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ggufy.data.files import BadRow
+
+# Hermes writes calls into the text of the assistant's turn, and results into that of the tool's.
+_HERMES_CALL = re.compile(r"\s*<tool_call>\s*(.*?)\s*</tool_call>\s*", re.DOTALL)
+_HERMES_RESULT = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
+_HERMES_TOOLS = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
+# Glaive, as published and as ShareGPT rows made of it.
+_GLAIVE_CALL = re.compile(r"\s*<functioncall>\s*(.*?)\s*$", re.DOTALL)
+
+
+def of_column(value: Any, where: str) -> list[Any] | None:
+    """The tools of a row: a list, or JSON of one. None where there are none. Raises BadRow."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        value = _json(value, where)
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise BadRow(f"{where} is {type(value).__name__}, not a list of tools")
+    return [_tool(tool, f"{where}: tool {number}") for number, tool in enumerate(value, 1)] or None
+
+
+def _tool(tool: Any, where: str) -> dict[str, Any]:
+    tool = _json(tool, where) if isinstance(tool, str) else tool
+    tool = _without_nulls(tool)
+    if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
+        function, rest = tool["function"], tool
+    else:
+        function, rest = tool, {}
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise BadRow(f'{where} has no name; one is {{"name": ..., "description": ..., "parameters": {{...}}}}')
+    if isinstance(function.get("parameters"), str):
+        function = {**function, "parameters": _json(function["parameters"], f"{where}: parameters")}
+    if rest.get("type", "function") != "function":
+        raise BadRow(f"{where} is of the type {rest['type']!r}; only functions can be called")
+    return {"type": "function", "function": function}
+
+
+def calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """The calls of an assistant's turn, from `tool_calls`, `function_call` or JSON of these. Raises BadRow."""
+    value = _json(value, where) if isinstance(value, str) else value
+    value = [value] if isinstance(value, dict) else value
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"{where} is {type(value).__name__}, not a list of calls")
+    return [_call(one, f"{where} {number}" if len(value) > 1 else where) for number, one in enumerate(value, 1)]
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    call = _json(call, where) if isinstance(call, str) else call
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise BadRow(f'{where} names no function; a call is {{"name": ..., "arguments": {{...}}}}')
+    given: Any = next(
+        (function[key] for key in ("arguments", "parameters", "args") if function.get(key) is not None), {}
+    )
+    arguments = _json(given, f"{where}: arguments") if isinstance(given, str) and given.strip() else given or {}
+    if not isinstance(arguments, dict):
+        raise BadRow(f"{where}: arguments are {type(arguments).__name__}, not an object")
+    # What Arrow has filled in: the arguments that other calls have.
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
+
+
+def in_text(text: str, where: str) -> tuple[str, list[dict[str, Any]]]:
+    """What an assistant says, and the calls that Hermes or Glaive have written into it. Raises BadRow."""
+    if "<tool_call>" in text:
+        found = [one for match in _HERMES_CALL.findall(text) for one in calls(match, f"{where}: <tool_call>")]
+        if not found:
+            raise BadRow(f"{where}: <tool_call> is not closed by </tool_call>")
+        return _HERMES_CALL.sub("\n", text).strip(), found
+    if "<functioncall>" in text:
+        said, _, call = text.partition("<functioncall>")
+        return said.strip(), calls(call.replace("<|endoftext|>", "").strip(), f"{where}: <functioncall>")
+    return text, []
+
+
+def result(text: str) -> str:
+    """What a tool gave back, without Hermes' marks around it."""
+    match = _HERMES_RESULT.fullmatch(text)
+    return match[1] if match else text
+
+
+def in_system(text: str) -> tuple[str, list[Any] | None]:
+    """A system turn without the tools that Hermes writes into it, and these tools."""
+    match = _HERMES_TOOLS.search(text)
+    if match is None:
+        return text, None
+    lines = match[1].strip()
+    try:
+        found = json.loads(lines)
+    except ValueError:
+        try:
+            found = [json.loads(line) for line in lines.splitlines() if line.strip()]
+        except ValueError:
+            return text, None
+    listed = found if isinstance(found, list) else [found]
+    # The instructions around them say how Hermes calls; the template says how this model does.
+    return "", [_tool(tool, f"<tools>: tool {number}") for number, tool in enumerate(listed, 1)]
+
+
+def _json(text: Any, where: str) -> Any:
+    if not isinstance(text, str):
+        raise BadRow(f"{where} is {type(text).__name__}, not JSON")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    # Hermes and Glaive write Python's literals in places: {'name': ...}.
+    import ast
+
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise BadRow(f"{where} is not JSON: {text.strip()[:60]!r}") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the keys that Arrow has filled in because another tool has them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,224 @@
+"""The turns of a row as messages: roles under their many names, texts in parts, calls, reasoning, and weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from ggufy.data import tools
+from ggufy.data.conversation import UNTRAINED, Conversation
+from ggufy.data.files import BadRow
+from ggufy.model.template import Message
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "call",
+    "tool_call": "call",
+    "tool": "tool",
+    "tool_response": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+}
+PAIRS = (("role", "content"), ("from", "value"))
+# By which a turn says that it is not trained on, or is.
+_WEIGHTS = ("weight", "train", "loss")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_CALLS = ("tool_calls", "function_call")
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_USED = frozenset(
+    {"role", "content", "from", "value", "name", "tool_call_id", *_WEIGHTS, *_REASONING, *_CALLS, *_MEDIA}
+)
+
+
+class Turns:
+    """How the turns of one source are read: under which keys, and which of its own names its roles have."""
+
+    def __init__(self, usual: tuple[str, str], names: Mapping[str, str], roles: Mapping[str, str]) -> None:
+        own = "role" in names or "content" in names
+        self.keys = (names.get("role", usual[0]), names.get("content", usual[1])) if own else None
+        self.usual = usual
+        self.roles = {**ROLES, **{name.lower(): role for name, role in roles.items()}}
+
+    def read(self, turns: Any) -> Conversation:
+        """Raises BadRow."""
+        if isinstance(turns, str) and turns.lstrip().startswith("["):
+            turns = _parsed(turns)
+        if isinstance(turns, Mapping):
+            turns = _by_turn(turns)
+        if not isinstance(turns, list | tuple) or not turns:
+            raise BadRow("no turns" if turns in ([], (), None) else f"turns are a list, not {type(turns).__name__}")
+        found = Conversation()
+        for number, turn in enumerate(turns, 1):
+            message = self._message(turn, f"turn {number}")
+            if message is None:
+                continue
+            if message["role"] == "system" and (listed := tools.in_system(message["content"]))[1]:
+                message["content"], found.tools = listed
+                if not message["content"]:
+                    continue
+            found.append(message)
+        if not found:
+            raise BadRow("no turns")
+        check_order(found)
+        return found
+
+    def unread(self, turns: Any) -> set[str]:
+        """Keys of turns that nothing here reads, where one is set."""
+        if not isinstance(turns, list | tuple):
+            return set()
+        used = _USED.union(self.keys or ())
+        return {
+            key
+            for turn in turns
+            if isinstance(turn, Mapping) and not turn.keys() <= used
+            for key, value in turn.items()
+            if key not in used and value is not None
+        }
+
+    def _message(self, turn: Any, where: str) -> Message | None:
+        """None for an empty system turn, which means that there is none."""
+        keys = self._keys(turn)
+        if keys is None:
+            usual = self.keys or self.usual
+            raise BadRow(f"{where} has no {usual[0]!r} and {usual[1]!r}")
+        role = self.roles.get(str(turn[keys[0]]).lower())
+        if role is None:
+            known = ", ".join(name for name in ROLES if name != "call")
+            raise BadRow(f"{where}: unknown role {turn[keys[0]]!r}; known are {known}; data.roles maps others")
+        if lost := next((key for key in _MEDIA if turn.get(key)), None):
+            raise BadRow(f"{where} has {lost!r}, and this model reads text only")
+        said = turn.get(keys[1])
+        if role == "call":
+            return self._marked(
+                {"role": "assistant", "content": "", "tool_calls": tools.calls(said, where)}, turn, where
+            )
+        called = next((turn[key] for key in _CALLS if turn.get(key)), None)
+        if role == "system" and (said is None or said in ("", [])):
+            return None
+        if said is None and called is not None:
+            said = ""
+        text = text_of(said, where, needed=called is None)
+        message: Message = {"role": role, "content": text}
+        if role == "tool":
+            message["content"] = tools.result(text)
+            message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+        if role == "assistant":
+            made = tools.calls(called, f"{where}: tool_calls") if called is not None else []
+            message["content"], written = tools.in_text(text, where)
+            if made or written:
+                message["tool_calls"] = [*made, *written]
+            if reasoning := next((turn[key] for key in _REASONING if turn.get(key)), None):
+                message["reasoning_content"] = text_of(reasoning, f"{where}: the reasoning")
+        return self._marked(message, turn, where)
+
+    def _keys(self, turn: Any) -> tuple[str, str] | None:
+        """The keys of role and text: the recipe's, the format's, or the other's, as many files mix the two.
+
+        Tables that were joined have the keys of both, and null under those that are not a turn's own.
+        """
+        if not isinstance(turn, Mapping):
+            return None
+        pairs = (self.keys,) if self.keys else (self.usual, *PAIRS)
+        held = [keys for keys in pairs if turn.get(keys[0]) is not None and keys[1] in turn]
+        called = [keys for keys in pairs if turn.get(keys[0]) is not None and any(turn.get(key) for key in _CALLS)]
+        return next((keys for keys in held if turn[keys[1]] is not None), next(iter([*held, *called]), None))
+
+    def _marked(self, message: Message, turn: Mapping[str, Any], where: str) -> Message:
+        """Noted as not trained on, where the turn says so. Raises BadRow for a weight between."""
+        for key in _WEIGHTS:
+            weight = turn.get(key)
+            if weight is None:
+                continue
+            if not isinstance(weight, int | float) or weight not in (0, 1):
+                raise BadRow(
+                    f"{where}: {key} is {weight!r}; 0 or false leaves a turn out of the loss, 1 or true does not"
+                )
+            if not weight:
+                message[UNTRAINED] = True
+        return message
+
+
+def text_of(value: Any, what: str, *, needed: bool = True) -> str:
+    """A text, or one in parts as OpenAI's interface has them. Raises BadRow."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        value = "".join(_part(part, what) for part in value)
+    if not isinstance(value, str):
+        raise BadRow(f"{what} is {'null' if value is None else type(value).__name__}, not a string")
+    if needed and not value.strip():
+        raise BadRow(f"{what} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"{what} holds half a surrogate pair, which is no character") from None
+    return value
+
+
+def _part(part: Mapping[str, Any], what: str) -> str:
+    kind = part.get("type", "text")
+    text = part.get("text")
+    if kind not in ("text", "input_text", "output_text"):
+        raise BadRow(f"{what} has a part of the type {kind!r}, and this model reads text only")
+    if not isinstance(text, str):
+        raise BadRow(f"{what} has a part without a text")
+    return text
+
+
+def check_order(conversation: Conversation) -> None:
+    """Raises BadRow where the turns do not follow each other as those of a conversation."""
+    roles = [message["role"] for message in conversation]
+    if "system" in roles[1:]:
+        raise BadRow(f"turn {roles.index('system', 1) + 1}: a system turn can only come first")
+    spoken = roles[1:] if roles[0] == "system" else roles
+    if not spoken or "assistant" not in spoken:
+        raise BadRow("the assistant says nothing, so there is nothing to learn")
+    if spoken[0] != "user":
+        who = "the assistant" if spoken[0] == "assistant" else "a tool"
+        raise BadRow(f"{who} speaks first; a conversation starts with the user")
+    ahead = len(roles) - len(spoken)
+    for number, (before, after) in enumerate(pairwise(conversation[ahead:]), 2 + ahead):
+        if before["role"] == after["role"] and after["role"] != "tool":
+            raise BadRow(f"turn {number}: two {after['role']} turns in a row")
+        if after["role"] == "tool" and before["role"] != "tool" and not before.get("tool_calls"):
+            raise BadRow(f"turn {number}: a tool answers, and the turn before calls none")
+
+
+def with_system(conversation: Conversation, system: str) -> Conversation:
+    """With a system turn first that a column of its row holds. Raises BadRow where there is another one."""
+    if not system.strip():
+        return conversation
+    if conversation[0]["role"] != "system":
+        return Conversation([{"role": "system", "content": system}, *conversation], conversation.tools)
+    if conversation[0]["content"].strip() != system.strip():
+        raise BadRow("a system turn and a system column that differ: which one holds is not said")
+    return conversation
+
+
+def _by_turn(columns: Mapping[str, Any]) -> Any:
+    """Turns that a table holds by key, as {"role": [...], "content": [...]}; else what is given."""
+    lists = list(columns.values())
+    if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
+        return columns
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRow("turns are a list, not a text; it begins like JSON, and is none") from None

@@ -1,0 +1,33 @@
+"""The tokens that stop a model: what transformers and llama.cpp end an answer at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ggufy.errors import ModelError
+
+
+def named(folder: Path) -> tuple[list[int], str]:
+    """The ids that generation_config.json names, else config.json, and which file that was; none: ([], "").
+
+    As `generate` of transformers reads them: a generation_config.json takes the place of what config.json says.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{path.as_posix()} cannot be read: {error}", "copy the model folder again") from None
+        found = _ids(values.get("eos_token_id")) or _ids((values.get("text_config") or {}).get("eos_token_id"))
+        if found:
+            return found, name
+    return [], ""
+
+
+def _ids(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [number for number in values if isinstance(number, int) and not isinstance(number, bool)]
