@@ -291,8 +291,8 @@ def test_an_answer_has_the_room_that_the_budget_leaves_it(base: Path, tmp_path: 
     whole = {"prompt": "why", "completion": "so"}
     file = write(tmp_path / "rows.jsonl", [{"prompt": "why " * 90, "completion": "one two three four " * 90}, whole])
     counts = made(base, tmp_path / "out", source=file, prompt_tokens=60, max_length=160)["train"]
-    # What the row that is whole adds is its answer and the end of it.
-    assert (counts.truncated, counts.trained_tokens) == (1, 100 + 2)
+    # The row that is whole adds its answer, of two tokens, and the end of it.
+    assert (counts.truncated, counts.trained_tokens) == (1, 100 + 3)
     assert (counts.answers, counts.ended) == (2, 1)
     assert counts.longest == 160
 
