@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_export_disk_full import Disk, mounted, said
+from tests.export.test_disk_full import Disk, mounted, said
 
 # argv: what is to be made when another file takes the rest of the disk, one after the other; each a run of its own.
 FILLED_FROM = """
