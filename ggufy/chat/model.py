@@ -157,7 +157,7 @@ class ChatModel:
                 first = next(stream)
             except RuntimeError as error:
                 raise ChatError(
-                    f"llama.cpp could not evaluate the conversation: {error}", "/reset begins anew"
+                    f"llama.cpp could not evaluate the conversation: {error}", "start over with /reset"
                 ) from None
         yield first
         yield from stream

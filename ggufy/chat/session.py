@@ -135,7 +135,7 @@ def _check(side: Side, question: str) -> None:
     alone = len(side.model.tokens(Conversation(side.conversation.system).messages(question)))
     if alone >= side.model.context:
         raise ChatError(
-            f"the conversation is {alone:,} tokens long without what was said before, "
+            f"the conversation is {alone:,} tokens long even without what was said before, "
             f"and the context holds {side.model.context:,}",
             side.model.room_hint(),
         )

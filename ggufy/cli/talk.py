@@ -26,7 +26,7 @@ def serve(
     max_requests: int = 8,
     max_body: int = 1_000_000,
 ) -> None:
-    """Serve a GGUF as OpenAI's chat interface does, until Ctrl-C. `ready` gets the model's name and the address."""
+    """Serve a GGUF through an OpenAI-compatible API, until Ctrl-C. `ready` gets the model's name and the address."""
     from ggufy.chat.web import listener, server
     from ggufy.chat.web.limits import Limits
 

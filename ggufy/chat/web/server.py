@@ -49,8 +49,8 @@ def check(host: str, key: str | None) -> None:
         )
     if key is not None and (len(key) < _SHORTEST_KEY or not key.isascii()):
         raise ChatError(
-            f"the API key is shorter than {_SHORTEST_KEY} characters, or has others than ASCII's",
-            'python -c "import secrets; print(secrets.token_urlsafe())" makes one',
+            f"the API key is shorter than {_SHORTEST_KEY} characters, or has characters outside ASCII",
+            'make one with python -c "import secrets; print(secrets.token_urlsafe())"',
         )
 
 
