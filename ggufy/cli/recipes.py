@@ -49,4 +49,4 @@ def check(file: str, overrides: tuple[str, ...]) -> None:
     from ggufy import pipeline
 
     pipeline.check(file, overrides)
-    click.echo(f"{file}: right")
+    click.echo(f"{file}: valid")

@@ -82,7 +82,7 @@ class Budget:
         needed = answer if fits else 1
         if own + least + needed > self.max_length:
             raise BadRow(
-                f"the template takes {own:,} tokens before the answer, beside what the user says, so an answer of "
+                f"the template takes {own:,} tokens before the answer, not counting the user's text, so an answer of "
                 f"{answer:,} does not fit: data.prompt_tokens is {budget:,} and model.max_length {self.max_length:,}"
             )
         return least, fits

@@ -83,8 +83,8 @@ class _Process:
         except (EOFError, OSError, pickle.UnpicklingError):
             code = self.process.wait()
             raise DataError(
-                f"a process that prepares the data was ended ({'signal' if code < 0 else 'exit code'} {abs(code)})",
-                "perhaps there was too little memory; the same command again starts over",
+                f"a process that prepared the data ended early ({'signal' if code < 0 else 'exit code'} {abs(code)})",
+                "too little memory may be the reason; run the same command again to start over",
             ) from None
         if isinstance(answer, Result):
             return answer

@@ -90,8 +90,8 @@ def _write(
                     where = stage.place(outcome)
                     if made.columns not in ("", columns):
                         raise DataError(
-                            f"{where}: a row of {columns}, and those before are of {made.columns}",
-                            "a data set has one kind of rows: make a recipe for each",
+                            f"{where}: this row is of the kind {columns}, but the rows before it are {made.columns}",
+                            "a data set holds only one kind of row: make a recipe for each kind",
                         )
                     made.columns = columns
                     check(where, json.dumps(values, ensure_ascii=False))

@@ -65,7 +65,7 @@ def find(name: str) -> Gpu:
 
         close = difflib.get_close_matches(plain, GPUS, 1)
         meant = f"; did you mean {close[0]}?" if close else ""
-        raise GgufyError(f"unknown GPU {name!r}{meant}", f"the known ones are {', '.join(GPUS)}")
+        raise GgufyError(f"unknown GPU {name!r}{meant}", f"choose one of {', '.join(GPUS)}")
     return GPUS[plain]
 
 

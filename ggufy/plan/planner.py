@@ -115,7 +115,7 @@ def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured]
 
 def _left_out(recipe: Recipe) -> Iterator[str]:
     if recipe.train.gpus > 1:
-        yield f"memory and time are those of one GPU that does it all; {recipe.train.gpus} share each step"
+        yield f"memory and time are those of one GPU alone; {recipe.train.gpus} GPUs share each step"
     if recipe.train.backend == "unsloth":
         yield "memory and time are those of the hf backend; unsloth should take less"
 

@@ -53,7 +53,7 @@ class Stamped:
             if state.st_size != facts["size"]:
                 return None
             if state.st_mtime_ns != facts["mtime_ns"] and digest.of_file(path) != facts["sha256"]:
-                log.info("%s was changed since it was made; making it again", path.as_posix())
+                log.info("%s has been changed since it was made; making it again", path.as_posix())
                 return None
         size = sum(facts["size"] for facts in stamp["files"].values())
         return Artifact(self.path / output, stamp["sha256"], size, reused=True)
@@ -94,9 +94,9 @@ class Stamped:
         for name, facts in (stamp or {"files": {}})["files"].items():
             path = self.path / name
             if not path.is_file():
-                return f"{path.as_posix()} was removed"
+                return f"{path.as_posix()} has been removed"
             if path.stat().st_size != facts["size"] or digest.of_file(path) != facts["sha256"]:
-                return f"{path.as_posix()} was changed"
+                return f"{path.as_posix()} has been changed"
         return None
 
     def stamp(self, output: str) -> dict[str, Any] | None:

@@ -95,7 +95,9 @@ class _Export:
         lines = self._plan(scratch).describe(self.threads)
         if self.computes:
             tokens = self.options.calibration_tokens
-            lines.append(f"and before it an importance matrix from about {tokens:,} tokens, on an f16 file")
+            lines.append(
+                f"before that, an importance matrix is computed from about {tokens:,} tokens, with an f16 file"
+            )
         return lines
 
     @property
@@ -296,4 +298,6 @@ def _create_in_ollama(tag: str, path: Path) -> None:
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         reason = next((line for line in said if line.startswith("Error")), said[-1] if said else "no reason given")
-        raise ExportError(f"ollama create {tag} failed: {reason}", "is the Ollama server running? The files are kept")
+        raise ExportError(
+            f"ollama create {tag} failed: {reason}", "check that the Ollama server is running; the files are kept"
+        )

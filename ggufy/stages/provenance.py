@@ -102,11 +102,11 @@ def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool)
         changes.append(f"the data {data.name} has changed")
     if changes:
         raise RunError(
-            f"{this.path.as_posix()} is a run of something else: {'; '.join(changes)}",
-            "--fresh starts it over, --run NAME makes another run",
+            f"{this.path.as_posix()} was made with another recipe, base or data: {'; '.join(changes)}",
+            "give --fresh to start it over, or --run NAME to make another run",
         )
     if taken:
-        log.info("going on with what may change in a run: %s", "; ".join(taken))
+        log.info("continuing the run, with settings that may change: %s", "; ".join(taken))
     return {**old, "recipe": new["recipe"], **_other_versions(this, old, new["versions"])}
 
 
@@ -126,7 +126,7 @@ def _other_versions(this: Run, old: dict[str, Any], now: dict[str, str]) -> dict
     changed = [f"{name} {before.get(name, 'none')} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if not changed or this.valid("adapter"):
         return {}
-    log.info("going on with other versions than before: %s", ", ".join(changed))
+    log.info("continuing with other versions than before: %s", ", ".join(changed))
     return {"continued_with": now}
 
 
@@ -141,8 +141,8 @@ def refuse_other_adapter(this: Run, identity: dict[str, Any]) -> None:
     stamp = this.stamp("adapter")
     if stamp is not None and _without_length(stamp["inputs"]) != _without_length(identity):
         raise RunError(
-            f"{this.path.as_posix()} holds an adapter of something else than its record says",
-            "--fresh starts it over, --run NAME makes another run",
+            f"{this.path.as_posix()} holds an adapter that was not made from what its run.json says",
+            "give --fresh to start it over, or --run NAME to make another run",
         )
 
 

@@ -70,7 +70,7 @@ class StopSignals:
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = number
-        log.info("stopping after this step; once more to stop at once")
+        log.info("stopping after this step; interrupt again to stop at once")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

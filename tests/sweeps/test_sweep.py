@@ -421,7 +421,7 @@ def test_tpe_learns_that_values_cannot_be_together(tmp_path: Path, monkeypatch: 
         work.work(study, stop, lambda: None)
     [first, second] = study.trials()
     assert (first.state, second.state) == (FAILED, FAILED)
-    assert "packed rows are full" in first.facts["reason"]
+    assert "whose rows are full" in first.facts["reason"]
 
 
 def test_an_error_of_the_machine_is_tried_again_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
