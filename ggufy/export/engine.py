@@ -48,7 +48,8 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     """
     if request.kernels == "native" and not native.variants():
         raise ExportError(
-            "ggufy was installed without its own kernels", "`ggufy doctor` says how to get them; or --kernels auto"
+            "ggufy was installed without its own kernels",
+            "see how to get them with `ggufy doctor`, or give --kernels auto",
         )
     weights = Checkpoint.open(request.base)
     adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()

@@ -48,7 +48,7 @@ def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kerne
                 continue  # one vector is like another
             slab = _few(tensor) if kind in known else _first(tensor)
             if not _merges_alike(slow, fast, slab, alone=kind not in known):
-                log.warning("ggufy's compiled merge differs from numpy's on %s, so numpy merges", tensor.name)
+                log.warning("ggufy's compiled merge differs from numpy's on %s, so numpy is used", tensor.name)
                 return slow
             known.add(kind)
     return fast

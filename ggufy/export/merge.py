@@ -142,7 +142,7 @@ class Merge:
         if np.isfinite(exact).all():
             return ExportError(
                 f"a weight of {float(np.abs(exact).max()):.3g} is too large for F16, which ends at 65,504: {where}",
-                "--quant bf16, --quant f32 and --merged bf16 have the range; quants are made from F16",
+                "use --quant bf16, --quant f32 or --merged bf16, which have the range; all others are made from F16",
             )
         return ExportError(
             f"a weight is not a finite number: {where}",

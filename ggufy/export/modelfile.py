@@ -91,7 +91,7 @@ def derive(template: ChatTemplate, day: date) -> Pieces:
     except (ModelError, ValueError) as error:
         raise _not_in_go(str(error)) from None
     if wrong is not None:
-        raise _not_in_go(f"{len(wrong)} turns from {wrong[0]['role']} are written in another way")
+        raise _not_in_go(f"{len(wrong)} turns from {wrong[0]['role']} are written differently")
     if '"""' in pieces.go() or pieces.go().endswith('"'):
         raise _not_in_go('it writes """, or ends with a quotation mark')
     return pieces
@@ -147,7 +147,7 @@ def _go_text(text: str) -> str:
 
 def _not_in_go(reason: str) -> ExportError:
     return ExportError(
-        f"the chat template cannot be written as Ollama's: {reason}",
+        f"the chat template cannot be written as an Ollama template: {reason}",
         "use the GGUF with llama.cpp, which reads the template that is in it",
     )
 

@@ -111,7 +111,7 @@ class Part(Section):
     columns: dict[Column, str] = {}
     """Maps the usual column names to the data's own, as in {instruction: question, output: answer}."""
     prompt: str | None = None
-    """What the user says, made of a row's columns: "[{TASK}] {instruction}"; {prompt} stands for it as it was."""
+    """What the user says, made of a row's columns: "[{TASK}] {instruction}"; {prompt} is the original text."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share in a mix of several sources; without weights all rows of each are taken, one source after the other."""
 
@@ -156,7 +156,7 @@ class Train(Section):
     """The training itself."""
 
     backend: Literal["auto", "unsloth", "hf"] = "auto"
-    """auto: unsloth on a CUDA GPU where installed, else hf (transformers, peft, trl). Name hf to train on a slow CPU."""
+    """auto: unsloth on a CUDA GPU where installed, else hf (transformers, peft, trl). Name hf to train on any CPU."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
     max_steps: Positive | None = None
     """Optimizer steps; if not given, epochs counts."""

@@ -178,5 +178,5 @@ def _compare_ends(model: Forward, tokenizer: Any, base: Path, path: Path) -> Non
         if isinstance(number, int) and not model.ends_turn(number):
             raise Unverified(
                 f"{path.as_posix()}: token {number} ends an answer of the base, and llama.cpp would go on after it",
-                "generation_config.json and the tokenizer do not fit",
+                "generation_config.json and the tokenizer do not match",
             )

@@ -117,7 +117,7 @@ def missing(base: Path, adapter: Path | None) -> str | None:
     if "quantization_config" in config:
         return "the base is in 4 bits"
     if conversion.brings_code(base):
-        return "the model brings code of its own"
+        return "the model has code of its own"
     size = 4 * sum(math.prod(tensor.shape) for tensor in Checkpoint.open(base).tensors.values())
     free = _available()
     if free is not None and size * 1.2 > free:

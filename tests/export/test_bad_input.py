@@ -317,7 +317,7 @@ ADAPTERS: dict[str, Case] = {
     "config without r": (keys(CONFIG, r=None), ["adapter_config.json", "r"], []),
     "r is 0": (keys(CONFIG, r=0), ["adapter_config.json", "r", "0"], []),
     "lora_alpha is a word": (keys(CONFIG, lora_alpha="many"), ["adapter_config.json", "lora_alpha"], []),
-    "rank_pattern is no regular expression": (
+    "rank_pattern is not a regular expression": (
         keys(CONFIG, rank_pattern={"q_proj(": 4}),
         ["adapter_config.json", "q_proj("],
         [],

@@ -72,7 +72,7 @@ def ask(plan: Plan, settings: Settings) -> Replies:
         _Asking(plan, settings, replies).run()
     for call in plan.calls:
         if call.key not in replies.grades:
-            replies.failures.setdefault(call.key, Failure(NOT_ASKED, "the judging ended before it"))
+            replies.failures.setdefault(call.key, Failure(NOT_ASKED, "the judging ended before this question"))
     return replies
 
 

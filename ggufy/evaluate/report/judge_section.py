@@ -95,7 +95,7 @@ def _summary(verdicts: Sequence[Verdict]) -> Table:
     return Table(
         (*columns, "turned"),
         tuple(rows),
-        caption='"turned": how often the judge took the other side once the answers had changed places.',
+        caption='"turned": how often the judge preferred the other answer once the two had changed places.',
         formats={"base": ".2f", "tuned": ".2f"},
     )
 

@@ -61,7 +61,7 @@ class Evaluator:
         if options.data is None:
             if source is None or not source.subfolder:
                 raise EvalError(
-                    f"{self.name} is no run, so it has held out no conversations",
+                    f"{self.name} is not a run, so it has no held-out conversations",
                     "give some with --data FILE, or leave the losses out: --only prompts",
                 )
             found = heldout.of_run(self.output_folder, options.limit)
@@ -81,7 +81,9 @@ class Evaluator:
     def heldout_questions(self) -> list[Question]:
         """What the held-out conversations ask last, with the right answers. Raises EvalError where there are none."""
         if self.source is None:
-            raise EvalError(f"{self.name} is a file, of which no run is known", "name the run that it was made from")
+            raise EvalError(
+                f"{self.name} is a single file, and its run is not known", "name the run that it was made from"
+            )
         return heldout.questions(self.source, self.options.data, self.options.limit)
 
     @property

@@ -37,7 +37,7 @@ def check(options: EvalOptions) -> None:
     where = endpoint.endpoint(options.judge, options.judge_url)
     if not options.yes and options.confirm is None:
         raise EvalError(
-            "a judge may cost money, and there is no terminal to ask on", "give --yes to ask the judge all the same"
+            "a judge may cost money, and there is no terminal to ask on", "give --yes to ask the judge anyway"
         )
     client = Client(where, RateLimit(threading.Event()), timeout=10.0, most_tokens=1, pause=0.0)
     try:
@@ -51,8 +51,8 @@ def check_models(evaluators: Sequence[Evaluator], options: EvalOptions) -> None:
     for one in evaluators if options.judge else ():
         if not one.answers_chats:
             raise EvalError(
-                f"a model of {one.name} has no chat template, so it is asked no questions that could be judged",
-                "leave --judge out: references and numbers say how good its completions are",
+                f"a model of {one.name} has no chat template, so it gives no answers that could be judged",
+                "leave --judge out; see references and numbers for how good its completions are",
             )
 
 
@@ -63,7 +63,7 @@ def section(compared: Compared, options: EvalOptions) -> tuple[Section | None, G
     where = endpoint.endpoint(options.judge, options.judge_url)
     cache = Cache(judge_cache.place())
     if cache.unreadable:
-        log.info("%s: %d lines that were cut are left out", cache.path.as_posix(), cache.unreadable)
+        log.info("%s: %d incomplete lines are left out", cache.path.as_posix(), cache.unreadable)
     plan = Plan(_items(compared, options), where, cache, afresh=options.judge_again)
     price = Price(*options.judge_price) if options.judge_price else None
     estimate = plan.estimate(options.judge_tokens)

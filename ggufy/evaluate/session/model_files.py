@@ -133,7 +133,7 @@ class ModelFiles:
             if artifact is None or quant in seen:
                 continue
             if any(inputs.get(key, value) != value for key, value in self.source.content.items()):
-                log.info("%s is left out: it was made from another state of its base or adapter", artifact.path)
+                log.info("%s is left out: it was made before its base or adapter changed", artifact.path)
                 continue
             seen.add(quant)
             yield ModelFile(quant, "tuned", quant, artifact.sha256, artifact.path)
@@ -170,7 +170,7 @@ def base_quant(quant: str) -> str:
     if not quant_support.needs_imatrix(quant):
         return quant
     # Once: several parts of an evaluation ask.
-    log.info("%s would need an importance matrix of the base's own; the base is made in q8_0", quant)
+    log.info("the base in %s would need an importance matrix of its own; it is made in q8_0 instead", quant)
     return "q8_0"
 
 

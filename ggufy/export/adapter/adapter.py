@@ -90,7 +90,7 @@ class Adapter:
         loaded = [self.whole[name] for name in both if name in self.whole and name not in self.copies]
         if len(loaded) == 2 and not self._same(*loaded):
             raise ExportError(
-                f"{self.where}: brings an embedding and an output matrix that differ, but the base ties them",
+                f"{self.where}: it has an embedding and an output matrix that differ, but the base ties them",
                 _OTHER_BASE,
             )
         for name in both:
@@ -148,7 +148,7 @@ class Adapter:
                 raise ExportError(
                     f"adapter and base do not fit: {name} is {list(shape)} in the base, "
                     f"and the adapter brings one of {list(brought)}",
-                    f"{_OTHER_BASE}, and with its added tokens: a folder where the base was saved after "
+                    f"{_OTHER_BASE}, with its added tokens: a folder where the base was saved after "
                     "resize_token_embeddings, with that tokenizer",
                 )
         for name in names:
@@ -157,7 +157,7 @@ class Adapter:
                 raise ExportError(
                     f"{self.where}: target_modules in adapter_config.json names {module}, "
                     "but there are no lora_A and lora_B of it",
-                    "copy the adapter again; a module that was not trained belongs into exclude_modules there",
+                    "copy the adapter again; a module that was not trained belongs in exclude_modules there",
                 )
 
         if self.deltas and not self.whole and all(delta.is_nothing for delta in self.deltas.values()):
@@ -212,7 +212,7 @@ def _file(folder: Path) -> Path:
     if (folder / "adapter_model.bin").is_file() and not file.is_file():
         raise ExportError(
             f"{folder.as_posix()}: no {file.name} there; adapter_model.bin is pickled, and unpickling can run any code",
-            "only safetensors adapters are read: save it as safetensors where you trust it",
+            "only safetensors adapters are read: if you trust it, save it as safetensors",
         )
     if not file.is_file():
         raise ExportError(f"{folder.as_posix()}: no {file.name} there", "copy the adapter again")

@@ -59,7 +59,7 @@ def check(adapter: Adapter) -> None:
         raise ExportError("there is no adapter to write as a GGUF", "leave out --adapter-gguf")
     if adapter.untied:
         raise ExportError(
-            f"{adapter.where}: unties the output matrix from the embedding, which llama.cpp's --lora cannot",
+            f"{adapter.where}: it unties the output matrix from the embedding, which llama.cpp's --lora cannot do",
             "export merged files with --quant",
         )
     if any(delta.magnitude is not None for delta in adapter.deltas.values()):
