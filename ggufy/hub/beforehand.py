@@ -76,4 +76,4 @@ def _asked(name: str, ask: Callable[[], object]) -> None:
     try:
         ask()
     except session.Unreachable as error:
-        log.warning("whether %s may be written to is not known: %s", name, error.message)
+        log.warning("could not check whether %s may be written to: %s", name, error.message)

@@ -82,8 +82,8 @@ def make(
     refuse_without_held_out(base)
     if prune and not base.eval.steps:
         raise RecipeError(
-            "--prune goes by the held-out loss during training, and eval.steps is not set",
-            "--set eval.steps=20 takes it every 20 steps",
+            "--prune needs the held-out loss during training, but eval.steps is not set",
+            "to measure it every 20 steps, give --set eval.steps=20",
         )
     axes = space.axes(base, grid, ranges)
     name = f"{base.name}-sweep" if name is None else name
@@ -121,7 +121,7 @@ def refuse_taken_names(sweep: Sweep) -> None:
     ]
     if taken:
         raise RunError(
-            f"{min(taken).as_posix()} is there already, of a sweep that is gone",
+            f"{min(taken).as_posix()} already exists, from a sweep that has been removed",
             "choose another --name, or move those runs away",
         )
 
@@ -135,14 +135,15 @@ def refuse_other(sweep: Sweep, begun: Mapping[str, Any]) -> None:
             changes.append(f"the {key} was {begun[key]} and is {mine}")
     if changes:
         raise SweepError(
-            f"the sweep {sweep.name} is of something else: {'; '.join(changes)}", "--name NAME begins another sweep"
+            f"the sweep {sweep.name} was started with other options: {'; '.join(changes)}",
+            "give --name NAME to start another sweep",
         )
 
 
 def _other_axes(sweep: Sweep, begun: list[dict[str, Any]]) -> Iterable[str]:
     before = {axis["key"]: axis for axis in begun}
     if before.keys() != {axis.key for axis in sweep.axes}:
-        yield f"it varied {', '.join(before)} and now {', '.join(axis.key for axis in sweep.axes)}"
+        yield f"it varied {', '.join(before)} and now varies {', '.join(axis.key for axis in sweep.axes)}"
         return
     for axis in sweep.axes:
         old, new = before[axis.key], axis.values()
@@ -150,9 +151,10 @@ def _other_axes(sweep: Sweep, begun: list[dict[str, Any]]) -> Iterable[str]:
             gone = [value for value in old["choices"] if value not in new["choices"]]
             more = [value for value in new["choices"] if value not in old["choices"]]
             if gone:
-                yield f"{axis.key} had also {', '.join(map(space.shown, gone))}"
+                yield f"{axis.key} also had {', '.join(map(space.shown, gone))}"
             elif more and not (axis.is_numeric and sweep.sampler == GRID):
-                yield f"{axis.key} had not {', '.join(map(space.shown, more))}, and only numbers of a grid can be added"
+                added = ", ".join(map(space.shown, more))
+                yield f"{axis.key} did not have {added}, and only numbers can be added to a grid"
         elif old != new:
             was = Axis(axis.key, "", tuple(old.pop("choices", ())), **{k: v for k, v in old.items() if k != "key"})
             yield f"{axis.key} was {was.text()} and is {axis.text()}"

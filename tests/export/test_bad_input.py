@@ -443,8 +443,8 @@ def test_a_plan_refuses_them_too(cwd: Path, fails: Fails) -> None:
         (("--adapter-gguf",), ["hold DoRA"], "dora"),
         (("--ollama", "mine"), ["ollama is not installed"], None),
         (("--kernels", "native"), ["its own kernels"], None),
-        ((), ["out/adapter-q8_0.gguf is there already"], "foreign"),
-        (("--imatrix-data", "text"), ["out/adapter-q8_0.gguf is there already"], "foreign"),
+        ((), ["out/adapter-q8_0.gguf already exists"], "foreign"),
+        (("--imatrix-data", "text"), ["out/adapter-q8_0.gguf already exists"], "foreign"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else None,
 )
