@@ -1,4 +1,4 @@
-"""Everything that may go wrong, as the user sees it.
+"""All error classes of ggufy, as the user sees them.
 
     GgufyError             what happened and where; .hint says what to do about it
     ├── RecipeError        a recipe file or a --set

@@ -1,4 +1,4 @@
-"""A GGUF that answers: its own template, its own tokenizer, text as it is made."""
+"""A loaded GGUF that answers conversations, streaming, with its own template and tokenizer."""
 
 from __future__ import annotations
 

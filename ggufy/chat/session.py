@@ -1,4 +1,4 @@
-"""Talking with one model, or with two side by side: what is asked of them, and what they remember."""
+"""A chat session with one model, or with two side by side: questions, answers and history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demonstration: teach a tiny model twenty answers, export it, and see whether the files know them."""
+"""Run the demo: teach a tiny model twenty answers, export it, and check that the files know them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A number of the command line that is one."""
+"""Option type: a number that is neither infinite nor NaN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Talking with what was made: which files, and through what: a terminal, a server, a page in the browser."""
+"""What `ggufy chat`, `serve` and `ui` share: find the GGUF files, load them, and start the server or the page."""
 
 from __future__ import annotations
 

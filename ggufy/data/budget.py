@@ -1,4 +1,4 @@
-"""Prompts cut to `data.prompt_tokens`, so that what has to be learnt, the answer, is not what is lost.
+"""Cut prompts to `data.prompt_tokens`, so that the answers, which have to be learnt, are kept.
 
 The budget is of what the user says; the tokens that a template writes around it come on top. Where a row is then over
 `model.max_length`, its prompts are cut further until it fits, but not to less than the budget holds once the template

@@ -1,4 +1,4 @@
-"""Batches of rows on all cores, their results in order.
+"""Process batches of rows on all cores, and return the results in order.
 
 The workers are processes of their own (rendering templates is Python, which uses one core), started by a plain command:
 a fork would copy the threads of libraries that are loaded by now, and multiprocessing's other ways import the user's

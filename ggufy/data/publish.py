@@ -1,4 +1,4 @@
-"""The prepared rows as a data set for others: Parquet files of what is said, not of token ids.
+"""Write the prepared rows as a data set for the Hub: Parquet files of text, not of token ids.
 
 They are the rows that a training would see, in its order: selected, mixed, shuffled, with the prompts made and cut as
 the recipe says, and without those that are unusable. Trained on with the same settings they give the same token ids.

@@ -1,4 +1,4 @@
-"""Where rows come from: the built-in samples, local files or folders, Hub data sets, and what is held out of them."""
+"""Find and read the sources of rows: built-in samples, local files or folders, Hub data sets, held-out rows."""
 
 from __future__ import annotations
 

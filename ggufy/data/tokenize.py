@@ -1,4 +1,4 @@
-"""One sample to token ids and labels.
+"""Tokenize one sample: from its text to token ids and labels.
 
 A conversation is rendered once by the base's template and tokenized once. What the assistant says is found by
 rendering: the text up to a turn with the generation prompt, and the text with that turn; the difference is the turn.

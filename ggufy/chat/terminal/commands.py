@@ -1,4 +1,4 @@
-"""What begins with a slash: commands to the program, not words to the model."""
+"""The slash commands of the chat: /help, /save, /params and so on."""
 
 from __future__ import annotations
 

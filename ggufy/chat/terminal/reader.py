@@ -1,4 +1,4 @@
-"""What is typed in a terminal: several lines, with history and completion; elsewhere, line by line."""
+"""Read the user's input: on a terminal with several lines, history and completion; elsewhere line by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request of OpenAI's chat interface: what of it is understood. What is not is refused, never left out in silence."""
+"""A request to the OpenAI-compatible API. Fields that ggufy does not support are refused, never ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands before the server: who may ask, how much, and how many at once. Errors have OpenAI's shape."""
+"""Checks before a request reaches the server: API key, host, size, number at once. Errors have OpenAI's shape."""
 
 from __future__ import annotations
 

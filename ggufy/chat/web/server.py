@@ -1,4 +1,4 @@
-"""A GGUF behind OpenAI's chat interface: llama-cpp-python's own server, with ggufy's prompts and limits.
+"""The OpenAI-compatible server for a GGUF: llama-cpp-python's own server, with ggufy's prompts and limits.
 
 Of that server the two endpoints are used that take conversations. Its text completion would read a template's marks in
 what a client sends as marks; the conversations go through ggufy's own prompts, which never do.

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint, asked so that nothing is lost: what may pass is tried again, what will not is named.
+"""Client of an OpenAI-compatible endpoint: temporary failures are tried again, all others are reported.
 
 The key goes into one header and nowhere else. Whatever the endpoint sends back is searched for it before anything is
 kept or shown.

@@ -1,4 +1,4 @@
-"""Where a judge is, and the key it is asked with."""
+"""The address of a judge, its model, and the API key for it."""
 
 from __future__ import annotations
 

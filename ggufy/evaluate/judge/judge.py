@@ -1,4 +1,4 @@
-"""Ask a judge, several questions at a time, so that a kill, a fault or a limit loses nothing that was answered."""
+"""Ask a judge several questions at a time; a kill, a fault or a limit loses no reply that has arrived."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models are asked: ggufy's own everyday tasks, or a file of the user's."""
+"""Read the prompts of an evaluation: ggufy's own everyday tasks, or a file of the user's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge's part of the report."""
+"""The report's section on the judge's grades."""
 
 from __future__ import annotations
 

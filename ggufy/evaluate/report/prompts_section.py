@@ -1,4 +1,4 @@
-"""The section on prompts: the same question to each model, side by side, with flags for what is plainly wrong."""
+"""The report's section on prompts: the models' answers side by side, with flags for what is plainly wrong."""
 
 from __future__ import annotations
 

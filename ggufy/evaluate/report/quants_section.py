@@ -1,4 +1,4 @@
-"""The section on what quantization cost: each file against the one it was rounded from."""
+"""The report's section on what quantization cost: each file against its reference, usually F16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers against the answers of the data set, in the report: likeness of texts, and errors of numbers."""
+"""The report's sections on answers against those of the data set: similarity of texts, errors of numbers."""
 
 from __future__ import annotations
 

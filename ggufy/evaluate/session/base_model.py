@@ -1,4 +1,4 @@
-"""The base of a tuned GGUF as a GGUF of its own, to talk to beside it: made once, and kept with the run."""
+"""Make the GGUF of a tuned file's base model, for `--compare base`: made once, and kept with the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run, folder of exports, or set of files under evaluation: whatever is measured of it, once, and kept.
+"""Measure one run, folder of exports or set of files; every measurement is made once and kept.
 
 Every measurement is an output of the run under eval/, stamped with what it was made from: a killed evaluation goes on
 where it was, and a second one measures nothing.

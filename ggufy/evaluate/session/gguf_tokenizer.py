@@ -1,4 +1,4 @@
-"""The tokenizer and the template of a GGUF alone, as training uses those of a base: ids, and labels of what is said.
+"""Tokenize conversations with nothing but a GGUF: its tokenizer and template give ids and labels as in training.
 
 For a file whose base is not known. llama.cpp splits the text; which characters a token stands for follows from the
 bytes of each.

@@ -1,4 +1,4 @@
-"""The conversations that an evaluation is about: those a run has held out, or a file of the user's."""
+"""The held-out conversations of an evaluation: those of the run, or a file of the user's."""
 
 from __future__ import annotations
 

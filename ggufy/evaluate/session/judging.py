@@ -1,4 +1,4 @@
-"""A judge in `ggufy eval`: what it is shown, whether it may cost what it may, and the section on what it says."""
+"""The judge in `ggufy eval`: what it is shown, the user's consent to the cost, and its section of the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models an evaluation is about, and their files: those that were exported, and those made for it on demand.
+"""The models of an evaluation and their GGUF files: the exports, and files made on demand for the comparison.
 
 What the tuned files are held against is made from the same weights in the same pass as any export: the F16 file of the
 tuned model, and the plain base. Each is an output of the run until the evaluation is done with it.

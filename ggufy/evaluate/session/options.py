@@ -1,4 +1,4 @@
-"""What somebody may ask of `ggufy eval`."""
+"""The options of `ggufy eval`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECTIONS = ("heldout", "quants", "prompts", "references", "numbers", "judge")
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What somebody asked of `ggufy eval`."""
+    """The options of one call of `ggufy eval`."""
 
     only: Sequence[str] = SECTIONS
     against: Path | None = None
@@ -66,7 +66,7 @@ class EvalOptions:
 
     @property
     def insisted(self) -> Sequence[str]:
-        """The parts that somebody named: there an error is better than nothing."""
+        """The parts that the user named: if one of them cannot be done, that is an error."""
         return () if tuple(self.only) == SECTIONS else self.only
 
 

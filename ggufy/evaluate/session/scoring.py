@@ -1,4 +1,4 @@
-"""Answers of models against the answers of the data: which rows, which models, and the sections on them."""
+"""Score the models' answers against those of the data: which rows, which models, and the sections on them."""
 
 from __future__ import annotations
 

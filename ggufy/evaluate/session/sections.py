@@ -1,4 +1,4 @@
-"""`ggufy eval`: is the tuned model better, and what did quantization cost? The parts, and the report they go into.
+"""`ggufy eval`: the parts of an evaluation, and the report that they go into.
 
 A part makes a section of the report of what the evaluators measure; a further one is a function and a row in SECTIONS.
 """
