@@ -1,4 +1,4 @@
-"""The public verbs, in the order of the README's sentence: recipe -> data -> train -> export -> verify -> chat, eval.
+"""The public functions, in the order of the pipeline: recipe -> data -> train -> export -> verify -> chat, eval.
 
 Each stage is made once and reused while its inputs are the same. These functions are also ggufy's Python interface.
 """

@@ -1,4 +1,4 @@
-"""The export stage: base folder and adapter folder in, GGUF files out."""
+"""The export engine: plans and writes GGUF files from a base folder and an adapter folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The importance matrix: the mean square of what goes into every column of every matrix, for the quantizer to weigh by.
+"""The importance matrix: the mean square of the inputs of every column, which weighs it in quantization.
 
 Computed by llama.cpp itself, through the callback of its evaluation, as its imatrix tool does: the same activations,
 the same float32 sums in the same order (`tools/imatrix/imatrix.cpp`). So the numbers are of the very model and

@@ -1,4 +1,4 @@
-"""Whether ggufy's compiled code makes the bytes of what it stands for, asked before each export with its own weights.
+"""Check before each export, on its own weights, that ggufy's kernels make the same bytes as llama.cpp's and numpy's.
 
 A wrong kernel makes a file that loads and talks, only worse: nothing after the export would notice. So what is compared
 is all that an export does: every lane, several rows, whole heads that are permuted, and blocks that are hard to round.

@@ -1,4 +1,4 @@
-"""One slab of weights: rows of the base with the adapter's change, rounded once to F16, in the forms that outputs need.
+"""Merge one slab of weights: rows of the base plus the adapter's change, rounded once to F16.
 
 By the compiled pass (kernels/merge.c) where there is one, else by numpy and llama.cpp's conversions: the same bytes.
 The product of the adapter's matrices is numpy's in both, because a BLAS sums in an order of its own.

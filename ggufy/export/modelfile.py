@@ -1,4 +1,4 @@
-"""A Modelfile for Ollama, whose chat template is a Go template, not a Jinja program.
+"""Write a Modelfile for Ollama: the model's Jinja chat template as a Go template.
 
 The Go template is not written by hand for each family: the model's own Jinja template is rendered with marks in place
 of what people say, and cut at the marks. Whether that says the same is then proved on conversations of every kind that

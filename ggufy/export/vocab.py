@@ -1,4 +1,4 @@
-"""The tokenizer of a Llama 3 model folder as GGUF keys, as llama.cpp's converter writes them."""
+"""Write the tokenizer of a Llama 3 model folder as GGUF keys, as llama.cpp's converter does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe's hub section asks for, checked before hours are spent on a training that could not be sent."""
+"""Check a recipe's hub section before the training, so that no training is made that cannot be pushed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run that a branch holds, as its manifest says: somebody else's word, which is looked at before it is used."""
+"""Find the run on a branch of a repository, and check its manifest, which is not trusted."""
 
 from __future__ import annotations
 

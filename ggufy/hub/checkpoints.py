@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub while a training runs: by a process of its own, which the training never waits for.
+"""Send checkpoints to the Hub while a training runs, in a separate process that the training never waits for.
 
 It looks for checkpoints that are sealed, holds the newest by hard links so that the training may remove it, and sends
 it as one commit that replaces the one before: the branch always holds one whole checkpoint. What fails is said and

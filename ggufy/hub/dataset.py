@@ -31,7 +31,7 @@ _MANY = "1M<n<10M"
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What somebody asked of `ggufy data --push`."""
+    """The options of `ggufy data --push`."""
 
     repo: str
     out: Path | None = None

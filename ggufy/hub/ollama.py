@@ -1,4 +1,4 @@
-"""`ggufy push --ollama`: the GGUF files of a run as models of ollama.com, by Ollama itself."""
+"""`ggufy push --ollama`: push the GGUF files of a run to ollama.com with Ollama itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ggufy pull`: a run that was pushed, or its checkpoints, back into `runs/`; and single GGUF files to talk to.
+"""`ggufy pull`: bring a pushed run, or its checkpoints, back into `runs/`; also downloads single GGUF files for chat.
 
 What a repository says of itself is somebody else's word: only files that a run has are taken, only to where a run has
 them, and only with the hash that is listed.

@@ -1,4 +1,4 @@
-"""`ggufy push`: a run to a repository, so that the Hub holds what the run holds, and says so by hash."""
+"""`ggufy push`: send a run to a repository, and check by hash that the Hub holds what the run holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("ggufy")
 
 @dataclass(frozen=True)
 class PushOptions:
-    """What somebody asked of `ggufy push`; what is None is taken from the recipe's `hub` section."""
+    """The options of `ggufy push`; those that are None are taken from the recipe's `hub` section."""
 
     repo: str | None = None
     what: tuple[str, ...] | None = None

@@ -1,4 +1,4 @@
-"""Nodes of llama.cpp's graph, as far as an importance matrix counts them."""
+"""Read nodes of llama.cpp's compute graph, to collect the inputs for an importance matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the name in a recipe to a local folder with a 16-bit base model."""
+"""Find or download the 16-bit base model that a recipe names, and check it."""
 
 from __future__ import annotations
 

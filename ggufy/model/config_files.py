@@ -1,4 +1,4 @@
-"""JSON files that others wrote, checked key by key as far as an export uses them."""
+"""Read a model's JSON config files, and check the keys that an export uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading from the Hugging Face Hub: errors said in one line, and what arrives compared with what is listed."""
+"""Download from the Hugging Face Hub: files are compared with what the Hub lists, errors explained in one line."""
 
 from __future__ import annotations
 

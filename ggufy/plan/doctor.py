@@ -1,4 +1,4 @@
-"""What works on this machine, and for what does not the command that mends it.
+"""`ggufy doctor`: check what works on this machine, and give the command that fixes what does not.
 
 Versions are read from the packages' records; nothing heavy is imported unless there is a GPU to ask about.
 """
@@ -20,7 +20,7 @@ from ggufy.runs import run
 from ggufy.system import machine, user_folders
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
-"""It works; it is optional and not there, or could be better; it has to be mended."""
+"""It works; it is optional and missing, or could be better; it has to be fixed."""
 
 _SECONDS = 5.0
 _LOW, _TOO_LOW = 10e9, 1e9
@@ -29,7 +29,7 @@ _TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `mend` is a command or what to do, empty where there is nothing to mend."""
+    """One line of the report. `mend` is a command or what to do, empty if there is nothing to fix."""
 
     name: str
     state: str

@@ -1,4 +1,4 @@
-"""How long a training would take on this CPU, before anything is downloaded."""
+"""Estimate how long a training would take on this CPU, before anything is downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe needs before anything runs: parameters, memory, disk, steps and time, and whether a GPU holds it.
+"""Plan what a recipe needs before anything runs: parameters, memory, disk, steps, time, and whether it fits a GPU.
 
 Nothing is downloaded but, for a base that is not known by name, its config.json. Torch is not needed.
 """

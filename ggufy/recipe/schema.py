@@ -1,4 +1,4 @@
-"""What a recipe can say: the sections, their keys, defaults and meanings."""
+"""The schema of a recipe: sections, keys, defaults and meanings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the values of a recipe file to a checked Recipe, or to one message with every mistake in it.
+"""Validate the values of a recipe file: the result is a Recipe, or one message with every mistake.
 
 Each mistake has its place, its key, what was expected, and the nearest name where a name is wrong.
 """

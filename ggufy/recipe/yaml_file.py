@@ -1,4 +1,4 @@
-"""YAML with line numbers: what a recipe file says, and on which line it says it."""
+"""Read YAML with line numbers: the values of a recipe file, and the line of each."""
 
 from __future__ import annotations
 

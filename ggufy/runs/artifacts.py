@@ -1,4 +1,4 @@
-"""Make an output or find it made.
+"""Make the outputs of a run, or reuse those that are already made.
 
 A stage gets paths below `partial/`; when it returns, its files are synced, moved to their final names, and a stamp is
 written last. So a final name is a complete file, and a valid stamp says from which inputs. Work that was killed leaves

@@ -1,4 +1,4 @@
-"""The runs of a folder, read as they lie there: what each is, how far it came, what it lost, what was made of it.
+"""The history of runs: read every run of a folder, with its state, steps, losses and exports.
 
 A run that is broken is a row that says so. Nothing is written, and no file is read through that has not been touched
 since it was stamped.

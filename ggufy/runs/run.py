@@ -1,4 +1,4 @@
-"""The directory of one run: where it is, who may write, what it records. Its outputs are made in `artifacts`."""
+"""The directory of one run: its place, its lock, its run.json. Its outputs are made in `artifacts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is finished in a folder, from which inputs, and whether it is still as it was made."""
+"""Stamps: which outputs in a folder are finished, from which inputs, and whether they are unchanged."""
 
 from __future__ import annotations
 

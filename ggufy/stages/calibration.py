@@ -1,4 +1,4 @@
-"""The texts that an importance matrix is computed from, and those on which a file is compared with the training model.
+"""The texts for an importance matrix, and for comparing a file with the training model.
 
 Of a run: its own training conversations, as they were tokenized for training. Else a file: plain text, cut as
 llama.cpp's tool cuts it, or conversations in a known format.

@@ -1,4 +1,4 @@
-"""Exports of a run, an adapter or a checkpoint: which files, made from what, in which order."""
+"""The export stage: which files to make of a run, an adapter or a checkpoint, and in which order."""
 
 from __future__ import annotations
 

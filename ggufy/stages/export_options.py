@@ -1,4 +1,4 @@
-"""What somebody asks of `ggufy export`."""
+"""The options of `ggufy export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported: a run, an adapter from anywhere, or a plain checkpoint, brought to one form."""
+"""The model source of an export: a run, an adapter from anywhere, or a plain checkpoint."""
 
 from __future__ import annotations
 

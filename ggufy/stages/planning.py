@@ -1,4 +1,4 @@
-"""Plans of recipes, with what trainings on this machine have measured."""
+"""The plan stage: plans of recipes, with the speeds that trainings on this machine have measured."""
 
 from __future__ import annotations
 

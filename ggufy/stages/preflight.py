@@ -1,4 +1,4 @@
-"""What can be said against an export before anything is written: of the options itself, and of the place it goes to."""
+"""Preflight checks of an export, before anything is written: its options, its folder, the disk space."""
 
 from __future__ import annotations
 

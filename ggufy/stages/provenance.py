@@ -1,4 +1,4 @@
-"""What a run is a run of: its record, frozen when it begins, and what may differ when it goes on."""
+"""The provenance of a run: run.json, frozen when it begins, and what may differ when it is continued."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training of a recipe to its adapter, and what is checked before anything is loaded."""
+"""The training stage: train a recipe to its adapter, after the checks that need nothing loaded."""
 
 from __future__ import annotations
 

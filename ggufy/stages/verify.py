@@ -1,4 +1,4 @@
-"""Everything in a run or a folder of exports, or one GGUF: is it as it was made, and valid?"""
+"""The verify stage: check that a run, a folder of exports or one GGUF is unchanged and valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep as it is asked for, and whether one that was begun can go on as that."""
+"""The definition of a sweep from its options, and whether a sweep that was begun can be continued with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came of a sweep: the table, sweep.json, the best trial's recipe."""
+"""The results of a sweep: the table, sweep.json, the best trial's recipe."""
 
 from __future__ import annotations
 

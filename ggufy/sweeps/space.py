@@ -1,4 +1,4 @@
-"""What a sweep varies: `--grid key=a,b` and `--range key=low..high`, the points they make, and what is no use."""
+"""The search space of a sweep: `--grid key=a,b` and `--range key=low..high`, their points, refused keys."""
 
 from __future__ import annotations
 

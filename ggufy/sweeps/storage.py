@@ -1,4 +1,4 @@
-"""Optuna's storage: opened, named without its password, and its errors in a line."""
+"""Open Optuna's storage, show its URL without the password, and explain its errors in one line."""
 
 from __future__ import annotations
 

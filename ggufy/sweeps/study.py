@@ -1,4 +1,4 @@
-"""The trials of a sweep in Optuna's storage: which there are, who works on which, what came of them.
+"""The study of a sweep in Optuna's storage: its trials, which process works on which, and their results.
 
 A trial is made whole, with its values and waiting, in one transaction, and claimed by an atomic step from waiting to
 running, so several processes and machines share a sweep. On one machine a claim is held by a file lock, which the

@@ -1,4 +1,4 @@
-"""`ggufy sweep`: from the options to the trials, and what came of them. Also the Python interface."""
+"""`ggufy sweep`: run the trials and report the results. Also the Python interface."""
 
 from __future__ import annotations
 

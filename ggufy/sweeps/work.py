@@ -1,4 +1,4 @@
-"""What one process does for a sweep: take a trial, train it in a process of its own, note what came of it; again."""
+"""The work loop of a sweep: take a trial, train it in a separate process, store the result, repeat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C or SIGTERM between steps, and by Ctrl-C while C code runs that calls back into Python.
+"""Handle Ctrl-C and SIGTERM: stop between steps, also while C code runs that calls back into Python.
 
 Python raises KeyboardInterrupt at the next line of Python that the main thread runs. Where that line is in a function
 called from C, ctypes prints the error and drops it, and the C code goes on as if nothing had happened.

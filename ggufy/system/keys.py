@@ -1,4 +1,4 @@
-"""Keys of other services, from a `.env` file: into the environment of this process, and nowhere else."""
+"""Load API keys from a `.env` file into the environment of this process, and nowhere else."""
 
 from __future__ import annotations
 

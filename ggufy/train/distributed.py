@@ -1,4 +1,4 @@
-"""Several processes that train together, one a GPU: started, watched and stopped as one.
+"""Train with several processes, one for each GPU: started, watched and stopped together.
 
 They meet the way torchrun's do, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Each is ggufy.train.worker; the first
 writes what is written. What ends one of them ends all, with one error, the one that explains the others.

@@ -1,4 +1,4 @@
-"""What a backend is asked to do, the table of backends, and which one is taken."""
+"""The job for a training backend, the table of backends, and the choice of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training holds of memory for its adapter; and out of memory: which settings to turn, in which order."""
+"""Memory of a training: how much the adapter takes, and advice on settings when memory runs out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The finished adapter as a folder of files: the same layout from every backend, the same bytes on any day."""
+"""Save the finished adapter to a folder: the same layout from every backend, the same bytes on any day."""
 
 from __future__ import annotations
 

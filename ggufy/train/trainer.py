@@ -1,4 +1,4 @@
-"""What all backends share: the trainer of trl on ggufy's own ids and labels, from its arguments to the adapter.
+"""The training that all backends share: trl's trainer on ggufy's own ids and labels.
 
 A backend says how the base is loaded and what it does by itself (`Backend`). Unsloth changes trl when it is imported,
 so its file imports it before this module, and nothing else imports this one.

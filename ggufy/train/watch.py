@@ -1,4 +1,4 @@
-"""What happens around the steps: figures, the progress bar, sealing checkpoints, stopping early or when asked."""
+"""The trainer's callback: figures, progress bar, checkpoints, stopping early or when asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights that a GGUF should hold, base and adapter merged, and whether a file holds them.
+"""Check the weights of a GGUF against base and adapter merged, row by row.
 
 Every value of the header that is not a list has to be the one that is written for the base. A few rows of every tensor
 are read back through llama.cpp's own conversion and compared with the merged rows. How far off they may be is measured,

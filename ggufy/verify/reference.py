@@ -1,4 +1,4 @@
-"""The training model itself, base and adapter in transformers and peft, and what it says on a few texts.
+"""The training model (base and adapter in transformers and peft) and its logits on a few texts.
 
 A file is only what was trained if it says the same. In float32, so that a difference is the file's and not this
 model's. Where torch is not installed, or the memory does not hold the model, there is nothing to compare with, and that

@@ -1,4 +1,4 @@
-"""A PEFT adapter, and what it changes of a base.
+"""Read a PEFT adapter, and check that its changes fit a base.
 
 Where a base ties its output matrix to its embedding and the adapter changes one of them, or both apart, the model in
 training was no longer tied, and so neither is what is exported. (peft's merge adds the LoRA of either to both, and

@@ -1,4 +1,4 @@
-"""adapter_config.json: how a LoRA adapter is to be added, and which modules of the base it was put on."""
+"""Read adapter_config.json: how a LoRA adapter is merged, and which modules of the base it changes."""
 
 from __future__ import annotations
 

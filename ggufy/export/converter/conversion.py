@@ -1,4 +1,4 @@
-"""Architectures outside the Llama family: llama.cpp's own converter in a process of its own, then its quantizer.
+"""Run llama.cpp's own converter in a separate process, then its quantizer, for architectures other than Llama.
 
 The converter is llama.cpp's `convert_hf_to_gguf.py`, unpacked by `make vendor` or lying where GGUFY_LLAMA_CPP says. It
 calls transformers with `trust_remote_code=True`, so a model folder that brings code is refused before it is started.

@@ -1,4 +1,4 @@
-"""Architectures outside the Llama family: merged into a 16-bit folder, which llama.cpp's converter reads.
+"""Merge base and adapter of another architecture into a 16-bit folder, which llama.cpp's converter reads.
 
 Slower than the one pass and with copies on the disk, but the same command, names, stamps and checks.
 """

@@ -1,4 +1,4 @@
-"""The Llama family: Hugging Face names, shapes and settings as llama.cpp has them.
+"""The Llama family: from Hugging Face names, shapes and settings to those of llama.cpp.
 
 Follows llama.cpp's `conversion/llama.py` and `conversion/base.py`: same keys, same order, same tensors.
 """

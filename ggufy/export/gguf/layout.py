@@ -1,4 +1,4 @@
-"""Where every byte of a GGUF goes, asked of llama.cpp before any weight is read.
+"""Plan where every byte of a GGUF goes, by asking llama.cpp before any weight is read.
 
 llama.cpp decides the type of each tensor, the order of tensors and the order of keys. So it is given a skeleton: a GGUF
 with the model's real keys, tensor names and column counts, but two rows a matrix. It quantizes that in milliseconds;

@@ -1,4 +1,4 @@
-"""The adapter alone as a GGUF, for llama.cpp's `--lora`.
+"""Write the adapter alone as a GGUF, for llama.cpp's `--lora`.
 
 llama.cpp scales the product by alpha / rank, with one alpha for the file and the rank it sees; it knows neither rsLoRA
 nor patterns. So where peft's scaling is another, the difference is multiplied into B. For a plain adapter the factor is

@@ -1,4 +1,4 @@
-"""Whether a push can work, asked before anything is trained or sent: token, namespace, repository, gated base."""
+"""Check that a push can work, before anything is trained or sent: token, namespace, repository, gated base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching files of a repository: continued where a killed attempt stopped, and compared with the hash the Hub names.
+"""Download files of a repository: killed downloads are continued, and hashes are compared with the Hub's.
 
 The Hub's client begins a file again after a kill, and takes a corrupt file of the right length for the right one.
 """

@@ -1,4 +1,4 @@
-"""Asking the Hub: the client, trying again what may pass, and each of its errors said in one line."""
+"""Requests to the Hub: temporary failures are tried again, and every error is explained in one line."""
 
 from __future__ import annotations
 

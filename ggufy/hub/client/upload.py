@@ -1,4 +1,4 @@
-"""Bringing files to a branch of a repository: only what is not there, in one commit, never over somebody else's work.
+"""Upload files to a branch: only new ones, in one commit, and never over somebody else's work.
 
 A file that has arrived stays: a large one is stored by its sha256 as soon as it is whole, and a push that was cut short
 asks again what is there. A commit names the commit it builds on, so that of two pushes at once one is told to look

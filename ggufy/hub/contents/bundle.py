@@ -1,4 +1,4 @@
-"""What a push consists of: the files of a run, under the names they have in a repository.
+"""The bundle of a push: the files of a run, under the names they get in the repository.
 
 The adapter lies at the top, where peft looks for it, and the GGUF files beside it, where llama.cpp and Ollama do; a
 merged checkpoint has its own folder. `ggufy/` holds what `ggufy pull` needs to make the run again somewhere else.

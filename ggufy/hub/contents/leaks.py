@@ -1,4 +1,4 @@
-"""What must not leave this machine: keys of other services, and paths of this disk. Looked for in every file."""
+"""Search every file of a push for what must not leave this machine: API keys, and paths of this disk."""
 
 from __future__ import annotations
 

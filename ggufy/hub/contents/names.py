@@ -1,4 +1,4 @@
-"""Names on the Hub: of repositories, branches and tags; filled in from a run, and checked before anything is asked."""
+"""Names of repositories, branches and tags: filled in from a run, and checked before the Hub is asked."""
 
 from __future__ import annotations
 

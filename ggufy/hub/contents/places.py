@@ -1,4 +1,4 @@
-"""Absolute paths of this disk in what a run says of itself: of the keys that are places only the last part is told.
+"""Remove this disk's absolute paths from a run's files before a push: only their last part is kept.
 
 A text of the user's that begins like a path (a prompt, an example, an answer) is none, and stays as it is.
 """
