@@ -9,7 +9,7 @@ import click
 
 
 class Finite(click.FloatRange):
-    """A FloatRange without inf and nan, which pass every comparison that a bound is."""
+    """A FloatRange that refuses inf and nan, which FloatRange lets through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)

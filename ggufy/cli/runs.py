@@ -67,7 +67,7 @@ def show(name: str | None, as_json: bool) -> None:
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def compare(first: str, second: str, png: Path | None, as_csv: bool, as_json: bool) -> None:
-    """Compare two runs: what differs in their recipes, their figures, and their loss curves over one another."""
+    """Compare two runs: what differs in their recipes, their figures and their loss curves."""
     from ggufy.runs import curves, history
 
     runs = history.pair(first, second)

@@ -25,7 +25,7 @@ from ggufy.system import machine, progress
 
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
-    """Whether a base can be exported at all, and has these modules: known before hours of training, not after."""
+    """Check that a base can be exported and has these modules, before hours of training."""
     weights = Checkpoint.open(base)
     if conversion.is_foreign(base):
         conversion.check(base)

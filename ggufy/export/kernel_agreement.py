@@ -31,7 +31,7 @@ _WIDTH = 256
 
 
 def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kernels: str) -> Merge:
-    """How this export merges: by the compiled pass where it gives numpy's bytes of rows of every matrix."""
+    """Merge with the compiled code if it makes numpy's bytes on rows of every matrix, else with numpy."""
     from threadpoolctl import threadpool_limits
 
     slow, fast = Merge(base, adapter, compiled=False), Merge(base, adapter, compiled=True)
@@ -55,7 +55,7 @@ def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kerne
 
 
 def choose(sinks: Sequence[GgufSink], planned: Sequence[Planned], merge: Merge) -> None:
-    """Let ggufy's kernels quantize each file for which they make the bytes of llama.cpp's, on rows of every matrix."""
+    """Let ggufy's kernels quantize each file for which they make llama.cpp's bytes on rows of every matrix."""
     from threadpoolctl import threadpool_limits
 
     for sink in sinks:

@@ -49,7 +49,7 @@ class Pieces:
     generate: str
 
     def render(self, messages: Sequence[Message], *, generate: bool = True) -> str:
-        """What Ollama makes of these pieces: `go` in Python."""
+        """Render a conversation as Ollama would from these pieces: `go` in Python."""
         system = [message["content"] for message in messages if message["role"] == "system"]
         text = f"{self.system[0]}{system[0]}{self.system[1]}" if system else self.start
         around = {"user": self.user, "assistant": self.answer}
@@ -84,7 +84,7 @@ def write(base: Path, day: date) -> str:
 
 
 def derive(template: ChatTemplate, day: date) -> Pieces:
-    """The pieces of a template, proved. Raises ExportError where it is no such sequence of turns."""
+    """The pieces of a template, tested. Raises ExportError if the template is not a plain sequence of turns."""
     try:
         pieces = _cut(template, day)
         wrong = next((sample for sample in _samples() if not _same(pieces, template, sample, day)), None)

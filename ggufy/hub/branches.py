@@ -73,7 +73,7 @@ def _manifest(target: Target, remote: Remote) -> bytes:
 
 
 def _check(target: Target, remote: Remote, manifest: Any) -> None:
-    """Raises HubError for a manifest that is not of a run, or that would write anywhere else than into one."""
+    """Raises HubError for a manifest that does not describe a run, or names files outside one."""
     try:
         if manifest["format"] != FORMAT:
             raise _not_ours(target, f"has format {manifest['format']}, but this version of ggufy reads format {FORMAT}")

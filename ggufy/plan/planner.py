@@ -26,7 +26,7 @@ _MOST = 4096
 
 @dataclass(frozen=True)
 class Measured:
-    """The speed of a training that has been: on which device, of which base, loaded how, in tokens a second."""
+    """The measured speed of an earlier training: device, base, how it was loaded, tokens per second."""
 
     device: str
     base: str

@@ -115,7 +115,7 @@ class Run(Maker):
         write_json(self.path / "run.json", values)
 
     def refuse_foreign(self) -> None:
-        """Raise RunError for a folder with files in it that is no run: nobody else's `data/` is written over."""
+        """Raise RunError for a folder with files that is not a run, so that nobody's files are overwritten."""
         own = any((self.path / name).exists() for name in ("run.json", "lock"))
         if not own and self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise RunError(f"{self.path.as_posix()} already exists, and is not a ggufy run", "choose another name")

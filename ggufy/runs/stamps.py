@@ -38,7 +38,7 @@ class Stamped:
         self.path = path
 
     def valid(self, output: str, inputs: Inputs | None = None) -> Artifact | None:
-        """The output, if its stamp holds: made from these inputs, and its files are as they were stamped."""
+        """The output, if it is valid: made from these inputs, and its files unchanged since they were stamped."""
         stamp = self.stamp(output)
         if stamp is None or (inputs is not None and stamp["inputs"] != plain(inputs)):
             return None
@@ -100,7 +100,7 @@ class Stamped:
         return None
 
     def stamp(self, output: str) -> dict[str, Any] | None:
-        """The stamp of an output, whatever became of its files since."""
+        """The stamp of an output, whether or not its files are unchanged."""
         try:
             stamp = json.loads(self._stamp_path(output).read_text(encoding="utf-8"))
             return (

@@ -1,5 +1,7 @@
-"""Arguments of ggufy's Python functions: one of a wrong type or name is a GgufyError of one line, as a typing slip in a
-recipe is, and no TypeError from deep inside."""
+"""Check the arguments of ggufy's Python functions.
+
+A wrong type or name is a GgufyError of one line, as in a recipe, and not a TypeError from deep inside.
+"""
 
 from __future__ import annotations
 

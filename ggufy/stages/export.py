@@ -35,7 +35,7 @@ _DEFAULT = ("q4_k_m",)
 
 
 def check(options: ExportOptions, output_folder: Run) -> None:
-    """What can be said against the options before anything is touched. Raises ExportError."""
+    """Check the options before anything is touched. Raises ExportError."""
     quants = layout.check_quants(options.quants) if options.quants else [] if options.extras else list(_DEFAULT)
     if not output_folder.exists:
         # Of a run the recipe has its say too.
@@ -43,7 +43,7 @@ def check(options: ExportOptions, output_folder: Run) -> None:
 
 
 def make(this: ModelSource, options: ExportOptions) -> dict[str, Artifact]:
-    """Make what is asked for, or find it made, by name. The caller holds the lock of the output folder."""
+    """Make the outputs that are asked for, or reuse them. The caller holds the lock of the output folder."""
     this.claim(force=options.force)
     return _Export(this, options).make()
 

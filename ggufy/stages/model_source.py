@@ -127,7 +127,7 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
 
 
 def of_output_folder(this: Run) -> ModelSource | None:
-    """What a run or a folder of exports was made from. None where the folder does not say.
+    """The model source of a run or a folder of exports. None if the folder does not say.
 
     Raises Unverified where that cannot be found any more.
     """

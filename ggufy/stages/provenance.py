@@ -60,12 +60,12 @@ def rows(wanted: Recipe, old: dict[str, Any] | None) -> Source:
 
 
 def identity(wanted: Recipe) -> dict[str, Any]:
-    """What makes an adapter this one. Without defaults, so that a key a later version adds changes nothing."""
+    """The inputs that determine an adapter. Without defaults, so that a new key of a later version changes nothing."""
     return _identity(wanted, _HARMLESS)
 
 
 def training(wanted: Recipe) -> dict[str, Any]:
-    """What makes a checkpoint one of this training, however long that is to be."""
+    """The inputs that determine the checkpoints of a training, whatever its length."""
     return _identity(wanted, _HARMLESS.union(_LENGTH))
 
 
@@ -78,7 +78,7 @@ def _identity(wanted: Recipe, without: frozenset[str]) -> dict[str, Any]:
 
 
 def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool) -> dict[str, Any]:
-    """What run.json has to hold. Raises RunError where the run that is there is of something else."""
+    """The content for run.json. Raises RunError if the existing run was made with another recipe, base or data."""
     new: dict[str, Any] = {
         "ggufy": __version__,
         "recipe": wanted.model_dump(mode="json"),
@@ -137,7 +137,7 @@ def _is_longer(key: str, before: Any, after: Any, wanted: Recipe) -> bool:
 
 
 def refuse_other_adapter(this: Run, identity: dict[str, Any]) -> None:
-    """Raise RunError where the adapter is not of this recipe, base and data, be it of fewer steps."""
+    """Raise RunError if the adapter was not made from this recipe, base and data; fewer steps are allowed."""
     stamp = this.stamp("adapter")
     if stamp is not None and _without_length(stamp["inputs"]) != _without_length(identity):
         raise RunError(

@@ -73,7 +73,7 @@ def make(
     prune: bool = False,
     storage: str | None = None,
 ) -> Sweep:
-    """The sweep that these options are. Raises RecipeError for what is wrong with them."""
+    """The sweep that these options define. Raises RecipeError if they are wrong."""
     ranges = tuple(ranges)
     if sampler == GRID and ranges:
         raise RecipeError(f"--range {ranges[0]}: a grid has no ranges", "add --sampler tpe, or list values with --grid")
@@ -127,7 +127,7 @@ def refuse_taken_names(sweep: Sweep) -> None:
 
 
 def refuse_other(sweep: Sweep, begun: Mapping[str, Any]) -> None:
-    """Raise SweepError where the sweep that was begun under this name is of something else."""
+    """Raise SweepError if the sweep of this name was begun with other options."""
     changes = [*_other_axes(sweep, begun["axes"]), *_other_recipe(sweep, begun)]
     for key in ("sampler", "seed"):
         mine = getattr(sweep, key)

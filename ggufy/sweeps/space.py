@@ -155,7 +155,7 @@ def apply(base: Recipe, point: Mapping[str, Any], where: Mapping[str, str] | Non
 
 
 def refuse(base: Recipe, key: str, where: str) -> None:
-    """Raise RecipeError for a key that a sweep is of no use for."""
+    """Raise RecipeError for a key that a sweep cannot vary."""
     section = key.partition(".")[0]
     if section in LATE_SECTIONS:
         raise RecipeError(

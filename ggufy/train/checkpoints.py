@@ -63,7 +63,7 @@ def seal(
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """What goes wrong while a checkpoint is written: the part of it is removed, and the one before it named."""
+    """While a checkpoint is written: on a full disk, remove the incomplete one and name the one before it."""
     try:
         yield
     except Exception as error:

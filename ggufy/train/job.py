@@ -85,7 +85,7 @@ def fit(job: Job, out: Path) -> None:
 
 
 def choose(recipe: Recipe, begun: str | None) -> tuple[str, str]:
-    """The backend, and why that one. `begun` is the one whose checkpoints are there."""
+    """The backend to use, and the reason. `begun` is the backend of the existing checkpoints."""
     import torch
 
     asked, gpu = recipe.train.backend, torch.cuda.is_available()

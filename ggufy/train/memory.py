@@ -97,7 +97,7 @@ def out_of_memory(recipe: Recipe, said: str, *, gpu: bool) -> OutOfMemory:
 
 
 def advice(recipe: Recipe, *, gpu: bool) -> list[str]:
-    """The settings to change, the mildest first, each as what to type and what it does."""
+    """The settings to change, the mildest first: what to type, and what it does."""
     model, lora, train = recipe.model, recipe.lora, recipe.train
     knobs = []
     if train.batch_size > 1:

@@ -44,7 +44,7 @@ _LOST, _CHANCE, _UNSURE = 0.25, 8.0, 0.8
 
 @dataclass
 class _Change:
-    """Of some rows: what training changed of them, and how much of that is in the file."""
+    """For some rows: what training changed in them, and how much of the change is in the file."""
 
     length: float = 0.0
     """Squares of what training changed."""

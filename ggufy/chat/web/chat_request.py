@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 
 def _kind(content: Any) -> str:
-    """Decides as what a content is read, so that an error is of that alone."""
+    """The kind of a message's content, so that an error is about that kind alone."""
     return "parts" if isinstance(content, list) else "text"
 
 

@@ -15,7 +15,7 @@ log = logging.getLogger("ggufy")
 
 
 def of(tuned: Path) -> Path:
-    """The base of that file, in the same quant. Raises ChatError where nothing says which base it has."""
+    """The GGUF of that file's base, in the same quant. Raises ChatError if its base is not known."""
     place = run.holding(tuned)
     found = model_source.of_output_folder(place[0]) if place else None
     if place is None or found is None:

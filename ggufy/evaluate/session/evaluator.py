@@ -108,7 +108,7 @@ class Evaluator:
         return Loss.of(self.results.measure(output, keys, what, partial(self.models.paths, [one]), measured))
 
     def divergence(self, one: ModelFile, other: ModelFile) -> tuple[Divergence, Loss]:
-        """How far a model is from another on the held-out conversations; and its own loss there."""
+        """KL divergence of a model from another on the held-out conversations, and its own loss there."""
 
         def measured(paths: list[Path], write: Write) -> None:
             with self._open(paths[0]) as model, self._open(paths[1]) as standard:
@@ -180,7 +180,7 @@ class Evaluator:
         return File(row["size"], row["bits"], row["speed"])
 
     def answers(self, one: ModelFile, questions: Sequence[Question], label: str = "prompts") -> list[Answer]:
-        """What a model says to these questions: asked once. `label` tells sets of questions apart."""
+        """A model's answers to these questions, each asked once. `label` tells sets of questions apart."""
         options = self.options
         sampling: dict[str, Any] = {
             "temperature": options.temperature,
@@ -205,7 +205,7 @@ class Evaluator:
         return answers.read(self.output_folder.path / output, questions, keys)
 
     def completions(self, one: ModelFile) -> list[Completion]:
-        """What a model says in the place of the last answer of each held-out row: asked once, always the likeliest."""
+        """A model's completion of the last answer of each held-out row: asked once, always the likeliest token."""
         gaps = [gap for text in self.heldout.texts if (gap := completions.gap(text))][: self.options.rows]
         most = completions.longest_answer(gaps, self.options.max_tokens)
         context = self.options.context or max((len(gap.prompt) + most for gap in gaps), default=0)

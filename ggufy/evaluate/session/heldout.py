@@ -27,7 +27,7 @@ _PLAIN = (".txt", ".md")
 
 
 def of_run(this: Run, limit: int) -> HeldOut:
-    """What a run has held out, as it was tokenized for training. Raises EvalError where that is nothing."""
+    """The held-out conversations of a run, as tokenized for training. Raises EvalError if there are none."""
     data = this.valid("data")
     path = this.path / "data" / "eval.arrow"
     hint = "give conversations with --data FILE, or leave the losses out: --only prompts"

@@ -27,7 +27,7 @@ log = logging.getLogger("ggufy")
 
 
 def check(options: EvalOptions) -> None:
-    """What can be said against a judge before anything is measured. Raises EvalError or JudgeError."""
+    """Check the options of a judge before anything is measured. Raises EvalError or JudgeError."""
     if options.judge is None:
         if "judge" in options.insisted:
             raise EvalError("--only judge: no judge is named", "name its model: --judge gpt-4o-mini")

@@ -139,7 +139,7 @@ def _prompts(opened: Sequence[Evaluator], options: EvalOptions) -> Section | Non
 
 
 def _asked(one: Evaluator) -> list[ModelFile]:
-    """The base and the tuned model in the same precision, so that only the training is between them."""
+    """The base and the tuned model in the same precision, so that they differ only by the training."""
     tuned = one.models.spoken()
     assert tuned is not None
     base = one.models.base(tuned.quant)
@@ -172,7 +172,7 @@ SECTIONS: dict[str, Callable[[Sequence[Evaluator], EvalOptions], Section | None]
 
 
 def _check(options: EvalOptions) -> None:
-    """What can be said against the options before anything is opened."""
+    """Check the options before anything is opened."""
     if unknown := [name for name in options.only if name not in (*SECTIONS, "judge")]:
         raise EvalError(f"--only {unknown[0]}: no such section", f"the sections are {', '.join((*SECTIONS, 'judge'))}")
     if options.prompts:

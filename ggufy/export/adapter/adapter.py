@@ -83,7 +83,7 @@ class Adapter:
         return cls(deltas, whole, weights, where, config)
 
     def unties(self, tied: bool) -> bool:
-        """Whether embedding and output matrix part, where the base ties them. Raises ExportError if that is unclear."""
+        """Whether the adapter unties embedding and output matrix of a tied base. Raises ExportError if unclear."""
         if not tied:
             return False
         both = (EMBEDDING, HEAD)
@@ -129,7 +129,7 @@ class Adapter:
         return np.array_equal(one, other)
 
     def check(self, base: Checkpoint, used: Iterable[str]) -> None:
-        """Refuse an adapter of which anything does not fit the base, would be left out, is missing, or is nothing."""
+        """Refuse an adapter that does not fit the base, is incomplete, changes nothing, or cannot be merged whole."""
         names = dict.fromkeys(used)
         for name, delta in self.deltas.items():
             self._check_known(name, names, base, "changes")

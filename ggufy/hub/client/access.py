@@ -58,7 +58,7 @@ def check_private(name: str, may: Access, *, private: bool, kind: str = "model")
 
 
 def check_token(api: Any, name: str, kind: str) -> str:
-    """The user of the token. Raises HubError where it cannot write in the namespace of `name`."""
+    """The user of the token. Raises HubError if the token cannot write in the namespace of `name`."""
     from huggingface_hub import get_token
 
     if get_token() is None:

@@ -25,7 +25,7 @@ _PLACES = (
 
 
 def last_part(value: str) -> str:
-    """A place as others may see it: of an absolute path its last part, else as it is."""
+    """A place as others may see it: the last part of an absolute path; anything else unchanged."""
     if "\n" not in value:
         for kind in (PurePosixPath, PureWindowsPath):
             if value.startswith("~") or (kind(value).is_absolute() and kind(value).name):
