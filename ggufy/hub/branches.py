@@ -102,5 +102,5 @@ def _check(target: Target, remote: Remote, manifest: Any) -> None:
 def _not_ours(target: Target, why: str) -> HubError:
     return HubError(
         f"{target.name}: its {MANIFEST} {why}; nothing was written",
-        "ggufy did not leave the repository like this: somebody may have changed it",
+        "see what has changed in the repository: ggufy did not leave it like this",
     )

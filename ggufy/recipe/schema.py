@@ -107,7 +107,7 @@ class Part(Section):
     split: str = Field(default="train", min_length=1)
     """Split, or a part of one: train[:10000], train[10%:20%], train[-500:]."""
     format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion", "text"] = "auto"
-    """auto: told from the columns."""
+    """auto: detected from the columns."""
     columns: dict[Column, str] = {}
     """Maps the usual column names to the data's own, as in {instruction: question, output: answer}."""
     prompt: str | None = None

@@ -149,7 +149,7 @@ def _best_text(found: Result, best: Trial) -> str:
     made = made.model_copy(update={"name": f"{found.sweep.name}-best"})
     said = (
         f"# The lowest held-out loss of the sweep {found.sweep.name}: {best.loss:.4f} of trial {best.number},\n"
-        f"# whose run is {best.run}. Of {found.count(DONE)} trials; varied were\n"
+        f"# whose run is {best.run}. There were {found.count(DONE)} trials; these keys were varied:\n"
     )
     for axis in found.sweep.axes:
         said += f"#   {axis.key}: {axis.text()}; here {space.shown(best.point[axis.key])}\n"

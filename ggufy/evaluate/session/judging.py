@@ -47,7 +47,7 @@ def check(options: EvalOptions) -> None:
 
 
 def check_models(evaluators: Sequence[Evaluator], options: EvalOptions) -> None:
-    """Raise EvalError where a model has no chat template, so that it cannot be asked what would be judged."""
+    """Raise EvalError if a model has no chat template, so that it cannot be asked the questions for the judge."""
     for one in evaluators if options.judge else ():
         if not one.answers_chats:
             raise EvalError(
