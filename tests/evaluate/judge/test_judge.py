@@ -177,7 +177,7 @@ def test_a_judge_that_is_gone_is_not_asked_for_ever(server: Judge, ask: Ask, ite
         (403, "does not accept the key in OPENAI_API_KEY: status 403"),
         (404, "has no model 'stars'"),
         (402, "no credit left"),
-        (307, "sends elsewhere"),
+        (307, "redirects to another address"),
     ],
 )
 def test_what_no_patience_mends_ends_it_with_what_was_judged(
