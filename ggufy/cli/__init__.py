@@ -24,7 +24,7 @@ COMMANDS = {
     "runs": "List, show and compare runs.",
     "export": "Export a trained run to GGUF files.",
     "verify": "Check the files of a run or a folder of exports, or one GGUF.",
-    "eval": "Measure if a run beats its base, and what its quants cost.",
+    "eval": "Measure whether a run beats its base, and the cost of its quants.",
     "chat": "Talk to a GGUF file or a run.",
     "serve": "Serve a GGUF file or a run through an OpenAI-compatible API.",
     "ui": "Talk to a GGUF file or a run in the browser.",

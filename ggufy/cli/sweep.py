@@ -42,7 +42,7 @@ import click
 def command(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train a recipe with different values, compare the held-out losses, and keep the best as a recipe.
 
-    Each trial is a run. Run the same command again to continue it, or in several terminals to share the work.
+    Each trial is a run. Run the same command again to continue the sweep, or in several terminals to share it.
     """
     import json
 
