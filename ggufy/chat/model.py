@@ -38,18 +38,18 @@ class Sampling:
 
 @dataclass
 class Figures:
-    """What an answer cost."""
+    """Token counts and times of an answer."""
 
     prompt_tokens: int = 0
     reused_tokens: int = 0
-    """Of those of the prompt, the ones that were evaluated before, in earlier turns."""
+    """Tokens of the prompt that were already evaluated in earlier turns."""
     tokens: int = 0
     first_token_seconds: float = 0.0
     seconds: float = 0.0
     ended: bool = False
     """The model ended its turn itself."""
     full: bool = False
-    """As many tokens as were allowed, or as the context holds."""
+    """The answer reached the allowed number of tokens, or filled the context."""
 
     @property
     def tokens_per_second(self) -> float:

@@ -13,7 +13,7 @@ from ggufy.stages import calibration
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The options of one call."""
+    """The options of one export."""
 
     quants: Sequence[str] | None = None
     merged: str | None = None

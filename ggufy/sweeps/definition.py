@@ -25,14 +25,14 @@ _TRIALS = 20
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is varied in which recipe, and how the points are chosen."""
+    """The recipe of a sweep, the keys it varies, and how the points are chosen."""
 
     name: str
     recipe: Recipe
     axes: tuple[Axis, ...]
     sampler: str
     trials: int
-    """How many in all, of a sampler that could go on for ever."""
+    """Number of trials in all."""
     seed: int
     prune: bool = False
     storage: str | None = None
