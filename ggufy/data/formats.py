@@ -118,24 +118,29 @@ def detect(columns: Iterable[str], part: Part, where: str) -> str:
     for ours, theirs in names.items():
         if theirs not in columns and ours not in ("role", "content"):
             raise DataError(
-                f"{where}: data.columns names {theirs!r}, which is no column: those are {', '.join(columns) or 'none'}",
+                f"{where}: data.columns names {theirs!r}, which is not a column; "
+                f"the columns are {', '.join(columns) or 'none'}",
                 "the usual name comes first, as in {instruction: question}",
             )
     for name in FORMATS if part.format == "auto" else (part.format,):
         if all(names.get(column, column) in columns for column in FORMATS[name].columns):
             if name == "text" and part.prompt:
-                raise DataError(f"{where}: data.prompt has no place in plain text", "leave it out, or name data.format")
+                raise DataError(
+                    f"{where}: data.prompt does not apply to plain text", "leave it out, or set data.format"
+                )
             return name
     there = f"the columns are {', '.join(sorted(columns)) or 'none'}"
     if part.format != "auto":
         form = FORMATS[part.format]
         lacking = [names.get(column, column) for column in form.columns if names.get(column, column) not in columns]
         raise DataError(
-            f"{where}: not of the format {part.format}, which needs {' and '.join(map(repr, lacking))}: {there}",
-            f"data.columns maps odd names, data.format: auto tells the format; {part.format} is {form.looks_like}",
+            f"{where}: not in the format {part.format}, which needs {' and '.join(map(repr, lacking))}: {there}",
+            f"map other names with data.columns, or set data.format: auto; a row of {part.format} is {form.looks_like}",
         )
     known = "; ".join(f"{name}: {form.looks_like}" for name, form in FORMATS.items())
-    raise DataError(f"{where}: no known format: {there}", f"data.columns maps odd names; known formats are {known}")
+    raise DataError(
+        f"{where}: unknown format: {there}", f"map other names with data.columns; known formats are {known}"
+    )
 
 
 def _sharegpt(row: Row, reader: Reader) -> Sample:
@@ -189,7 +194,7 @@ def _text(value: Any, what: str, *, needed: bool = True) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(f"{what} holds half a surrogate pair, which is no character") from None
+        raise BadRow(f"{what} holds half a surrogate pair, which is not a character") from None
     return value
 
 

@@ -1,4 +1,4 @@
-"""One sample to token ids and labels.
+"""Tokenize one sample: from its text to token ids and labels.
 
 A conversation is rendered once by the base's template and tokenized once. What the assistant says is found by
 rendering: the text up to a turn with the generation prompt, and the text with that turn; the difference is the turn.
@@ -167,7 +167,8 @@ class Tokenizer:
                 ids, labels = [self.bos, *ids], [IGNORED, *labels]
             elif found > 1 or ids[0] != self.bos:
                 raise ModelError(
-                    f"{self.template.where}: the chat template writes {found} BOS tokens; it must be one, first"
+                    f"{self.template.where}: the chat template writes {found} BOS tokens; "
+                    "it must be exactly one, at the start"
                 )
             labels[0] = IGNORED
         return Example(ids, labels)
@@ -183,9 +184,9 @@ class Tokenizer:
             after = text if last else self.template.render(conversation[: index + 1], self.day)
             if not (text.startswith(after) and after.startswith(before)):
                 raise ModelError(
-                    f"{self.template.where}: the chat template renders earlier turns differently once more follow, "
-                    "so the assistant's part cannot be told",
-                    "train on everything: data.train_on: all",
+                    f"{self.template.where}: the chat template renders earlier turns differently when more follow, "
+                    "so the assistant's part cannot be found",
+                    "train on everything: set data.train_on: all",
                 )
             ranges.append((len(before), len(after)))
         return ranges
