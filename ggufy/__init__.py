@@ -1,4 +1,4 @@
-"""ggufy: a recipe goes in, a GGUF that behaves like the model that was trained comes out.
+"""ggufy: fine-tune a Llama model from a recipe, and export GGUF files that behave like the trained model.
 
 >>> import ggufy
 >>> run = ggufy.train("tiny", max_steps=60)   # doctest: +SKIP

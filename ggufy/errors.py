@@ -1,4 +1,4 @@
-"""Everything that may go wrong, as the user sees it.
+"""All error classes of ggufy, as the user sees them.
 
     GgufyError             what happened and where; .hint says what to do about it
     ├── RecipeError        a recipe file or a --set
@@ -115,7 +115,7 @@ def from_lower(error: BaseException) -> GgufyError:
     if isinstance(error, GgufyError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted", "the same command again continues where it can")
+        return Interrupted("interrupted", "run the same command again to continue where it can")
     if isinstance(error, OSError):
         return _from_os_error(error)
     if isinstance(error, MemoryError):
@@ -148,6 +148,7 @@ def _from_os_error(error: OSError) -> GgufyError:
         errno.ENOTDIR: ("is not a folder", "check the path"),
     }
     what, hint = known.get(
-        error.errno or 0, (error.strerror or str(error) or type(error).__name__, "`--debug` shows where")
+        error.errno or 0,
+        (error.strerror or str(error) or type(error).__name__, "run it with `ggufy --debug` to see where"),
     )
     return GgufyError(f"{place}: {what}", hint)

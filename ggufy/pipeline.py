@@ -1,4 +1,4 @@
-"""The public verbs, in the order of the README's sentence: recipe -> data -> train -> export -> verify -> chat, eval.
+"""The public functions, in the order of the pipeline: recipe -> data -> train -> export -> verify -> chat, eval.
 
 Each stage is made once and reused while its inputs are the same. These functions are also ggufy's Python interface.
 """
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def check(
     what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Everything about a recipe that can be known without its model and data. Raises RecipeError."""
+    """Check all of a recipe that can be checked without its model and data. Raises RecipeError."""
     return recipes.check(what, overrides, values)
 
 
@@ -45,7 +45,7 @@ def check(
 def plan(
     what: str | os.PathLike[str] | Recipe, *, overrides: Iterable[str] = (), gpu: str | None = None, **values: Any
 ) -> Plan:
-    """What a recipe needs, before anything runs: of the GPU named, else of the one here, else of this CPU."""
+    """Plan what a recipe needs: on the named GPU, else on the one in this machine, else on this CPU."""
     return planner.plan(recipes.check(what, overrides, values), planner.device(gpu))
 
 
@@ -55,7 +55,7 @@ def plan_all(gpu: str | None = None) -> list[Plan]:
 
 
 def inspect(what: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()) -> Report:
-    """Prepare a recipe's data as training would, and say what came of it. Of the base only the tokenizer is needed."""
+    """Prepare a recipe's data as training would, and report on it. Only the base's tokenizer is needed."""
     return data_stage.inspect(recipes.check(what, overrides))
 
 
@@ -86,7 +86,7 @@ def train(
     change_gpus: bool = False,
     **values: Any,
 ) -> Run:
-    """Train a recipe to its adapter, or continue, or find it done. Returns the run.
+    """Train a recipe to its adapter, or continue a training; nothing is done if it is finished. Returns the run.
 
     With `change_gpus` it may continue on another number of GPUs than its checkpoints were made on. Further arguments
     are values of the recipe: `max_steps=60`, `lora={"r": 8}`, `**{"eval.batch_size": 4}`.
@@ -130,9 +130,9 @@ def plan_export(
     out: Path | None = None,
     **options: Unpack[ExportArguments],
 ) -> list[str]:
-    """What an export would write, in lines for people. Raises what the export would, as far as it can be known.
+    """Describe what an export would write, in lines for people. Raises the export's errors as far as they can be known.
 
-    Nothing is written but to the system's folder for such.
+    Nothing is written, except to the system's temporary folder.
     """
     from tempfile import TemporaryDirectory
 
@@ -146,7 +146,7 @@ def plan_export(
 def verify(
     what: str | os.PathLike[str] | None = None, *, threads: int | None = None, logits: bool = True
 ) -> Iterator[str]:
-    """Check a run, a folder of exports, or one GGUF in one of these or elsewhere: a line for each thing that is good.
+    """Verify a run, a folder of exports, or any single GGUF. Returns a line for each check that passed.
 
     With `logits` files are compared with the training model itself, which takes its memory in float32. Raises
     Unverified.

@@ -1,1 +1,1 @@
-"""Talking to a GGUF with llama.cpp."""
+"""Chat with a GGUF through llama.cpp."""

@@ -1,4 +1,4 @@
-"""What was said so far: a system turn and exchanges, and what of it the model still sees."""
+"""The conversation so far: a system turn and exchanges, and which of them the model still sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GGUF that answers: its own template, its own tokenizer, text as it is made."""
+"""A loaded GGUF that answers conversations, streaming, with its own template and tokenizer."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Sampling:
 
 @dataclass
 class Figures:
-    """What an answer cost."""
+    """Token counts and times of an answer."""
 
     prompt_tokens: int = 0
     reused_tokens: int = 0
-    """Of those of the prompt, the ones that were evaluated before, in earlier turns."""
+    """Tokens of the prompt that were already evaluated in earlier turns."""
     tokens: int = 0
     first_token_seconds: float = 0.0
     seconds: float = 0.0
     ended: bool = False
     """The model ended its turn itself."""
     full: bool = False
-    """As many tokens as were allowed, or as the context holds."""
+    """The answer reached the allowed number of tokens, or filled the context."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -156,7 +156,7 @@ class ChatModel:
                 first = next(stream)
             except RuntimeError as error:
                 raise ChatError(
-                    f"llama.cpp could not evaluate the conversation: {error}", "/reset begins anew"
+                    f"llama.cpp could not evaluate the conversation: {error}", "start over with /reset"
                 ) from None
         yield first
         yield from stream

@@ -1,4 +1,4 @@
-"""A conversation as the tokens that a GGUF is asked with.
+"""Turn a conversation into the prompt tokens of a GGUF.
 
 What a person types is never read as a template's mark: where a message spells a special token, that message is
 tokenized without special tokens, and only the template's own text with them.

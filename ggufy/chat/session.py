@@ -1,4 +1,4 @@
-"""Talking with one model, or with two side by side: what is asked of them, and what they remember."""
+"""A chat session with one model, or with two side by side: questions, answers and history."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _check(side: Side, question: str) -> None:
     alone = len(side.model.tokens(Conversation(side.conversation.system).messages(question)))
     if alone >= side.model.context:
         raise ChatError(
-            f"the conversation is {alone:,} tokens long without what was said before, "
+            f"the conversation is {alone:,} tokens long even without what was said before, "
             f"and the context holds {side.model.context:,}",
             side.model.room_hint(),
         )

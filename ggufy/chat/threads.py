@@ -1,4 +1,4 @@
-"""How many threads llama.cpp takes: measured once for a machine and a size of model, not counted.
+"""How many threads llama.cpp should use: measured once for each machine and size of model.
 
 One token at a time reads every weight once and is bound by memory; a prompt is bound by arithmetic. So there are two
 numbers. More threads than the memory can feed, or than the machine has real cores, make both slower.

@@ -14,22 +14,22 @@ from ggufy.system.version import __version__
 
 # name -> what it does; the command is the function `command` in ggufy.cli.<name>
 COMMANDS = {
-    "demo": "The whole line on this CPU: train, export and ask a tiny model.",
-    "doctor": "Say what works here, and how to mend the rest.",
+    "demo": "Train, export and question a tiny model on this CPU.",
+    "doctor": "Check what works on this machine, and how to fix the rest.",
     "recipes": "List, show, copy and check recipes.",
-    "plan": "Say what a recipe needs, before anything runs.",
-    "data": "Look at a recipe's data: lengths, truncation, what is trained on.",
+    "plan": "Show what a recipe needs, before anything runs.",
+    "data": "Show a recipe's data: lengths, truncation, what is trained on.",
     "train": "Train a recipe's adapter, or continue where it stopped.",
-    "sweep": "Train a recipe with other values, and compare the held-out losses.",
+    "sweep": "Train a recipe with different values, and compare them.",
     "runs": "List, show and compare runs.",
-    "export": "Make GGUF files of a trained run.",
+    "export": "Export a trained run to GGUF files.",
     "verify": "Check the files of a run or a folder of exports, or one GGUF.",
-    "eval": "Is a run better than its base, and what did quants cost?",
+    "eval": "Measure whether a run beats its base, and the cost of its quants.",
     "chat": "Talk to a GGUF file or a run.",
-    "serve": "Serve a GGUF file or a run as OpenAI's chat interface does.",
+    "serve": "Serve a GGUF file or a run through an OpenAI-compatible API.",
     "ui": "Talk to a GGUF file or a run in the browser.",
-    "push": "Send a run to the Hugging Face Hub.",
-    "pull": "Bring a run back from the Hub.",
+    "push": "Push a run to the Hugging Face Hub.",
+    "pull": "Pull a run from the Hub.",
     "space": "Write a Gradio Space for a pushed run.",
 }
 

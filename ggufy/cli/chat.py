@@ -14,29 +14,51 @@ from ggufy.errors import ChatError
 
 @click.command(name="chat")
 @click.argument("what", required=False, metavar="[RUN|FOLDER|FILE|user/name]")
-@click.option("--prompt", help="Ask this once, print the answer, and leave; - reads it from standard input.")
+@click.option("--prompt", help="Ask this one question, print the answer and exit; - reads it from standard input.")
 @click.option("--system", help="A system prompt.")
 @click.option("--compare", metavar="base|RUN|FILE", help="Ask a second model too: the run's base, another run or file.")
-@click.option("--json", "as_json", is_flag=True, help="Of --prompt: print one JSON object.")
-@click.option("--raw", is_flag=True, help="Show answers as they are written, not drawn as Markdown.")
-@click.option("--quant", help="Which export of a run; the newest if not given. Of a repository: q4_k_m if not given.")
-@click.option("--branch", help="Of a repository; main if not given.")
-@click.option("--temperature", type=Finite(0), default=0.6, show_default=True, help="0 is always the likeliest.")
-@click.option("--top-p", type=Finite(0, 1), default=0.9, show_default=True, help="Of the likeliest, so much.")
+@click.option("--json", "as_json", is_flag=True, help="With --prompt: print one JSON object.")
+@click.option("--raw", is_flag=True, help="Show answers as plain text, not drawn as Markdown.")
+@click.option("--quant", help="Quant of the file; a run's newest export, or q4_k_m of a repository, if not given.")
+@click.option("--branch", help="Branch of a repository; main if not given.")
 @click.option(
-    "--top-k", type=click.IntRange(0), default=0, show_default=True, help="Of the likeliest, so many; 0 is all."
+    "--temperature", type=Finite(0), default=0.6, show_default=True, help="0 always takes the likeliest token."
 )
-@click.option("--min-p", type=Finite(0, 1), default=0.05, show_default=True, help="Least share of the likeliest.")
-@click.option("--repeat-penalty", type=Finite(0), default=1.0, show_default=True, help="1 is none.")
-@click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer.")
-@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), help="For answers that can be repeated.")
-@click.option("--context", type=click.IntRange(16), default=4096, show_default=True, help="Tokens kept in view.")
-@click.option("--threads", type=click.IntRange(1), help="Threads; measured once for a size of model if not given.")
+@click.option(
+    "--top-p",
+    type=Finite(0, 1),
+    default=0.9,
+    show_default=True,
+    help="Sample from the likeliest tokens that make up this share.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Sample from this many of the likeliest tokens; 0 is all.",
+)
+@click.option(
+    "--min-p",
+    type=Finite(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Drop tokens with less than this share of the likeliest one's probability.",
+)
+@click.option(
+    "--repeat-penalty", type=Finite(0), default=1.0, show_default=True, help="Penalty for repeated tokens; 1 is none."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer, in tokens."
+)
+@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), help="Random seed, for answers that can be repeated.")
+@click.option("--context", type=click.IntRange(16), default=4096, show_default=True, help="Context size, in tokens.")
+@click.option("--threads", type=click.IntRange(1), help="Threads; if not given, measured once for each size of model.")
 @click.option(
     "--date",
     "day",
     type=click.DateTime(["%Y-%m-%d"]),
-    help="The date the model is told; that of training if not given.",
+    help="The date that the model is told; the date of its training if not given.",
 )
 def command(
     what: str | None,
@@ -52,9 +74,9 @@ def command(
     day: datetime | None,
     **sampling: Any,
 ) -> int:
-    """Talk to a GGUF file, the newest export of a run or in a folder of exports, or a file on the Hub, on the CPU.
+    """Talk to a GGUF on the CPU: a file, the newest export of a run or of a folder of exports, or a file on the Hub.
 
-    What is piped into it is one question. In a terminal, /help lists what can be done.
+    Text that is piped in is asked as one question. In a terminal, /help lists the commands.
     """
     from ggufy import pipeline
     from ggufy.chat.model import Sampling

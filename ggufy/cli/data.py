@@ -24,21 +24,25 @@ def _bracketed(text: str) -> str:
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated."
 )
-@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Also the histogram as a picture.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Also draw the histogram as a picture.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 @click.option("--push", "repo", metavar="user/name", help="Send the prepared rows to the Hub, as a data set.")
-@click.option("--branch", default="main", show_default=True, help="With --push: made if it is not there.")
-@click.option("--private", is_flag=True, help="With --push: a data set that has to be made.")
+@click.option(
+    "--branch", default="main", show_default=True, help="With --push: the branch, created if it does not exist."
+)
+@click.option("--private", is_flag=True, help="With --push: if the data set is new, create it as private.")
 @click.option("--message", metavar="TEXT", help="With --push: the commit's message.")
-@click.option("--out", type=click.Path(path_type=Path), help="With --push: the folder it is written to; datasets/NAME.")
-@click.option("--force", is_flag=True, help="With --push: write over files that are others.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="With --push: the folder to write it to; datasets/NAME if not given."
+)
+@click.option("--force", is_flag=True, help="With --push: overwrite files that ggufy did not make.")
 def command(
     recipe: str, overrides: tuple[str, ...], png: Path | None, as_json: bool, repo: str | None, **options: Any
 ) -> None:
     """Show how long the rows of a recipe's data are, what is cut, and one row with what is trained on marked.
 
-    The data is read and tokenized as for training. Of the base only the tokenizer is downloaded. With --push the rows
-    that a training would see, of all splits, become a data set on the Hub: Parquet files, and a card.
+    The data is read and tokenized as for training. Only the base's tokenizer is downloaded. With --push the rows
+    that training would see, of all splits, become a data set on the Hub: Parquet files and a card.
     """
     from ggufy import pipeline
     from ggufy.hub.dataset import DatasetOptions

@@ -1,4 +1,4 @@
-"""The demonstration: teach a tiny model twenty answers, export it, and see whether the files know them."""
+"""Run the demo: teach a tiny model twenty answers, export it, and check that the files know them."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def run(*, fresh: bool, seed: int) -> None:
         if exam.right(expected) < REQUIRED[quant] * len(pairs):
             needed = f"{REQUIRED[quant]:.0%} of {len(pairs)}"
             raise GgufyError(
-                f"the {quant} file knows {exam.right(expected)} answers word for word; needed are {needed}",
-                "`ggufy demo --fresh` does everything again",
+                f"the {quant} file knows {exam.right(expected)} answers word for word; {needed} are needed",
+                "run `ggufy demo --fresh` to do everything again",
             )
 
 

@@ -9,13 +9,13 @@ import click
 
 
 @click.command(name="doctor")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """Say what works on this machine, and for what does not the command that mends it.
+    """Check what works on this machine, and show the command that fixes what does not.
 
-    Exit code 0 where everything that is needed works, 1 where something is broken. What is only missing, such as a
-    GPU, is not broken.
+    Exit code 0 if everything that is needed works, 1 if something is broken. What is only missing, such as a
+    GPU, does not count as broken.
     """
     from ggufy.plan import doctor
 

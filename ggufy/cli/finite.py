@@ -1,4 +1,4 @@
-"""A number of the command line that is one."""
+"""Option type: a number that is neither infinite nor NaN."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 
 class Finite(click.FloatRange):
-    """A FloatRange without inf and nan, which pass every comparison that a bound is."""
+    """A FloatRange that refuses inf and nan, which FloatRange lets through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)

@@ -15,11 +15,13 @@ import click
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated."
 )
 @click.option(
-    "--gpu", metavar="NAME", help="t4, l4, rtx3060, rtx4090, a100, h100, h200, ...; the one here if not given."
+    "--gpu",
+    metavar="NAME",
+    help="t4, l4, rtx3060, rtx4090, a100, h100, h200, ...; the GPU of this machine if not given.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For scripts: bytes and seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts: bytes and seconds.")
 def command(recipe: str | None, overrides: tuple[str, ...], gpu: str | None, as_json: bool) -> None:
-    """Say what a recipe needs: parameters, memory by part, disk, steps, time; and whether a GPU holds it.
+    """Show what a recipe needs: parameters, memory by part, disk, steps, time; and whether it fits a GPU.
 
     Without --recipe: which of the recipes that come with ggufy fit the GPU, the best first. Nothing is downloaded or
     loaded, and torch is not needed.

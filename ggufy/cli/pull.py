@@ -7,10 +7,17 @@ import click
 
 @click.command(name="pull")
 @click.argument("repo", metavar="user/name")
-@click.option("--branch", metavar="NAME", help="main, or where there is no run the checkpoints, if not given.")
-@click.option("--run", "run_name", metavar="NAME", help="The run's name here; the one it had if not given.")
+@click.option(
+    "--branch", metavar="NAME", help="If not given: main, or the branch of the checkpoints if main has no run."
+)
+@click.option(
+    "--run",
+    "run_name",
+    metavar="NAME",
+    help="Name of the run on this machine; the name it was pushed under if not given.",
+)
 def command(repo: str, branch: str | None, run_name: str | None) -> None:
-    """Bring a run back that `ggufy push` sent, or the checkpoints of one that was not finished.
+    """Pull a run that `ggufy push` sent, or the checkpoints of an unfinished one.
 
     Every file is compared with the hash that the Hub lists. A download that was cut short is continued.
     """

@@ -16,7 +16,7 @@ def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     wanted = tuple(part.strip() for part in value.split(",") if part.strip())
     for part in wanted:
         if part not in _KINDS:
-            raise click.BadParameter(f"{part!r} is none of {', '.join(_KINDS)}", ctx, param)
+            raise click.BadParameter(f"{part!r} is not one of {', '.join(_KINDS)}", ctx, param)
     if not wanted:
         raise click.BadParameter(f"name some of {', '.join(_KINDS)}", ctx, param)
     return wanted
@@ -24,20 +24,24 @@ def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 @click.command(name="push")
 @click.argument("what_run", required=False, metavar="[RUN]")
-@click.option("--repo", metavar="user/name", help="Where to; hub.repo of the recipe if not given.")
-@click.option("--what", callback=_kinds, metavar="LIST", help="Some of adapter,gguf,merged; hub.what if not given.")
-@click.option("--branch", metavar="NAME", help="Made if it is not there; hub.branch if not given.")
-@click.option("--private/--public", "private", default=None, help="A repository that has to be made.")
-@click.option("--tag", metavar="NAME", help="Set on the commit.")
+@click.option("--repo", metavar="user/name", help="Repository; hub.repo of the recipe if not given.")
+@click.option(
+    "--what", callback=_kinds, metavar="LIST", help="What to send, of adapter,gguf,merged; hub.what if not given."
+)
+@click.option("--branch", metavar="NAME", help="Branch, created if it does not exist; hub.branch if not given.")
+@click.option(
+    "--private/--public", "private", default=None, help="If the repository is new, create it as private or public."
+)
+@click.option("--tag", metavar="NAME", help="Tag to set on the commit.")
 @click.option("--message", metavar="TEXT", help="The commit's message.")
-@click.option("--ollama", metavar="you/name", help="Push to ollama.com instead, or too where --repo is given.")
-@click.option("--force", is_flag=True, help="Write over files there that this run did not put there.")
-@click.option("--dry-run", is_flag=True, help="Only show the card and the files. Nothing is asked of the Hub.")
+@click.option("--ollama", metavar="you/name", help="Push to ollama.com; with --repo also to the Hub.")
+@click.option("--force", is_flag=True, help="Overwrite files on the Hub that this run did not put there.")
+@click.option("--dry-run", is_flag=True, help="Only show the card and the files; the Hub is not asked.")
 def command(what_run: str | None, dry_run: bool, ollama: str | None, **options: Any) -> None:
-    """Send a run (the newest if none is named) to the Hugging Face Hub, with a model card.
+    """Push a run (the newest if none is named) to the Hugging Face Hub, with a model card.
 
-    Only what is not there yet is sent, in one commit, and it ends when the hashes there are those here. In names
-    {recipe}, {run}, {r} and {n} are filled in: --branch 3B_QLoRA_N{n}.
+    Only files that the Hub does not have are sent, in one commit; it is done when the hashes there match those here. In
+    names {recipe}, {run}, {r} and {n} are filled in: --branch 3B_QLoRA_N{n}.
     """
     from ggufy.hub import ollama as models
     from ggufy.hub import push

@@ -45,8 +45,8 @@ def copy(name: str, file: Path) -> None:
 @click.argument("file")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value.")
 def check(file: str, overrides: tuple[str, ...]) -> None:
-    """Say whether a recipe is right, or everything that is wrong with it."""
+    """Check a recipe, and list everything that is wrong with it."""
     from ggufy import pipeline
 
     pipeline.check(file, overrides)
-    click.echo(f"{file}: right")
+    click.echo(f"{file}: valid")

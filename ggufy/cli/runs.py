@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.group(name="runs", invoke_without_command=True)
-@click.option("--csv", "as_csv", is_flag=True, help="As comma-separated values.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 @click.pass_context
 def command(ctx: click.Context, as_csv: bool, as_json: bool) -> None:
     """List, show and compare runs. Without a subcommand: list them, the newest first."""
@@ -33,14 +33,14 @@ def command(ctx: click.Context, as_csv: bool, as_json: bool) -> None:
     elif as_csv:
         _csv(rows)
     elif not rows:
-        click.echo(f"no runs yet in {run.runs_folder().as_posix()}/; `ggufy train --recipe tiny` makes one")
+        click.echo(f"no runs yet in {run.runs_folder().as_posix()}/; make one with `ggufy train --recipe tiny`")
     else:
         _table([["run", "state", "recipe", "base", "steps", "loss", "eval", "exports", "last change (UTC)"]], rows)
 
 
 @command.command()
 @click.argument("name", required=False, metavar="[RUN]")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def show(name: str | None, as_json: bool) -> None:
     """Show one run: its figures, files and loss curve. Without a name: the newest."""
     from ggufy.runs import curves, history
@@ -63,11 +63,11 @@ def show(name: str | None, as_json: bool) -> None:
 @command.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Also both curves as a picture.")
-@click.option("--csv", "as_csv", is_flag=True, help="As comma-separated values.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Also draw both curves as a picture.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def compare(first: str, second: str, png: Path | None, as_csv: bool, as_json: bool) -> None:
-    """Compare two runs: what differs in their recipes, their figures, and their loss curves over one another."""
+    """Compare two runs: what differs in their recipes, their figures and their loss curves."""
     from ggufy.runs import curves, history
 
     runs = history.pair(first, second)

@@ -13,14 +13,14 @@ import click
 @click.option("--quant", help="Which of the pushed GGUF files; q4_k_m if not given.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it; spaces/NAME if not given.")
 @click.option("--push", "send", is_flag=True, help="Also upload it.")
-@click.option("--private", is_flag=True, help="A Space that has to be made.")
-@click.option("--force", is_flag=True, help="Write over files that are others.")
+@click.option("--private", is_flag=True, help="If the Space is new, create it as private.")
+@click.option("--force", is_flag=True, help="Overwrite files that ggufy did not make.")
 def command(
     what_run: str | None, repo: str, quant: str | None, out: Path | None, send: bool, private: bool, force: bool
 ) -> None:
-    """Write a Gradio Space that talks with a pushed GGUF file of a run, on the free CPU tier.
+    """Write a Gradio Space to chat with a pushed GGUF file of a run, on the free CPU tier.
 
-    With a form, too, where the recipe has a space.task.
+    If the recipe has a space.task, the Space has its form, too.
     """
     from ggufy.hub import space
     from ggufy.hub.contents import names

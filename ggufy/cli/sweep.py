@@ -11,23 +11,38 @@ import click
 @click.option("--recipe", required=True, help="A recipe's name (`ggufy recipes`) or a YAML file.")
 @click.option("--grid", multiple=True, metavar="KEY=A,B,...", help="Try each of these values; may be repeated.")
 @click.option(
-    "--range", "ranges", multiple=True, metavar="KEY=LOW..HIGH[:log][:int]", help="Of --sampler tpe; may be repeated."
+    "--range",
+    "ranges",
+    multiple=True,
+    metavar="KEY=LOW..HIGH[:log][:int]",
+    help="With --sampler tpe: draw values from a range; may be repeated.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Of all trials; may be repeated.")
 @click.option(
-    "--sampler", type=click.Choice(["grid", "tpe"]), default="grid", help="Every point, or where losses fall (Optuna)."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change one value of all trials; may be repeated.",
 )
-@click.option("--trials", type=click.IntRange(1), help="Of --sampler tpe: how many in all; 20 if not given.")
+@click.option(
+    "--sampler",
+    type=click.Choice(["grid", "tpe"]),
+    default="grid",
+    help="grid: every combination; tpe: Optuna chooses.",
+)
+@click.option("--trials", type=click.IntRange(1), help="With --sampler tpe: how many in all; 20 if not given.")
 @click.option("--name", metavar="NAME", help="The sweep's name; RECIPE-sweep if not given.")
-@click.option("--seed", type=click.IntRange(0), help="Of --sampler tpe; the recipe's if not given.")
-@click.option("--prune", is_flag=True, help="Stop a trial whose held-out loss is above the median on the way.")
+@click.option("--seed", type=click.IntRange(0), help="With --sampler tpe: random seed; the recipe's if not given.")
+@click.option(
+    "--prune", is_flag=True, help="Stop a trial whose held-out loss is above the others' median at the same step."
+)
 @click.option("--storage", metavar="URL", help="Optuna storage for several machines; a file in the sweep's folder.")
-@click.option("--dry-run", is_flag=True, help="Only say which trials there would be, and their steps.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--dry-run", is_flag=True, help="Only show which trials there would be, and their steps.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def command(recipe: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Train a recipe with other values, compare the held-out losses, and keep the best as a recipe.
+    """Train a recipe with different values, compare the held-out losses, and keep the best as a recipe.
 
-    Each trial is a run. The same command again goes on; started in several terminals, they share the work.
+    Each trial is a run. Run the same command again to continue the sweep, or in several terminals to share it.
     """
     import json
 

@@ -1,4 +1,4 @@
-"""Talking with what was made: which files, and through what: a terminal, a server, a page in the browser."""
+"""What `ggufy chat`, `serve` and `ui` share: find the GGUF files, load them, and start the server or the page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def serve(
     max_requests: int = 8,
     max_body: int = 1_000_000,
 ) -> None:
-    """Serve a GGUF as OpenAI's chat interface does, until Ctrl-C. `ready` gets the model's name and the address."""
+    """Serve a GGUF through an OpenAI-compatible API, until Ctrl-C. `ready` gets the model's name and the address."""
     from ggufy.chat.web import listener, server
     from ggufy.chat.web.limits import Limits
 

@@ -8,19 +8,19 @@ import click
 @click.command(name="train")
 @click.option("--recipe", help="A recipe's name (`ggufy recipes`) or a YAML file.")
 @click.option(
-    "--from-hub", metavar="user/name", help="Instead of a recipe: go on with a run from its checkpoints there."
+    "--from-hub", metavar="user/name", help="Instead of a recipe: continue a run from its checkpoints on the Hub."
 )
-@click.option("--branch", metavar="NAME", help="Of --from-hub, as hub.branch was; main if not given.")
+@click.option("--branch", metavar="NAME", help="With --from-hub: the hub.branch of the run; main if not given.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated."
 )
 @click.option("--run", "run_name", metavar="NAME", help="The run's name; the recipe's if not given.")
 @click.option("--fresh", is_flag=True, help="Start over: what the run holds is removed.")
 @click.option(
-    "--backend", type=click.Choice(["auto", "unsloth", "hf"]), help="What trains; hf also insists on a slow CPU."
+    "--backend", type=click.Choice(["auto", "unsloth", "hf"]), help="What trains; naming hf also allows a slow CPU."
 )
-@click.option("--gpus", type=click.IntRange(1), help="Share every step among so many GPUs.")
-@click.option("--change-gpus", is_flag=True, help="Continue on another number of GPUs than before.")
+@click.option("--gpus", type=click.IntRange(1), help="Share every step among this many GPUs.")
+@click.option("--change-gpus", is_flag=True, help="Continue on a different number of GPUs than before.")
 @click.option("--dry-run", is_flag=True, help="Only check: recipe, machine, memory, disk. Nothing is loaded.")
 def command(
     recipe: str | None,
@@ -42,7 +42,7 @@ def command(
 
     if from_hub:
         if recipe or overrides or fresh or backend or gpus or dry_run:
-            raise click.UsageError("--from-hub goes on with the run's own recipe: it takes only --branch and --run")
+            raise click.UsageError("--from-hub continues with the run's own recipe: it takes only --branch and --run")
         done = pipeline.train_from_hub(from_hub, branch=branch, run_name=run_name)
         click.echo(f"next: ggufy export {done.name}")
         return

@@ -1,1 +1,1 @@
-"""From rows in a known format to token ids and labels."""
+"""Prepare training data: from rows in a known format to token ids and labels."""

@@ -1,4 +1,4 @@
-"""Prompts cut to `data.prompt_tokens`, so that what has to be learnt, the answer, is not what is lost.
+"""Cut prompts to `data.prompt_tokens`, so that the answers, which have to be learnt, are kept.
 
 The budget is of what the user says; the tokens that a template writes around it come on top. Where a row is then over
 `model.max_length`, its prompts are cut further until it fits, but not to less than the budget holds once the template
@@ -82,7 +82,7 @@ class Budget:
         needed = answer if fits else 1
         if own + least + needed > self.max_length:
             raise BadRow(
-                f"the template takes {own:,} tokens before the answer, beside what the user says, so an answer of "
+                f"the template takes {own:,} tokens before the answer, not counting the user's text, so an answer of "
                 f"{answer:,} does not fit: data.prompt_tokens is {budget:,} and model.max_length {self.max_length:,}"
             )
         return least, fits

@@ -1,4 +1,4 @@
-"""What became of the rows of one split, and how long they are."""
+"""Counts of the rows of one split: used, cut, dropped, skipped, and how long they are."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path.as_posix()}: not UTF-8 text: {error.reason}", "save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        hint = "a .json file holds one list of rows; for one row a line name it .jsonl"
+        hint = "a .json file holds one list of rows; for one row per line, rename it to .jsonl"
         raise DataError(f"{path.as_posix()}: not JSON: {error}", hint) from None
     if not isinstance(rows, list):
         raise DataError(

@@ -171,20 +171,21 @@ def detect(columns: Iterable[str], part: Part, where: str) -> str:
     for ours, theirs in names.items():
         if theirs not in columns and ours not in ("role", "content"):
             raise DataError(
-                f"{where}: data.columns names {theirs!r}, which is no column: those are {', '.join(columns) or 'none'}",
+                f"{where}: data.columns names {theirs!r}, which is not a column; "
+                f"the columns are {', '.join(columns) or 'none'}",
                 "the usual name comes first, as in {instruction: question}",
             )
     if found := _matching(columns, names, part.format):
         if found[0] == "text" and part.prompt:
-            raise DataError(f"{where}: data.prompt has no place in plain text", "leave it out, or name data.format")
+            raise DataError(f"{where}: data.prompt does not apply to plain text", "leave it out, or set data.format")
         return found[0]
     there = f"the columns are {', '.join(sorted(columns)) or 'none'}"
     if part.format != "auto":
         form = FORMATS[part.format]
         lacking = [names.get(column, column) for column in form.columns if names.get(column, column) not in columns]
         raise DataError(
-            f"{where}: not of the format {part.format}, which needs {' and '.join(map(repr, lacking))}: {there}",
-            f"data.columns maps odd names, data.format: auto tells the format; {part.format} is {form.looks_like}",
+            f"{where}: not in the format {part.format}, which needs {' and '.join(map(repr, lacking))}: {there}",
+            f"map other names with data.columns, or set data.format: auto; a row of {part.format} is {form.looks_like}",
         )
     if {"chosen", "rejected"} <= set(columns):
         raise DataError(
@@ -193,8 +194,8 @@ def detect(columns: Iterable[str], part: Part, where: str) -> str:
         )
     known = "; ".join(f"{name}: {form.looks_like}" for name, form in FORMATS.items())
     raise DataError(
-        f"{where}: no known format: {there}",
-        f"data.columns maps odd names, as {{prompt: question, completion: answer}}; known formats are {known}",
+        f"{where}: unknown format: {there}",
+        f"map other names with data.columns, as {{prompt: question, completion: answer}}; known formats are {known}",
     )
 
 

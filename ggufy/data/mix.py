@@ -1,4 +1,4 @@
-"""The order of rows: several sources as one, by weight or one after the other, and shuffled if asked.
+"""Mix several sources into one sequence of rows, by weight or one after the other, shuffled if asked.
 
 A row is (source, number, item). Nothing here depends on how many rows there are but the shuffle's spool, which is on
 the disk, and its 16 bytes a row.

@@ -1,4 +1,4 @@
-"""Batches of rows on all cores, their results in order.
+"""Process batches of rows on all cores, and return the results in order.
 
 The workers are processes of their own (rendering templates is Python, which uses one core), started by a plain command:
 a fork would copy the threads of libraries that are loaded by now, and multiprocessing's other ways import the user's
@@ -83,8 +83,8 @@ class _Process:
         except (EOFError, OSError, pickle.UnpicklingError):
             code = self.process.wait()
             raise DataError(
-                f"a process that prepares the data was ended ({'signal' if code < 0 else 'exit code'} {abs(code)})",
-                "perhaps there was too little memory; the same command again starts over",
+                f"a process that prepared the data ended early ({'signal' if code < 0 else 'exit code'} {abs(code)})",
+                "too little memory may be the reason; run the same command again to start over",
             ) from None
         if isinstance(answer, Result):
             return answer

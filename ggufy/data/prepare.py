@@ -152,7 +152,7 @@ class Stage:
             if outcome.identity is None or outcome.problem:
                 continue
             if (key := (outcome.source, outcome.identity)) in self.seen:
-                result.drop(index, "its id was there in an earlier row")
+                result.drop(index, "its id was used in an earlier row")
             self.seen.add(key)
 
     def _count(self, outcome: Outcome, counts: Counts) -> None:
@@ -180,13 +180,13 @@ class Stage:
 
 
 def _bad(where: str, problem: str) -> DataError:
-    hint = "mend the row, or set data.on_bad_row=skip to leave such rows out"
+    hint = "fix the row, or set data.on_bad_row=skip to leave such rows out"
     if problem.startswith("not JSON"):
-        hint = "each line is one JSON object; data.on_bad_row=skip leaves such lines out"
+        hint = "write one JSON object on each line, or set data.on_bad_row=skip to leave such lines out"
     if problem.startswith("the template takes"):
-        hint = "raise model.max_length by what the template takes; data.on_bad_row=skip leaves such rows out"
+        hint = "raise model.max_length by what the template takes, or set data.on_bad_row=skip to leave such rows out"
     if problem.startswith("its id"):
-        hint = "remove one of the two, or set data.unique_ids=false if ids mean nothing there"
+        hint = "remove one of the two, or set data.unique_ids=false if ids need not be unique there"
     return DataError(f"{where}: {problem}", hint)
 
 

@@ -1,4 +1,4 @@
-"""The prepared rows as a data set for others: Parquet files of what is said, not of token ids.
+"""Write the prepared rows as a data set for the Hub: Parquet files of text, not of token ids.
 
 They are the rows that a training would see, in its order: selected, mixed, shuffled, with the prompts made and cut as
 the recipe says, and without those that are unusable. Trained on with the same settings they give the same token ids.
@@ -90,8 +90,8 @@ def _write(
                     where = stage.place(outcome)
                     if made.columns not in ("", columns):
                         raise DataError(
-                            f"{where}: a row of {columns}, and those before are of {made.columns}",
-                            "a data set has one kind of rows: make a recipe for each",
+                            f"{where}: this row is of the kind {columns}, but the rows before it are {made.columns}",
+                            "a data set holds only one kind of row: make a recipe for each kind",
                         )
                     made.columns = columns
                     check(where, json.dumps(values, ensure_ascii=False))

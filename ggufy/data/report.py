@@ -1,4 +1,4 @@
-"""What a recipe's data is like: how long its rows are, what is cut, and one of them with what is trained on marked."""
+"""The report of `ggufy data`: how long the rows are, what is cut, and one row with the trained part marked."""
 
 from __future__ import annotations
 

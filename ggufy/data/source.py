@@ -1,4 +1,4 @@
-"""Where rows come from: the built-in samples, local files or folders, Hub data sets, and what is held out of them."""
+"""Find and read the sources of rows: built-in samples, local files or folders, Hub data sets, held-out rows."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Source:
 
     def _no_split(self, asked: str, named: list[str]) -> DataError:
         if not self.path.is_dir():
-            hint = "one file is the split train; data.eval_source names another file"
+            hint = "a single file is the split train; name another file in data.eval_source"
         else:
             from datasets.data_files import SPLIT_KEYWORDS
 
@@ -141,13 +141,13 @@ def _locate(part: Part, *, offline: bool) -> Source:
     splits.parse(part.split)
     if name.startswith("builtin:"):
         if name not in _SAMPLES:
-            raise DataError(f"unknown built-in data {name!r}", f"there are {' and '.join(_SAMPLES)}")
+            raise DataError(f"unknown built-in data {name!r}", f"choose {' or '.join(_SAMPLES)}")
         path = samples_file(name)
         return Source(name, digest.of_file(path), path, part.split)
     path = Path(name).expanduser()
     if path.is_file():
         if not files.is_known(path):
-            raise DataError(f"{name}: files are read as {', '.join(files.SUFFIXES)}", "convert it to JSON lines")
+            raise DataError(f"{name}: only {', '.join(files.SUFFIXES)} files can be read", "convert it to JSON lines")
         return Source(name, digest.of_file(path), path, part.split)
     patterns = ("README.md", *(f"**/*{suffix}" for suffix in files.SUFFIXES))
     if path.is_dir():
@@ -180,6 +180,7 @@ def _splits_of(name: str, folder: Path, subset: str | None) -> dict[str, list[Pa
         for path in paths:
             if not files.is_known(path):
                 raise DataError(
-                    f"{name}: {path.name} is of a kind that is not read", f"known are {', '.join(files.SUFFIXES)}"
+                    f"{name}: {path.name} is not a kind of file that can be read",
+                    f"convert it to one of {', '.join(files.SUFFIXES)}",
                 )
     return named

@@ -43,7 +43,7 @@ def parse(expression: str) -> list[Slice]:
         found = _PART.fullmatch(text.strip())
         if not found:
             raise DataError(
-                f"data.split: {expression!r} is no split",
+                f"data.split: {expression!r} is not a split",
                 "write a name such as train, or a part: train[:10000], train[10%:20%], train[-500:]",
             )
         part = Slice(found[1], found[2] or "", found[3] or "")

@@ -1,4 +1,4 @@
-"""One sample to token ids and labels.
+"""Tokenize one sample: from its text to token ids and labels.
 
 A conversation is rendered once by the base's template and tokenized once. What the assistant says is found by
 rendering (`labels.py`). Labels are the ids of each answer, up to and including the token that stops the model, and -100
@@ -276,7 +276,8 @@ class Tokenizer:
                 ids, marked, ends = [self.bos, *ids], [IGNORED, *marked], [end + 1 for end in ends]
             elif found > 1 or ids[0] != self.bos:
                 raise ModelError(
-                    f"{self.template.where}: the chat template writes {found} BOS tokens; it must be one, first"
+                    f"{self.template.where}: the chat template writes {found} BOS tokens; "
+                    "it must be exactly one, at the start"
                 )
             marked[0] = IGNORED
         return Example(ids, marked, tuple(ends), trimmed)

@@ -165,7 +165,7 @@ def text_of(value: Any, what: str, *, needed: bool = True) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(f"{what} holds half a surrogate pair, which is no character") from None
+        raise BadRow(f"{what} holds half a surrogate pair, which is not a character") from None
     return value
 
 

@@ -1,4 +1,4 @@
-"""What is done with a batch of rows, in this process or in another: read, tokenize, fit to the length."""
+"""The work on one batch of rows, in this process or in another: read, tokenize, fit to the length."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From a 16-bit base and an adapter to GGUF files, in one pass over the weights."""
+"""Export: from a 16-bit base and an adapter to GGUF files, in one pass over the weights."""

@@ -1,4 +1,4 @@
-"""The export stage: base folder and adapter folder in, GGUF files out."""
+"""The export engine: plans and writes GGUF files from a base folder and an adapter folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ggufy.system import machine, progress
 
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
-    """Whether a base can be exported at all, and has these modules: known before hours of training, not after."""
+    """Check that a base can be exported and has these modules, before hours of training."""
     weights = Checkpoint.open(base)
     if conversion.is_foreign(base):
         conversion.check(base)
@@ -48,7 +48,8 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     """
     if request.kernels == "native" and not native.variants():
         raise ExportError(
-            "ggufy was installed without its own kernels", "`ggufy doctor` says how to get them; or --kernels auto"
+            "ggufy was installed without its own kernels",
+            "see how to get them with `ggufy doctor`, or give --kernels auto",
         )
     weights = Checkpoint.open(request.base)
     adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()

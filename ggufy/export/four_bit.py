@@ -1,4 +1,4 @@
-"""Weights in bitsandbytes' 4 bits, NF4 or FP4, as the numbers that bitsandbytes computes with.
+"""Decode weights in bitsandbytes' 4 bits, NF4 or FP4, to the numbers that bitsandbytes computes with.
 
 A weight is `quant_map[code] * absmax` of its block, in float32, then rounded to the dtype that was quantized. Codes go
 two a byte, the first in the high half; blocks run through the whole tensor, across rows. With double quantization

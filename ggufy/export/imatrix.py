@@ -1,4 +1,4 @@
-"""The importance matrix: the mean square of what goes into every column of every matrix, for the quantizer to weigh by.
+"""The importance matrix: the mean square of the inputs of every column, which weighs it in quantization.
 
 Computed by llama.cpp itself, through the callback of its evaluation, as its imatrix tool does: the same activations,
 the same float32 sums in the same order (`tools/imatrix/imatrix.cpp`). So the numbers are of the very model and
@@ -55,7 +55,9 @@ class Imatrix:
                     f"{self.file}: {name} has {columns} columns, and the importance matrix {found.size}", _OTHER
                 )
         if extra := [name for name in self.means if name.startswith("blk.") and name not in have]:
-            raise ExportError(f"{self.file}: the importance matrix is also of {extra[0]}, which is not here", _OTHER)
+            raise ExportError(
+                f"{self.file}: the importance matrix has an entry for {extra[0]}, which the model does not have", _OTHER
+            )
 
     def for_llama_cpp(self) -> Any:
         """The array that `llama_model_quantize` takes. It holds the memory it points to."""
@@ -85,7 +87,7 @@ def _short(text: str) -> str:
     return text.encode()[:127].decode("utf-8", "ignore")
 
 
-_OTHER = "use the matrix of this very model, or let --imatrix compute one"
+_OTHER = "use an importance matrix of this model, or let --imatrix compute one"
 
 
 def compute(model: Path, texts: Sequence[Sequence[int]], dataset: str, out: Path, threads: int) -> None:
@@ -188,10 +190,10 @@ def read(path: Path) -> Imatrix:
         name = name.removesuffix(_SUMS)
         counted = tensors.get(name + _COUNTS)
         if counted is None or not counted.size or sums.size % counted.size or not np.isfinite(counted).all():
-            raise ModelError(f"{where}: sums and counts of {name} do not fit each other", hint)
+            raise ModelError(f"{where}: sums and counts of {name} do not match", hint)
         # llama.cpp ends the process over others.
         if not ((sums >= 0) & (sums < _HUGE)).all():
-            raise ModelError(f"{where}: {name} has values that are no mean squares", hint)
+            raise ModelError(f"{where}: {name} has values that cannot be mean squares", hint)
         # An expert that no text reached weighs every column alike.
         rounded = np.rint(counted).astype(np.float32)[:, None]
         shaped = sums.reshape(len(rounded), -1)
@@ -199,7 +201,7 @@ def read(path: Path) -> Imatrix:
             np.where(rounded > 0, shaped / np.maximum(rounded, 1), np.float32(1)).astype(np.float32).reshape(-1)
         )
     if not means:
-        raise ModelError(f"{where} holds no importance of any tensor", hint)
+        raise ModelError(f"{where} holds no importance values", hint)
     return Imatrix(means, count, named[0] if named else "", path.name)
 
 

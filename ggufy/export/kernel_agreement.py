@@ -1,4 +1,4 @@
-"""Whether ggufy's compiled code makes the bytes of what it stands for, asked before each export with its own weights.
+"""Check before each export, on its own weights, that ggufy's kernels make the same bytes as llama.cpp's and numpy's.
 
 A wrong kernel makes a file that loads and talks, only worse: nothing after the export would notice. So what is compared
 is all that an export does: every lane, several rows, whole heads that are permuted, and blocks that are hard to round.
@@ -31,7 +31,7 @@ _WIDTH = 256
 
 
 def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kernels: str) -> Merge:
-    """How this export merges: by the compiled pass where it gives numpy's bytes of rows of every matrix."""
+    """Merge with the compiled code if it makes numpy's bytes on rows of every matrix, else with numpy."""
     from threadpoolctl import threadpool_limits
 
     slow, fast = Merge(base, adapter, compiled=False), Merge(base, adapter, compiled=True)
@@ -48,14 +48,14 @@ def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kerne
                 continue  # one vector is like another
             slab = _few(tensor) if kind in known else _first(tensor)
             if not _merges_alike(slow, fast, slab, alone=kind not in known):
-                log.warning("ggufy's compiled merge differs from numpy's on %s, so numpy merges", tensor.name)
+                log.warning("ggufy's compiled merge differs from numpy's on %s, so numpy is used", tensor.name)
                 return slow
             known.add(kind)
     return fast
 
 
 def choose(sinks: Sequence[GgufSink], planned: Sequence[Planned], merge: Merge) -> None:
-    """Let ggufy's kernels quantize each file for which they make the bytes of llama.cpp's, on rows of every matrix."""
+    """Let ggufy's kernels quantize each file for which they make llama.cpp's bytes on rows of every matrix."""
     from threadpoolctl import threadpool_limits
 
     for sink in sinks:

@@ -1,4 +1,4 @@
-"""One slab of weights: rows of the base with the adapter's change, rounded once to F16, in the forms that outputs need.
+"""Merge one slab of weights: rows of the base plus the adapter's change, rounded once to F16.
 
 By the compiled pass (kernels/merge.c) where there is one, else by numpy and llama.cpp's conversions: the same bytes.
 The product of the adapter's matrices is numpy's in both, because a BLAS sums in an order of its own.
@@ -142,7 +142,7 @@ class Merge:
         if np.isfinite(exact).all():
             return ExportError(
                 f"a weight of {float(np.abs(exact).max()):.3g} is too large for F16, which ends at 65,504: {where}",
-                "--quant bf16, --quant f32 and --merged bf16 have the range; quants are made from F16",
+                "use --quant bf16, --quant f32 or --merged bf16, which have the range; all others are made from F16",
             )
         return ExportError(
             f"a weight is not a finite number: {where}",

@@ -1,4 +1,4 @@
-"""A Modelfile for Ollama, whose chat template is a Go template, not a Jinja program.
+"""Write a Modelfile for Ollama: the model's Jinja chat template as a Go template.
 
 The Go template is not written by hand for each family: the model's own Jinja template is rendered with marks in place
 of what people say, and cut at the marks. Whether that says the same is then proved on conversations of every kind that
@@ -49,7 +49,7 @@ class Pieces:
     generate: str
 
     def render(self, messages: Sequence[Message], *, generate: bool = True) -> str:
-        """What Ollama makes of these pieces: `go` in Python."""
+        """Render a conversation as Ollama would from these pieces: `go` in Python."""
         system = [message["content"] for message in messages if message["role"] == "system"]
         text = f"{self.system[0]}{system[0]}{self.system[1]}" if system else self.start
         around = {"user": self.user, "assistant": self.answer}
@@ -84,14 +84,14 @@ def write(base: Path, day: date) -> str:
 
 
 def derive(template: ChatTemplate, day: date) -> Pieces:
-    """The pieces of a template, proved. Raises ExportError where it is no such sequence of turns."""
+    """The pieces of a template, tested. Raises ExportError if the template is not a plain sequence of turns."""
     try:
         pieces = _cut(template, day)
         wrong = next((sample for sample in _samples() if not _same(pieces, template, sample, day)), None)
     except (ModelError, ValueError) as error:
         raise _not_in_go(str(error)) from None
     if wrong is not None:
-        raise _not_in_go(f"{len(wrong)} turns from {wrong[0]['role']} are written in another way")
+        raise _not_in_go(f"{len(wrong)} turns from {wrong[0]['role']} are written differently")
     if '"""' in pieces.go() or pieces.go().endswith('"'):
         raise _not_in_go('it writes """, or ends with a quotation mark')
     return pieces
@@ -147,7 +147,7 @@ def _go_text(text: str) -> str:
 
 def _not_in_go(reason: str) -> ExportError:
     return ExportError(
-        f"the chat template cannot be written as Ollama's: {reason}",
+        f"the chat template cannot be written as an Ollama template: {reason}",
         "use the GGUF with llama.cpp, which reads the template that is in it",
     )
 

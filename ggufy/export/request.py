@@ -1,4 +1,4 @@
-"""What an export is asked for, and what a plan for it can do."""
+"""The request for an export, and the interface of a plan for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of a safetensors checkpoint as float32."""
+"""Read rows of a safetensors checkpoint as float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pass over the weights can write: a GGUF file, or a merged checkpoint in Hugging Face's layout."""
+"""The outputs of the pass over the weights: a GGUF file, or a merged checkpoint in Hugging Face's layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a Llama 3 model folder as GGUF keys, as llama.cpp's converter writes them."""
+"""Write the tokenizer of a Llama 3 model folder as GGUF keys, as llama.cpp's converter does."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _added_by_tokenizer(spec: dict[str, Any], config: dict[str, Any], path: Path
             first, last = (single[0], single[-1]) if len(single) > 1 else (None, None)
             if first not in (None, bos) or last not in (None, eos):
                 raise ExportError(
-                    f"{path.as_posix()}: puts {first or last} around texts, which is neither BOS nor EOS",
+                    f"{path.as_posix()}: it puts {first or last} around texts, which is neither BOS nor EOS",
                     "use a Llama 3 family base with its own tokenizer.json",
                 )
             if first:

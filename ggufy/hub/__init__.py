@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: what is sent there, and what is brought back."""
+"""The Hugging Face Hub: push and pull of runs, checkpoints, data sets and Spaces."""

@@ -1,4 +1,4 @@
-"""What a recipe's hub section asks for, checked before hours are spent on a training that could not be sent."""
+"""Check a recipe's hub section before the training, so that no training is made that cannot be pushed."""
 
 from __future__ import annotations
 
@@ -76,4 +76,4 @@ def _asked(name: str, ask: Callable[[], object]) -> None:
     try:
         ask()
     except session.Unreachable as error:
-        log.warning("whether %s may be written to is not known: %s", name, error.message)
+        log.warning("could not check whether %s may be written to: %s", name, error.message)

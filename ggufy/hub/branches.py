@@ -1,4 +1,4 @@
-"""The run that a branch holds, as its manifest says: somebody else's word, which is looked at before it is used."""
+"""Find the run on a branch of a repository, and check its manifest, which is not trusted."""
 
 from __future__ import annotations
 
@@ -73,16 +73,16 @@ def _manifest(target: Target, remote: Remote) -> bytes:
 
 
 def _check(target: Target, remote: Remote, manifest: Any) -> None:
-    """Raises HubError for a manifest that is not of a run, or that would write anywhere else than into one."""
+    """Raises HubError for a manifest that does not describe a run, or names files outside one."""
     try:
         if manifest["format"] != FORMAT:
-            raise _not_ours(target, f"has format {manifest['format']}, and this ggufy knows {FORMAT}")
+            raise _not_ours(target, f"has format {manifest['format']}, but this version of ggufy reads format {FORMAT}")
         for path, facts in manifest["files"].items():
             parts = names.check_path(facts["path"]).split("/")
             if not (facts["path"] in _FILES or (parts[0] in _FOLDERS and len(parts) > 1)) or parts[-1] in _NEVER:
-                raise _not_ours(target, f"names {facts['path']}, which is no file of a run")
+                raise _not_ours(target, f"names {facts['path']}, which is not a file of a run")
             if path not in remote.files or remote.files[path].size != facts["size"]:
-                raise _not_ours(target, f"names {path}, which is not there like that")
+                raise _not_ours(target, f"lists {path}, which is missing or has another size")
         listed = {facts["path"]: facts for facts in manifest["files"].values()}
         for stamp in manifest["stamps"]:
             if bundle.kind_of(stamp) is None:
@@ -101,5 +101,6 @@ def _check(target: Target, remote: Remote, manifest: Any) -> None:
 
 def _not_ours(target: Target, why: str) -> HubError:
     return HubError(
-        f"{target.name}: its {MANIFEST} {why}; nothing was written", "the repository is not as ggufy leaves one"
+        f"{target.name}: its {MANIFEST} {why}; nothing was written",
+        "see what has changed in the repository: ggufy did not leave it like this",
     )

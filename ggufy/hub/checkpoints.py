@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub while a training runs: by a process of its own, which the training never waits for.
+"""Send checkpoints to the Hub while a training runs, in a separate process that the training never waits for.
 
 It looks for checkpoints that are sealed, holds the newest by hard links so that the training may remove it, and sends
 it as one commit that replaces the one before: the branch always holds one whole checkpoint. What fails is said and
@@ -79,7 +79,7 @@ def uploading(run: Run, wanted: Recipe) -> Iterator[None]:
         if process.stdin is not None:
             process.stdin.close()
         if process.poll() is None:
-            log.info("sending the last checkpoint to %s; ^C leaves that to the background", target.name)
+            log.info("sending the last checkpoint to %s; Ctrl-C leaves that to the background", target.name)
             process.wait()
 
 
@@ -181,7 +181,12 @@ class Sender:
             self.ready = True
         if ahead := self._ahead(files, upload.look(api, target), _step(folder)):
             self.sent = _step(folder)
-            log.info("%s is not sent: %s has step %d of this run, by another machine", folder.name, target.name, ahead)
+            log.info(
+                "%s is not sent: %s already has step %d of this run, from another machine",
+                folder.name,
+                target.name,
+                ahead,
+            )
             return
         paths = {file.path for file in files}
 
@@ -241,7 +246,9 @@ class Sender:
         files = bundle.from_sources({path: source for path, (source, _) in sources.items()}, self.run.path)
         for file in files:
             if sealed.get(file.path, file.sha256) != file.sha256:
-                raise HubError(f"{file.path} is not what was sealed", "the next checkpoint will be sent")
+                raise HubError(
+                    f"{file.path} has changed since the checkpoint was saved", "the next checkpoint will be sent"
+                )
         listed = {file.path: {"path": sources[file.path][1], **bundle.facts_of(file)} for file in files}
         noted = manifest.of(receipt.name(self.run, self.target.name), listed, [])
         files += bundle.from_sources({manifest.MANIFEST: bundle.as_json(noted)}, self.run.path)
@@ -254,7 +261,7 @@ class Sender:
         return bundle.as_json(places.without_places(config))
 
     def _say(self, folder: Path | None, error: GgufyError, *, last: bool) -> None:
-        then = "giving up; it is on this disk" if last else "trying again"
+        then = "giving up; it stays on this disk" if last else "trying again"
         hint = "; set hub.branch to another name" if "did not put there" in error.message else ""
         log.warning(
             "%s is not on the Hub yet: %s%s (%s)",

@@ -31,7 +31,7 @@ _MANY = "1M<n<10M"
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What somebody asked of `ggufy data --push`."""
+    """The options of `ggufy data --push`."""
 
     repo: str
     out: Path | None = None
@@ -128,7 +128,10 @@ def _settle(output_folder: Run, target: Target, scratch: Path, *, force: bool) -
     for file in files:
         there = output_folder.path / file.path
         if there.exists() and not force and not {digest.of_file(there)} & (own | {file.sha256}):
-            raise HubError(f"{there.as_posix()} is there already, and is another", "--out FOLDER, or --force")
+            raise HubError(
+                f"{there.as_posix()} already exists, and is not the file that ggufy wrote",
+                "choose another --out, or give --force to overwrite it",
+            )
     for path in sorted(output_folder.path.glob("data/*.parquet")):
         if path.relative_to(output_folder.path).as_posix() not in written and digest.of_file(path) in own:
             path.unlink()

@@ -1,4 +1,4 @@
-"""`ggufy push --ollama`: the GGUF files of a run as models of ollama.com, by Ollama itself."""
+"""`ggufy push --ollama`: push the GGUF files of a run to ollama.com with Ollama itself."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def check(run: Run, name: str) -> dict[str, Path]:
     """The Modelfiles that a push would send, by the name that each model gets. Raises HubError, RunError."""
     leaks.look_in_names(name)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*)?", name):
-        raise HubError(f"{name!r} names no model of an Ollama account", "for example --ollama you/mymodel")
+        raise HubError(f"{name!r} is not the name of a model in an Ollama account", "for example --ollama you/mymodel")
     if shutil.which("ollama") is None:
         raise HubError("ollama is not installed, or not on the PATH", "install it, or leave out --ollama")
     files = _modelfiles(run)
     if not files:
         raise RunError(
-            f"{run.path.as_posix()} has no GGUF file with a Modelfile yet", f"`ggufy export {run.name}` makes them"
+            f"{run.path.as_posix()} has no GGUF file with a Modelfile yet", f"make them with `ggufy export {run.name}`"
         )
     if len(files) > 1 and ":" in name:
         raise HubError(f"{name} is one model, and the run has {len(files)}", "leave out what follows the ':'")

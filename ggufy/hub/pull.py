@@ -1,4 +1,4 @@
-"""`ggufy pull`: a run that was pushed, or its checkpoints, back into `runs/`; and single GGUF files to talk to.
+"""`ggufy pull`: bring a pushed run, or its checkpoints, back into `runs/`; also downloads single GGUF files for chat.
 
 What a repository says of itself is somebody else's word: only files that a run has are taken, only to where a run has
 them, and only with the hash that is listed.
@@ -59,15 +59,15 @@ def checkpoints(repo: str, branch: str | None = None, run_name: str | None = Non
     if found is None:
         raise HubError(
             f"{repo}@{checkpoint_branch(wanted)} holds no checkpoints of a run",
-            "they are there after a training with hub.checkpoints=every_save",
+            "to have checkpoints there, train with hub.checkpoints=every_save",
         )
     this = run.named(run_name or found.manifest["run"])
     if not this.exists:
         return _restore(found, run_name)
     if not _is_same(this, found):
         raise RunError(
-            f"{this.path.as_posix()} is there already, and is another run than that of {found.target.name}",
-            "--run NAME brings it beside the one that is there",
+            f"{this.path.as_posix()} already exists, and is a different run than that of {found.target.name}",
+            "give --run NAME to pull it under another name",
         )
     here, there = (
         newest_step(path.parent.name for path in this.path.glob("checkpoints/*/manifest.json")),
@@ -182,7 +182,7 @@ def _cached(place: Path, quant: str | None, error: HubError) -> Path:
     chosen = choose(held, quant)
     if chosen is None:
         raise error
-    log.info("%s; taking what was downloaded before", error.message)
+    log.info("%s; using what was downloaded before", error.message)
     return place / min(path for path in held if _group(path) == _group(chosen))
 
 
@@ -224,8 +224,8 @@ def _restore(found: Found, run_name: str | None, *, going_on: bool = False) -> R
                 continue
             if os.path.lexists(local) and not (going_on and facts["path"] == "metrics.jsonl"):
                 raise RunError(
-                    f"{local.as_posix()} is there already, and is not the file of {target.name}",
-                    "--run NAME brings it beside the one that is there",
+                    f"{local.as_posix()} already exists, and is not the file of {target.name}",
+                    "give --run NAME to pull it under another name",
                 )
             missing.append((path, facts))
         size = sum(facts["size"] for _, facts in missing)
@@ -237,7 +237,9 @@ def _restore(found: Found, run_name: str | None, *, going_on: bool = False) -> R
             fetched = file_download.fetch(target, remote, path, place / facts["path"])
             final = this.path / facts["path"]
             if final.parent.resolve() != (this.path.resolve() / facts["path"]).parent:
-                raise HubError(f"{final.parent.as_posix()} is a link out of the run", "remove it, and pull again")
+                raise HubError(
+                    f"{final.parent.as_posix()} is a link to a place outside the run", "remove it, and pull again"
+                )
             if facts["path"] == "run.json":
                 _stamp(this, manifest["stamps"])
             final.parent.mkdir(parents=True, exist_ok=True)

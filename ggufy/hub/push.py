@@ -1,4 +1,4 @@
-"""`ggufy push`: a run to a repository, so that the Hub holds what the run holds, and says so by hash."""
+"""`ggufy push`: send a run to a repository, and check by hash that the Hub holds what the run holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("ggufy")
 
 @dataclass(frozen=True)
 class PushOptions:
-    """What somebody asked of `ggufy push`; what is None is taken from the recipe's `hub` section."""
+    """The options of `ggufy push`; those that are None are taken from the recipe's `hub` section."""
 
     repo: str | None = None
     what: tuple[str, ...] | None = None
@@ -126,16 +126,16 @@ def _stale(
 def _say_others(target: Target, files: list[File], done: upload.Sent) -> None:
     """What was removed, and what else lies there that somebody could take for a part of the run."""
     for path in done.gone:
-        log.info("removed %s, which is of an earlier training", path)
+        log.info("removed %s, which came from an earlier training", path)
     ours = {file.path for file in files}
     for path in done.there:
         if path.endswith(".gguf") and path not in ours:
-            log.info("%s has %s too, which is no part of this push", target.name, path)
+            log.info("%s also has %s, which is not part of this push", target.name, path)
 
 
 def _say_missing(parts: bundle.Bundle) -> None:
     for output in (output for output in parts.earlier if not output.endswith(".Modelfile")):
-        log.info("%s is of an earlier training, so it is not sent; export it again", output)
+        log.info("%s comes from an earlier training, so it is not sent; export it again", output)
     name = parts.run.name
     makers = {
         "adapter": "the end of the training",
@@ -216,8 +216,9 @@ def create(api: Any, target: Target, *, private: bool, **how: Any) -> None:
             # An answer that the name is taken, without the address it should have.
             if not api.repo_exists(target.repo, repo_type=target.kind):
                 raise HubError(
-                    f"cannot make the repository {target.repo}: the Hub says that the name is taken, and shows none",
-                    "it may be being made, or was removed just now: try again in a minute, or choose another name",
+                    f"cannot make the repository {target.repo}: "
+                    "the Hub says that the name is taken, but does not show it",
+                    "somebody may be creating or removing it: try again in a minute, or choose another name",
                 ) from None
             return False
         return True

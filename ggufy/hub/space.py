@@ -47,7 +47,10 @@ def write(run: Run, repo: str, out: Path, *, quant: str | None = None, force: bo
     for name, data in files.items():
         path = out / name
         if path.exists() and not force and path.read_bytes() != data and digest.of_file(path) not in own:
-            raise HubError(f"{path.as_posix()} is there already, and is another", "--out FOLDER, or --force")
+            raise HubError(
+                f"{path.as_posix()} already exists, and is not the file that ggufy wrote",
+                "choose another --out, or give --force to overwrite it",
+            )
     receipt.begin(run, _noted(repo), bundle.from_sources(files, out))
     for name, data in files.items():
         path = out / name

@@ -1,1 +1,1 @@
-"""The boundary to llama.cpp: its C library by ctypes, GGUF files, logits."""
+"""The interface to llama.cpp: its C library by ctypes, GGUF files, logits."""

@@ -1,4 +1,4 @@
-"""What logits say of the next token, and how far apart two models are there. In float64, a few rows at a time.
+"""Losses and KL divergence of next-token logits, in float64, a few rows at a time.
 
 KL(p, q) = sum of p (log p - log q), in nats, p being the reference. With x and y the logits less their largest,
 it is sum(exp(x) (x - y)) / sum(exp(x)) - log sum(exp(x)) + log sum(exp(y)): one exponential of each logit, and no

@@ -1,4 +1,4 @@
-"""A GGUF run over whole texts on the CPU: the logits at every position, and what goes into every matrix.
+"""Run a GGUF over whole texts on the CPU, for the logits at every position and the inputs of every matrix.
 
 llama.cpp's own evaluation through its C interface. llama-cpp-python's `Llama` keeps the logits of a whole context in an
 array of its own, half a gigabyte for a Llama 3 vocabulary; here they come a batch at a time.

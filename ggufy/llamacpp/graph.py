@@ -1,4 +1,4 @@
-"""Nodes of llama.cpp's graph, as far as an importance matrix counts them."""
+"""Read nodes of llama.cpp's compute graph, to collect the inputs for an importance matrix."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def is_product(address: int) -> bool:
     node = _Tensor.from_address(address)
     operation = library().ggml_op_name(node.op)
     if operation == b"MUL_MAT_ID":
-        raise ModelError("an importance matrix of a mixture of experts is not computed here", "use llama-imatrix")
+        raise ModelError(
+            "ggufy does not compute the importance matrix of a mixture of experts",
+            "compute it with llama-imatrix, and give it with --imatrix-file",
+        )
     if operation != b"MUL_MAT":
         return False
     matrix, inputs = _Tensor.from_address(node.src[0]), _Tensor.from_address(node.src[1])
@@ -55,6 +58,6 @@ def product_inputs(address: int) -> tuple[str, Any]:
     matrix, inputs = _Tensor.from_address(node.src[0]), _Tensor.from_address(node.src[1])
     columns, rows = inputs.ne[0], inputs.ne[1] * inputs.ne[2] * inputs.ne[3]
     if not library().ggml_backend_buffer_is_host(inputs.buffer) or inputs.nb[1] != columns * 4:
-        raise ModelError(f"llama.cpp keeps the inputs of {matrix.name.decode()} in a form that is not read here")
+        raise ModelError(f"llama.cpp keeps the inputs of {matrix.name.decode()} in a form that ggufy does not read")
     values = (ctypes.c_float * (rows * columns)).from_address(inputs.data)
     return matrix.name.decode(), np.frombuffer(values, np.float32).reshape(rows, columns)

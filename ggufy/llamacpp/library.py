@@ -1,4 +1,4 @@
-"""llama.cpp, as built into llama-cpp-python: its types, its quantization kernels, its GGUF reader.
+"""Bindings to the llama.cpp inside llama-cpp-python: its types, quantization kernels and GGUF reader.
 
 What a quantization is called and which types exist is asked of llama.cpp; nothing here is a copy of its tables.
 """

@@ -1,1 +1,1 @@
-"""A base model on disk: found or downloaded, read lazily, its chat template; and the built-in ones."""
+"""Base models: find or download them, read their weights lazily, render their chat templates; the built-in ones."""

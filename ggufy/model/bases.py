@@ -1,4 +1,4 @@
-"""From the name in a recipe to a local folder with a 16-bit base model."""
+"""Find or download the 16-bit base model that a recipe names, and check it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def resolve(
     if name == BUILTIN:
         folder, commit = tiny.ensure(builtin_texts), None
     elif name.startswith("builtin:"):
-        raise ModelError(f"unknown built-in model {name!r}", f"the one there is: {BUILTIN}")
+        raise ModelError(f"unknown built-in model {name!r}", f"the only one is {BUILTIN}")
     elif Path(name).expanduser().is_dir():
         folder, commit = Path(name).expanduser(), None
     elif Path(name).expanduser().is_file():
@@ -112,7 +112,7 @@ def check(folder: Path, name: str, *, four_bit: bool = False, said: str = "model
         if pickled:
             raise ModelError(
                 f"{name}: its weights are pickled ({pickled[0]}), and unpickling can run any code",
-                "use the repository's safetensors version, or convert it where you trust it",
+                "use the repository's safetensors version, or convert it if you trust it",
             )
         raise ModelError(f"{name}: no .safetensors weights there", "copy the model folder again")
     # Also reads every header, so that a truncated or missing part is known before hours of training.

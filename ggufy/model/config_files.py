@@ -1,4 +1,4 @@
-"""JSON files that others wrote, checked key by key as far as an export uses them."""
+"""Read a model's JSON config files, and check the keys that an export uses."""
 
 from __future__ import annotations
 
@@ -62,4 +62,4 @@ def _mistake(error: ValidationError, path: Path) -> ExportError:
     else:
         # pydantic says "Input should be a valid integer", "Input should be greater than 0" and so on.
         what = f"{key} {first['msg'].removeprefix('Input ')}, not {first['input']!r:.60}"
-    return ExportError(f"{path.as_posix()}: {what}", "copy the folder again, or mend that key")
+    return ExportError(f"{path.as_posix()}: {what}", "copy the folder again, or correct that key")

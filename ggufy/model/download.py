@@ -1,4 +1,4 @@
-"""Reading from the Hugging Face Hub: errors said in one line, and what arrives compared with what is listed."""
+"""Download from the Hugging Face Hub: files are compared with what the Hub lists, errors explained in one line."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ def snapshot(name: str, revision: str | None, kind: str, files: Iterable[str], *
     folder = _download(name, revision, kind, files, offline=offline)
     if not offline:
         if wrong := _wrong(name, folder, kind):
-            log.info("%s of %s arrived with another content than the Hub lists; downloading again", wrong[0].name, name)
+            log.info(
+                "%s of %s arrived with different content than the Hub lists; downloading again", wrong[0].name, name
+            )
             for path in wrong:
                 path.resolve().unlink()
                 path.unlink(missing_ok=True)
             folder = _download(name, revision, kind, files, offline=False)
         if wrong := _wrong(name, folder, kind):
             raise HubError(
-                f"{wrong[0].name} of {name} arrives with another content than the Hub lists",
-                "try again later, or another network",
+                f"{wrong[0].name} of {name} arrives with different content than the Hub lists",
+                "try again later, or on another network",
             )
     return folder, folder.name
 

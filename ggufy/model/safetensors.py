@@ -178,7 +178,7 @@ def _four_bit(packed: Tensor, state: Tensor, parts: dict[str, Tensor]) -> Tensor
         known = settings["quant_type"] in ("nf4", "fp4") and settings["dtype"] in ("bfloat16", "float16", "float32")
         found = {name: part.end - part.start for name, part in parts.items()}
         if not known or block % 2 or packed.end - packed.start != -(-math.prod(shape) // 2) or found != sizes:
-            raise ValueError("its parts do not fit together")
+            raise ValueError("its parts do not match")
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ModelError(
             f"{packed.file.as_posix()}: {packed.name} is in bitsandbytes' 4 bits, but cannot be read: {error}",

@@ -1,1 +1,1 @@
-"""What a recipe needs, and what this machine has."""
+"""Plans of what a recipe needs (memory, disk, time), and checks of what this machine has."""

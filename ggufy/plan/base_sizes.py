@@ -1,4 +1,4 @@
-"""What can be known of a base without its weights: its shape, and the sizes of what an export would make of it."""
+"""The shape of a base and the sizes of its exports, found without its weights."""
 
 from __future__ import annotations
 

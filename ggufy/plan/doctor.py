@@ -1,4 +1,4 @@
-"""What works on this machine, and for what does not the command that mends it.
+"""`ggufy doctor`: check what works on this machine, and give the command that fixes what does not.
 
 Versions are read from the packages' records; nothing heavy is imported unless there is a GPU to ask about.
 """
@@ -20,7 +20,7 @@ from ggufy.runs import run
 from ggufy.system import machine, user_folders
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
-"""It works; it is optional and not there, or could be better; it has to be mended."""
+"""It works; it is optional and missing, or could be better; it has to be fixed."""
 
 _SECONDS = 5.0
 _LOW, _TOO_LOW = 10e9, 1e9
@@ -29,7 +29,7 @@ _TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `mend` is a command or what to do, empty where there is nothing to mend."""
+    """One line of the report. `mend` is a command or what to do, empty if there is nothing to fix."""
 
     name: str
     state: str
@@ -117,7 +117,7 @@ def _core() -> Iterator[Check]:
         text = "; ".join([*(f"{name} is not installed" for name in absent), *wrong])
         yield Check("packages", BROKEN, text, "pip install --upgrade ggufy")
     else:
-        yield Check("packages", OK, f"the {len(needs)} that export and chat need fit each other")
+        yield Check("packages", OK, f"the {len(needs)} that export and chat need are compatible")
 
 
 def _training(card: machine.Card | None) -> Iterator[Check]:
@@ -132,21 +132,21 @@ def _training(card: machine.Card | None) -> Iterator[Check]:
         yield Check("training", BROKEN, "; ".join(absent + wrong), "pip install --upgrade 'ggufy[train]'")
     else:
         listed = ", ".join(f"{name} {version}" for name, version in have.items() if name != "pyarrow")
-        fits = "" if needs else " (not compared with what ggufy needs: it has no record here)"
+        fits = "" if needs else " (not compared with what ggufy needs: its package metadata is missing here)"
         yield Check("training", OK, f"{listed}{fits}")
     if card and "+cpu" in have["torch"]:
         yield Check(
             "torch",
             BROKEN,
-            f"torch {have['torch']} is the CPU build, and there is a {card.name}",
+            f"torch {have['torch']} is the CPU build, but there is a {card.name}",
             "pip uninstall torch, then install its CUDA build as pytorch.org says for this machine",
         )
 
 
 def _gpu(card: machine.Card | None) -> Iterator[Check]:
     if card is None:
-        text = "none is visible; training is slow here but for the tiny recipe"
-        yield Check("GPU", MISSING, text, "a machine with a GPU, such as a free Colab T4, trains 1B and 3B")
+        text = "none is visible; training is slow here, except for the tiny recipe"
+        yield Check("GPU", MISSING, text, "use a machine with a GPU, such as a free Colab T4, to train 1B and 3B")
         return
     kind = "bf16" if card.bf16 else "no bf16: fp16 is used"
     driver = f", driver {card.driver}" if card.driver else ""
@@ -221,7 +221,7 @@ def _kernels() -> Iterator[Check]:
         yield Check("kernels", OK, f"ggufy's own, {runs[0]}{others}")
         return
     compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    why = "ggufy's own are not compiled, which takes GCC 12 or clang"
+    why = "ggufy's own are not compiled; they need GCC 12 or clang"
     if compiler is None:
         why = "ggufy was installed without a C compiler"
     elif native.refused():
@@ -235,7 +235,7 @@ def _kernels() -> Iterator[Check]:
 
 def _memory() -> Iterator[Check]:
     whole, now = machine.memory()
-    text = f"{now / 1e9:.1f} of {whole / 1e9:.1f} GB can be had"
+    text = f"{now / 1e9:.1f} of {whole / 1e9:.1f} GB available"
     if now < _TOO_LOW:
         yield Check("memory", BROKEN, text, "close other programs")
     else:
@@ -288,7 +288,7 @@ def _login(address: str, token: str) -> Check:
             address, headers={"Authorization": f"Bearer {token}"}, timeout=_SECONDS, follow_redirects=True
         )
         if answer.status_code == 401:
-            return Check("Hub", BROKEN, "it does not take the token any more", "hf auth login")
+            return Check("Hub", BROKEN, "it no longer accepts the token", "hf auth login")
         answer.raise_for_status()
         who = answer.json()
         name, access = str(who["name"]), who.get("auth", {}).get("accessToken", {})
@@ -298,7 +298,7 @@ def _login(address: str, token: str) -> Check:
             "Hub", MISSING, f"cannot be reached: {reason}", "check the network; what is in the cache still works"
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Check("Hub", MISSING, f"{address} answers something else than the Hub does", "check HF_ENDPOINT")
+        return Check("Hub", MISSING, f"{address} does not answer like the Hub", "check HF_ENDPOINT")
     if _writes(access):
         return Check("Hub", OK, f"logged in as {name}, may write")
     mend = "make a token with write access in the Hub's settings, then hf auth login"

@@ -1,4 +1,4 @@
-"""How long a training would take on this CPU, before anything is downloaded."""
+"""Estimate how long a training would take on this CPU, before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def hopeless(recipe: Recipe) -> TrainError:
     rows = "" if work(recipe)[0] is not None else f" for {_ROWS:,} rows"
     return TrainError(
         f"there is no GPU here, and {recipe.name} would take about {time_text}{rows} on this CPU",
-        "use a machine with a GPU, such as a free Colab T4, or try the line with `ggufy demo`; --backend hf insists",
+        "use a machine with a GPU, such as a free Colab T4, or try `ggufy demo`; --backend hf trains here anyway",
     )
 
 

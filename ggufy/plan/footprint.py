@@ -1,4 +1,4 @@
-"""How much memory a training takes, by part, from the base's shape and the recipe alone: no model, no torch.
+"""Compute the memory that a training takes, by part, from the base's shape and the recipe, without torch.
 
 Everything that stays (weights, LoRA, gradients, optimizer) is counted to the byte as the hf backend holds it. What
 passes (activations, logits) follows the tensors that autograd keeps in transformers' Llama under 16-bit autocast, with

@@ -1,4 +1,4 @@
-"""What GPUs hold and how fast they train: a table to plan by. None of these speeds was measured with ggufy yet.
+"""Table of GPUs to plan with: their memory and training speed. No speed has been measured with ggufy yet.
 
 A step's time is estimated from one published measurement: Qwen-7B (7.7e9 parameters, 32 layers, gradient checkpointing,
 batch 1) on an A100, in the README of QwenLM/Qwen: LoRA 0.65 s and Q-LoRA 0.88 s for 2,048 tokens, which is 47% and 35%
@@ -65,7 +65,7 @@ def find(name: str) -> Gpu:
 
         close = difflib.get_close_matches(plain, GPUS, 1)
         meant = f"; did you mean {close[0]}?" if close else ""
-        raise GgufyError(f"unknown GPU {name!r}{meant}", f"the known ones are {', '.join(GPUS)}")
+        raise GgufyError(f"unknown GPU {name!r}{meant}", f"choose one of {', '.join(GPUS)}")
     return GPUS[plain]
 
 

@@ -67,7 +67,7 @@ class Plan:
         yield f"{self.recipe}: {self.base}, on {self.device}"
         yield f"  trained      {self.trainable:,} of {self.parameters:,} parameters ({share:.2f}%)"
         parts = self.parts
-        at_once = f"256 tokens at a time; of all {self.tokens_a_batch:,} at once {_gb(self.logits_at_once)}"
+        at_once = f"256 tokens at a time; all {self.tokens_a_batch:,} at once would need {_gb(self.logits_at_once)}"
         rows = {
             "base": (parts.weights, f"loaded in {self.load_in}"),
             "LoRA": (parts.lora, ""),
@@ -93,7 +93,7 @@ class Plan:
         yield f"  disk         {_gb(self.disk_bytes)}: {kept}, adapter {_gb(self.adapter_bytes)}"
         yield f"  export       {', '.join(exports) or 'sizes depend on an importance matrix'} ({exact})"
         if self.download_bytes:
-            yield f"  download     {_gb(self.download_bytes)}, where the base is not in the cache yet"
+            yield f"  download     {_gb(self.download_bytes)}, if the base is not in the cache yet"
         steps = f"{self.steps:,} steps" if self.steps is not None else "steps unknown"
         yield f"  work         {steps}, about {self.tokens_a_step:,} tokens a step"
         yield f"  time         {duration(self.seconds)}: {self.how}"

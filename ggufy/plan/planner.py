@@ -1,4 +1,4 @@
-"""What a recipe needs before anything runs: parameters, memory, disk, steps and time, and whether a GPU holds it.
+"""Plan what a recipe needs before anything runs: parameters, memory, disk, steps, time, and whether it fits a GPU.
 
 Nothing is downloaded but, for a base that is not known by name, its config.json. Torch is not needed.
 """
@@ -29,7 +29,7 @@ _MOST = 4096
 
 @dataclass(frozen=True)
 class Measured:
-    """The speed of a training that has been: on which device, of which base, loaded how, in tokens a second."""
+    """The measured speed of an earlier training: device, base, how it was loaded, tokens per second."""
 
     device: str
     base: str
@@ -133,7 +133,7 @@ def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured]
 
 def _left_out(recipe: Recipe) -> Iterator[str]:
     if recipe.train.gpus > 1:
-        yield f"memory and time are those of one GPU that does it all; {recipe.train.gpus} share each step"
+        yield f"memory and time are those of one GPU alone; {recipe.train.gpus} GPUs share each step"
     if recipe.train.backend == "unsloth":
         yield "memory and time are those of the hf backend; unsloth should take less"
 

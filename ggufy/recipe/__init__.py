@@ -1,1 +1,1 @@
-"""What can be asked: the schema of a recipe, and recipes read, checked and shown."""
+"""Recipes: their schema, and how they are read, checked and shown."""

@@ -11,7 +11,7 @@ from ggufy.errors import RecipeError
 from ggufy.recipe.schema import Recipe, Section
 from ggufy.recipe.yaml_file import Document
 
-_HINT = '`lora={"r": 8}` and `**{"lora.r": 8}` name the section; `ggufy recipes show NAME` lists all keys'
+_HINT = '`lora={"r": 8}` and `**{"lora.r": 8}` name the section; see all keys with `ggufy recipes show NAME`'
 
 
 def sections() -> dict[str, type[Section]]:

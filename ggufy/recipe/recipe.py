@@ -56,7 +56,9 @@ def find(name: str | os.PathLike[str]) -> Path:
         return given
     path = folder() / f"{name}.yaml"
     if not path.is_file():
-        raise RecipeError(f"unknown recipe {str(name)!r}; {_nearest(str(name), names())}", "`ggufy recipes` lists them")
+        raise RecipeError(
+            f"unknown recipe {str(name)!r}; {_nearest(str(name), names())}", "see the names with `ggufy recipes`"
+        )
     return path
 
 
@@ -148,9 +150,7 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> Document:
         except RecipeError as error:
             raise RecipeError(f"{where}: extends: {error.message}", error.hint) from None
     if parent_path.resolve() in (p.resolve() for p in (*children, path)):
-        raise RecipeError(
-            f"{where}: extends goes round in a circle back to {parent}", "remove one of the extends lines"
-        )
+        raise RecipeError(f"{where}: extends goes in a circle, back to {parent}", "remove one of the extends lines")
     inherited = _with_parents(parent_path, (*children, path))
     inherited.values.pop("name", None)
     return document.under(inherited)

@@ -1,4 +1,4 @@
-"""What a recipe can say: the sections, their keys, defaults and meanings."""
+"""The schema of a recipe: sections, keys, defaults and meanings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def template_fields(template: str) -> list[str]:
         if name is None:
             continue
         if form or conversion or not name or set(name) & set(".["):
-            raise ValueError(f"{{{name}}} is no column's name; a brace that is meant as one is doubled: {{{{")
+            raise ValueError(f"{{{name}}} is not the name of a column; to write a brace, double it: {{{{")
         fields.append(name)
     return fields
 
@@ -46,7 +46,7 @@ class Section(BaseModel):
     def _true_and_false_are_a_kind_of_their_own(cls, value: Any, info: ValidationInfo) -> Any:
         is_flag = cls.model_fields[str(info.field_name)].annotation is bool
         if isinstance(value, bool) and not is_flag:
-            raise ValueError(f"true and false are no value for this, but it is {str(value).lower()}")
+            raise ValueError(f"expected a value other than true or false, not {str(value).lower()}")
         if is_flag and not isinstance(value, bool):
             # A text or a number that could be meant as one is more often a slip: in YAML "no" is no boolean, no is.
             raise ValueError(f"expected true or false, without quotes, not {value!r}")
@@ -107,13 +107,13 @@ class Part(Section):
     split: str = Field(default="train", min_length=1)
     """Split, or a part of one: train[:10000], train[10%:20%], train[-500:]."""
     format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion", "text"] = "auto"
-    """auto: told from the columns."""
+    """auto: detected from the columns."""
     columns: dict[Column, str] = {}
-    """Odd names, as {instruction: question, output: answer}: the usual name, then the data's own."""
+    """Maps the usual column names to the data's own, as in {instruction: question, output: answer}."""
     roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}
-    """Odd names of roles, as {agent: assistant}: the data's own name, then system, user, assistant or tool."""
+    """Maps the data's own names of roles, as in {agent: assistant}, to system, user, assistant or tool."""
     prompt: str | None = None
-    """What the user says, made of a row's columns: "[{TASK}] {instruction}"; {prompt} is what it says without this."""
+    """What the user says, made of a row's columns: "[{TASK}] {instruction}"; {prompt} is the original text."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share in a mix of several sources; without weights all rows of each are taken, one source after the other."""
 
@@ -145,20 +145,20 @@ class Data(Part):
     prompt_tokens: Positive | None = None
     """A prompt (each thing the user says) of more tokens is cut to this many, or fewer, so that the answer fits."""
     prompt_cut: Literal["end", "middle", "start"] = "end"
-    """Where such a prompt loses its surplus."""
+    """Where such a prompt is cut."""
     overflow: Literal["truncate", "drop", "refuse", "split"] = "truncate"
-    """What happens to a row longer than model.max_length; split is for plain text: it goes on in another one."""
+    """What happens to a row longer than model.max_length; split, for plain text only, continues it in another row."""
     on_bad_row: Literal["error", "skip"] = "error"
     """skip: leave unusable rows out, and say how many."""
     unique_ids: bool = True
-    """A row whose `id` was there before in the same file is unusable; false: ids mean nothing."""
+    """A row whose `id` already appeared in the same file is unusable; false: ids are ignored."""
 
 
 class Train(Section):
     """The training itself."""
 
     backend: Literal["auto", "unsloth", "hf"] = "auto"
-    """auto: unsloth on a CUDA GPU where installed, else hf (transformers, peft, trl). hf also insists on a slow CPU."""
+    """auto: unsloth on a CUDA GPU where installed, else hf (transformers, peft, trl). Name hf to train on any CPU."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
     max_steps: Positive | None = None
     """Optimizer steps; if not given, epochs counts."""
@@ -166,7 +166,7 @@ class Train(Section):
     batch_size: Positive = 1
     """Conversations on the device at once."""
     gradient_accumulation: Positive = 4
-    """Batches a step."""
+    """Batches per step."""
     gpus: Positive = 1
     """Processes with a GPU each that share the rows of every step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
@@ -178,7 +178,7 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     gradient_checkpointing: bool = True
     packing: bool = False
-    """Whole conversations share a row of up to model.max_length tokens, each blind to the others."""
+    """Whole conversations share a row of up to model.max_length tokens, and does not see the others."""
     group_by_length: bool = False
     """Batches of conversations that are about equally long, so that less is padding."""
     keep_best: bool = False
@@ -232,17 +232,17 @@ class Hub(Section):
     repo: str | None = None
     """Where `ggufy push` sends a run, as user/name."""
     branch: str = Field(default="main", min_length=1)
-    """Made if it is not there, as 3B_QLoRA_N{n}."""
+    """Created if it does not exist, for example 3B_QLoRA_N{n}."""
     private: bool = False
-    """A repository that has to be made is private."""
+    """A new repository is created as private."""
     what: tuple[Literal["adapter", "gguf", "merged"], ...] = Field(default=("adapter", "gguf"), min_length=1)
     """Which of adapter, gguf and merged are sent."""
     tag: str | None = None
-    """Set on the commit."""
+    """Tag to set on the commit."""
     message: str | None = None
     """The commit's message."""
     language: tuple[Annotated[str, Field(pattern=r"^([a-z]{2,3}|multilingual|code)$")], ...] = ()
-    """Of the data, for the card: en, de, ...; if not given, what the data sets' own cards on the Hub say."""
+    """Languages of the data, for the card: en, de, ...; if not given, what the data sets' own cards on the Hub say."""
     examples: tuple[str, ...] = ()
     """Questions that a Space offers."""
     checkpoints: Literal["every_save", "end", "off"] = "off"
@@ -264,13 +264,13 @@ class TaskInput(Section):
     """One field of a task's form."""
 
     name: str = Field(pattern=r"^[A-Za-z]\w*$")
-    """By which the task's prompt names it."""
+    """Name by which the task's prompt refers to it."""
     label: str = ""
-    """What stands over it; its name if not given."""
+    """Label above the field; its name if not given."""
     choices: tuple[str, ...] = ()
     """A list to choose from, instead of a text."""
     lines: Annotated[int, Field(ge=1, le=50)] = 1
-    """How high the field for a text is."""
+    """Height of a text field, in lines."""
 
 
 class Task(Section):
@@ -284,7 +284,7 @@ class Task(Section):
     output: Literal["text", "markdown", "cards"] = "markdown"
     """How the answer is shown; cards: parts between empty lines, each a card whose first line is its front."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 512
-    """Longest answer."""
+    """Longest answer, in tokens."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
     examples: tuple[dict[str, str], ...] = ()
     """Fields filled in, to choose from: {topic: Photosynthesis}."""

@@ -1,4 +1,4 @@
-"""From the values of a recipe file to a checked Recipe, or to one message with every mistake in it.
+"""Validate the values of a recipe file: the result is a Recipe, or one message with every mistake.
 
 Each mistake has its place, its key, what was expected, and the nearest name where a name is wrong.
 """
@@ -35,7 +35,7 @@ def validate(document: Document) -> Recipe:
     if recipe is not None and not seen:
         return recipe
     mistakes = [seen[key] for key in sorted(seen, key=lambda key: _line(document.place(key)))]
-    hint = "`ggufy recipes show tiny` lists every key with its meaning"
+    hint = "see every key and its meaning with `ggufy recipes show tiny`"
     if len(mistakes) == 1:
         raise RecipeError(mistakes[0], hint)
     listed = "\n".join(f"  {mistake}" for mistake in mistakes)
@@ -58,14 +58,16 @@ def _fits_together(document: Document) -> dict[Key, str]:
         )
     if value("data", "eval_split") and value("data", "eval_source"):
         key = ("data", "eval_split")
-        found[key] = f"{document.place(key)}: data.eval_split: is of data.source; leave it out beside data.eval_source"
+        found[key] = (
+            f"{document.place(key)}: data.eval_split: is a split of data.source; leave it out beside eval_source"
+        )
     if value("eval", "steps") and not value("data", "eval_size") and not apart:
         key = ("eval", "steps")
         found[key] = f"{document.place(key)}: eval.steps: needs held-out rows: set data.eval_size or data.eval_split"
     for name in ("keep_best", "early_stopping"):
         if value("train", name) and not value("eval", "steps"):
             key = ("train", name)
-            found[key] = f"{document.place(key)}: train.{name}: goes by the eval loss during training: set eval.steps"
+            found[key] = f"{document.place(key)}: train.{name}: needs the eval loss during training: set eval.steps"
     budget, longest = (
         value("data", "prompt_tokens"),
         value("model", "max_length") or Model.model_fields["max_length"].default,
@@ -73,11 +75,15 @@ def _fits_together(document: Document) -> dict[Key, str]:
     if isinstance(budget, int) and isinstance(longest, int) and budget >= longest:
         key = ("data", "prompt_tokens")
         found[key] = (
-            f"{document.place(key)}: data.prompt_tokens: {budget:,} of {longest:,} (model.max_length) leave no answer"
+            f"{document.place(key)}: data.prompt_tokens: "
+            f"{budget:,} of {longest:,} (model.max_length) leave no room for an answer"
         )
     if value("train", "packing") and value("train", "group_by_length"):
         key = ("train", "group_by_length")
-        found[key] = f"{document.place(key)}: train.group_by_length: packed rows are full; leave one of the two out"
+        found[key] = (
+            f"{document.place(key)}: train.group_by_length: "
+            "has no effect with train.packing, whose rows are full; leave one of the two out"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""YAML with line numbers: what a recipe file says, and on which line it says it."""
+"""Read YAML with line numbers: the values of a recipe file, and the line of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ggufy.errors import RecipeError
 
 Key = tuple[str | int, ...]
 
-_HINT = "`ggufy recipes copy tiny mine.yaml` writes one to start from"
+_HINT = "start from a copy of one: `ggufy recipes copy tiny mine.yaml`"
 
 
 @dataclass
@@ -101,7 +101,7 @@ def assignment(text: str) -> Document:
     if not equals or not all(keys):
         raise RecipeError(f"{place}: expected section.key=value", "for example --set train.learning_rate=5e-5")
     if keys[0] in ("extends", "name"):
-        raise RecipeError(f"{place}: {keys[0]} cannot be set", "--recipe FILE or --run NAME says it")
+        raise RecipeError(f"{place}: {keys[0]} cannot be set", "use --recipe FILE or --run NAME instead")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:

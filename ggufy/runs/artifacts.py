@@ -1,4 +1,4 @@
-"""Make an output or find it made.
+"""Make the outputs of a run, or reuse those that are already made.
 
 A stage gets paths below `partial/`; when it returns, its files are synced, moved to their final names, and a stamp is
 written last. So a final name is a complete file, and a valid stamp says from which inputs. Work that was killed leaves
@@ -115,13 +115,13 @@ class Maker(Stamped):
         for output in outputs:
             if os.path.lexists(self.path / output) and self.stamp(output) is None:
                 raise RunError(
-                    f"{(self.path / output).as_posix()} is there already, and ggufy did not make it",
-                    "move it away, or give --force to write over it",
+                    f"{(self.path / output).as_posix()} already exists, and ggufy did not make it",
+                    "move it away, or give --force to overwrite it",
                 )
             if changed := self._replaced(output):
                 raise RunError(
                     f"{changed.as_posix()} is not the file that ggufy made",
-                    "move it away, or give --force to write over it",
+                    "move it away, or give --force to overwrite it",
                 )
             if others := self._others(output):
                 raise RunError(

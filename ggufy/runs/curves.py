@@ -1,4 +1,4 @@
-"""Loss curves: with block characters for a terminal, and as a PNG."""
+"""Draw loss curves: with block characters for a terminal, and as a PNG."""
 
 from __future__ import annotations
 

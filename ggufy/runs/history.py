@@ -1,4 +1,4 @@
-"""The runs of a folder, read as they lie there: what each is, how far it came, what it lost, what was made of it.
+"""The history of runs: read every run of a folder, with its state, steps, losses and exports.
 
 A run that is broken is a row that says so. Nothing is written, and no file is read through that has not been touched
 since it was stamped.
@@ -112,7 +112,7 @@ def row(this: Run) -> Row:
         wanted = recipe.from_values(frozen["recipe"])
         base = str(frozen["base"]["name"])
     except (GgufyError, LookupError, TypeError) as error:
-        problem = error.message if isinstance(error, GgufyError) else "run.json is not the record of a ggufy run"
+        problem = error.message if isinstance(error, GgufyError) else "run.json does not describe a ggufy run"
         if not this.exists and is_locked(this):
             return Row(this.name, TRAINING, date=date)
         if not this.exists and {path.name for path in this.path.iterdir()} <= _BEFORE:
@@ -242,11 +242,11 @@ def _problem(path: Path, facts: Mapping[str, Any]) -> str:
     try:
         state = path.stat()
     except OSError:
-        return f"{path.as_posix()} was removed"
+        return f"{path.as_posix()} has been removed"
     same = state.st_size == facts["size"]
     if same and state.st_mtime_ns != facts["mtime_ns"]:
         same = digest.of_file(path) == facts["sha256"]
-    return "" if same else f"{path.as_posix()} was changed since it was made"
+    return "" if same else f"{path.as_posix()} has been changed since it was made"
 
 
 def _date(folder: Path) -> str | None:
@@ -274,5 +274,7 @@ def pair(first: str, second: str) -> tuple[Run, Run]:
     found = find(first), find(second)
     for this in found:
         if row(this).recipe is None:
-            raise RunError(f"{this.path.as_posix()} cannot be compared: {row(this).problem}", "name two other runs")
+            raise RunError(
+                f"{this.path.as_posix()} cannot be compared: {row(this).problem}", "name two runs that can be compared"
+            )
     return found

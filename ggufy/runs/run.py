@@ -1,4 +1,4 @@
-"""The directory of one run: where it is, who may write, what it records. Its outputs are made in `artifacts`."""
+"""The directory of one run: its place, its lock, its run.json. Its outputs are made in `artifacts`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find(name: str | os.PathLike[str] | None = None) -> Run:
     runs = [path.parent for path in runs_folder().glob("*/run.json")]
     if name is None:
         if not runs:
-            raise RunError(f"no runs yet in {runs_folder().as_posix()}/", "`ggufy train --recipe tiny` makes one")
+            raise RunError(f"no runs yet in {runs_folder().as_posix()}/", "make one with `ggufy train --recipe tiny`")
         return Run(max(runs, key=_last_change))
     for path in (runs_folder() / name, Path(name)):
         if (path / "run.json").is_file():
@@ -47,10 +47,10 @@ def find(name: str | os.PathLike[str] | None = None) -> Run:
     known = ", ".join(sorted(path.name for path in runs))
     if Path(name).is_dir() and not any((Path(name) / file).exists() for file in ("config.json", "adapter_config.json")):
         raise RunError(
-            f"{os.fspath(name)} is no run, and there is neither config.json nor adapter_config.json in it",
+            f"{os.fspath(name)} is not a run, and has neither config.json nor adapter_config.json in it",
             f"name a run{f' ({known})' if known else ''}, or a folder with a model or an adapter",
         )
-    hint = f"the runs are {known}" if known else "there are no runs yet: `ggufy train` first"
+    hint = f"the runs are {known}" if known else "there are no runs yet: make one with `ggufy train`"
     raise RunError(f"no run {os.fspath(name)!r} in {runs_folder().as_posix()}/", hint)
 
 
@@ -106,7 +106,7 @@ class Run(Maker):
         except (OSError, ValueError) as error:
             raise RunError(f"{path.as_posix()} cannot be read: {error}", "start the run again with --fresh") from None
         if not isinstance(values, dict) or "recipe" not in values:
-            raise RunError(f"{path.as_posix()} is not the record of a ggufy run", "choose another name")
+            raise RunError(f"{path.as_posix()} does not describe a ggufy run", "choose another name")
         return values
 
     def freeze(self, values: Mapping[str, Any]) -> None:
@@ -115,10 +115,10 @@ class Run(Maker):
         write_json(self.path / "run.json", values)
 
     def refuse_foreign(self) -> None:
-        """Raise RunError for a folder with files in it that is no run: nobody else's `data/` is written over."""
+        """Raise RunError for a folder with files that is not a run, so that nobody's files are overwritten."""
         own = any((self.path / name).exists() for name in ("run.json", "lock"))
         if not own and self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise RunError(f"{self.path.as_posix()} is there already, and is no run of ggufy", "choose another name")
+            raise RunError(f"{self.path.as_posix()} already exists, and is not a ggufy run", "choose another name")
 
     def refuse_foreign_names(self) -> None:
         """Raise RunError where the place for exports is a file."""
@@ -211,6 +211,6 @@ class Run(Maker):
                 in_runs = self.path.absolute().parent == runs_folder().absolute()
                 what = "run" if in_runs or self.exists else "folder"
                 raise RunError(
-                    f"the {what} {self.path.as_posix()} is in use by another ggufy (process {holder})",
+                    f"the {what} {self.path.as_posix()} is in use by another ggufy command (process {holder})",
                     f"wait for it, stop it, or choose another {instead}" if instead else "wait for it, or stop it",
                 ) from None

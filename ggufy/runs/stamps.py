@@ -1,4 +1,4 @@
-"""What is finished in a folder, from which inputs, and whether it is still as it was made."""
+"""Stamps: which outputs in a folder are finished, from which inputs, and whether they are unchanged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Stamped:
         self.path = path
 
     def valid(self, output: str, inputs: Inputs | None = None) -> Artifact | None:
-        """The output, if its stamp holds: made from these inputs, and its files are as they were stamped."""
+        """The output, if it is valid: made from these inputs, and its files unchanged since they were stamped."""
         stamp = self.stamp(output)
         if stamp is None or (inputs is not None and stamp["inputs"] != plain(inputs)):
             return None
@@ -53,7 +53,7 @@ class Stamped:
             if state.st_size != facts["size"]:
                 return None
             if state.st_mtime_ns != facts["mtime_ns"] and digest.of_file(path) != facts["sha256"]:
-                log.info("%s was changed since it was made; making it again", path.as_posix())
+                log.info("%s has been changed since it was made; making it again", path.as_posix())
                 return None
         size = sum(facts["size"] for facts in stamp["files"].values())
         return Artifact(self.path / output, stamp["sha256"], size, reused=True)
@@ -94,13 +94,13 @@ class Stamped:
         for name, facts in (stamp or {"files": {}})["files"].items():
             path = self.path / name
             if not path.is_file():
-                return f"{path.as_posix()} was removed"
+                return f"{path.as_posix()} has been removed"
             if path.stat().st_size != facts["size"] or digest.of_file(path) != facts["sha256"]:
-                return f"{path.as_posix()} was changed"
+                return f"{path.as_posix()} has been changed"
         return None
 
     def stamp(self, output: str) -> dict[str, Any] | None:
-        """The stamp of an output, whatever became of its files since."""
+        """The stamp of an output, whether or not its files are unchanged."""
         try:
             stamp = json.loads(self._stamp_path(output).read_text(encoding="utf-8"))
             return (

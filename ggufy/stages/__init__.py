@@ -1,1 +1,1 @@
-"""What each stage needs, promises and refuses, above the engines that do the work."""
+"""The stages of the pipeline: each checks its inputs, calls the engine that does the work, and reuses what is made."""

@@ -1,5 +1,7 @@
-"""Arguments of ggufy's Python functions: one of a wrong type or name is a GgufyError of one line, as a typing slip in a
-recipe is, and no TypeError from deep inside."""
+"""Check the arguments of ggufy's Python functions.
+
+A wrong type or name is a GgufyError of one line, as in a recipe, and not a TypeError from deep inside.
+"""
 
 from __future__ import annotations
 
@@ -87,15 +89,17 @@ DAY = Kind("a datetime.date", _only(date, but=(datetime,)))
 RECIPE = Kind(
     "a recipe's name, a YAML file or a ggufy.Recipe",
     _only(str, os.PathLike, Recipe),
-    '`ggufy recipes` lists the names, such as "tiny"',
+    'see the names with `ggufy recipes`, such as "tiny"',
 )
-RUN = Kind("a run's name, a folder, a file or a ggufy.Run", _only(str, os.PathLike, Run), "`ggufy runs` lists the runs")
+RUN = Kind(
+    "a run's name, a folder, a file or a ggufy.Run", _only(str, os.PathLike, Run), "see the runs with `ggufy runs`"
+)
 SETTINGS = Kind(
     'a list of texts as --set takes them, such as ["lora.r=8"]',
     _texts,
-    '`lora={"r": 8}` and `**{"lora.r": 8}` do as well',
+    'or use `lora={"r": 8}` or `**{"lora.r": 8}`',
 )
-QUANTS = Kind('names such as ["q8_0"]', _one_or_more, "llama.cpp's names; `ggufy export --help` has some")
+QUANTS = Kind('names such as ["q8_0"]', _one_or_more, "use llama.cpp's names; see `ggufy export --help`")
 
 TRAIN = {"what": RECIPE, "run_name": TEXT.optional, "overrides": SETTINGS, "fresh": FLAG, "change_gpus": FLAG}
 PLAN = {"what": RECIPE, "overrides": SETTINGS, "gpu": TEXT.optional}
@@ -138,7 +142,7 @@ def checked(kinds: Mapping[str, Kind], *, others: bool = False) -> Callable[[Cal
             try:
                 bound = signature.bind(*args, **named)
             except TypeError as error:
-                raise GgufyError(f"{name}: {error}", f"help({name}) shows its arguments") from None
+                raise GgufyError(f"{name}: {error}", f"see its arguments with help({name})") from None
             for place in (bound.arguments, bound.arguments.get(rest, {})):
                 for key in kinds.keys() & place.keys():
                     place[key] = _read(name, key, place[key], kinds[key])
@@ -153,7 +157,7 @@ def _read(function: str, key: str, value: Any, kind: Kind) -> Any:
     try:
         return kind.read(value)
     except TypeError:
-        hint = kind.hint or f"help({function}) shows its arguments"
+        hint = kind.hint or f"see its arguments with help({function})"
         raise GgufyError(f"{function}: argument {key}: expected {kind.expected}, not {value!r:.60}", hint) from None
 
 

@@ -1,4 +1,4 @@
-"""The texts that an importance matrix is computed from, and those on which a file is compared with the training model.
+"""The texts for an importance matrix, and for comparing a file with the training model.
 
 Of a run: its own training conversations, as they were tokenized for training. Else a file: plain text, cut as
 llama.cpp's tool cuts it, or conversations in a known format.
@@ -40,7 +40,7 @@ def texts(this: ModelSource, file: Path | None, budget: int) -> Texts:
     if file is None:
         data = this.output_folder.valid("data") if this.subfolder else None
         if data is None:
-            whose = f"the run {this.name} has lost its training data" if this.subfolder else f"{this.name} is no run"
+            whose = f"the run {this.name} has lost its training data" if this.subfolder else f"{this.name} is not a run"
             raise ExportError(
                 f"{whose}, so there is nothing to compute an importance matrix from",
                 "name a text or conversations with --imatrix-data, or a finished one with --imatrix-file",
@@ -98,7 +98,7 @@ def _conversations(file: Path, base: Path, day: date) -> Iterator[list[int]]:
         try:
             yield tokenizer.encode(reader.read(row)).input_ids
         except BadRow as problem:
-            raise ExportError(f"{where}: {problem}", "mend the row, or leave it out") from None
+            raise ExportError(f"{where}: {problem}", "fix the row, or leave it out") from None
 
 
 def _spread(rows: Callable[[], Iterator[list[int]]], budget: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The data of a recipe, prepared: for a run, to look at, or to send to the Hub."""
+"""The data stage: prepare the data of a recipe for a run, for a report, or for the Hub."""
 
 from __future__ import annotations
 

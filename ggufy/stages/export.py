@@ -1,4 +1,4 @@
-"""Exports of a run, an adapter or a checkpoint: which files, made from what, in which order."""
+"""The export stage: which files to make of a run, an adapter or a checkpoint, and in which order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _DEFAULT = ("q4_k_m",)
 
 
 def check(options: ExportOptions, output_folder: Run) -> None:
-    """What can be said against the options before anything is touched. Raises ExportError."""
+    """Check the options before anything is touched. Raises ExportError."""
     quants = layout.check_quants(options.quants) if options.quants else [] if options.extras else list(_DEFAULT)
     if not output_folder.exists:
         # Of a run the recipe has its say too.
@@ -43,7 +43,7 @@ def check(options: ExportOptions, output_folder: Run) -> None:
 
 
 def make(this: ModelSource, options: ExportOptions) -> dict[str, Artifact]:
-    """Make what is asked for, or find it made, by name. The caller holds the lock of the output folder."""
+    """Make the outputs that are asked for, or reuse them. The caller holds the lock of the output folder."""
     this.claim(force=options.force)
     return _Export(this, options).make()
 
@@ -95,7 +95,9 @@ class _Export:
         lines = self._plan(scratch).describe(self.threads)
         if self.computes:
             tokens = self.options.calibration_tokens
-            lines.append(f"and before it an importance matrix from about {tokens:,} tokens, on an f16 file")
+            lines.append(
+                f"before that, an importance matrix is computed from about {tokens:,} tokens, with an f16 file"
+            )
         return lines
 
     @property
@@ -296,4 +298,6 @@ def _create_in_ollama(tag: str, path: Path) -> None:
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         reason = next((line for line in said if line.startswith("Error")), said[-1] if said else "no reason given")
-        raise ExportError(f"ollama create {tag} failed: {reason}", "is the Ollama server running? The files are kept")
+        raise ExportError(
+            f"ollama create {tag} failed: {reason}", "check that the Ollama server is running; the files are kept"
+        )

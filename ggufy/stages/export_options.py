@@ -1,4 +1,4 @@
-"""What somebody asks of `ggufy export`."""
+"""The options of `ggufy export`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ggufy.stages import calibration
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The options of one call."""
+    """The options of one export."""
 
     quants: Sequence[str] | None = None
     merged: str | None = None

@@ -53,6 +53,8 @@ def _newest(this: Run, quant: str | None) -> Path:
         again = "the `ggufy export` that wrote there"
     if outputs:
         damaged = (this.path / outputs[-1]).as_posix()
-        raise ChatError(f"{damaged} was removed or damaged since it was made, or is not valid", f"{again} mends it")
+        raise ChatError(
+            f"{damaged} has been removed or damaged since it was made, or is not valid", f"replace it with {again}"
+        )
     named = f" in {quant}" if quant else ""
-    raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"{again} makes one")
+    raise ChatError(f"{this.path.as_posix()} has no GGUF file{named} yet", f"make one with {again}")

@@ -1,4 +1,4 @@
-"""What is exported: a run, an adapter from anywhere, or a plain checkpoint, brought to one form."""
+"""The model source of an export: a run, an adapter from anywhere, or a plain checkpoint."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def of_run(this: Run) -> ModelSource:
     wanted = recipe.from_values(frozen["recipe"])
     adapter = this.valid("adapter")
     if adapter is None:
-        raise RunError(f"{this.path.as_posix()} has no finished adapter", "`ggufy train` finishes it")
+        raise RunError(f"{this.path.as_posix()} has no finished adapter", "finish it with `ggufy train`")
     revision = wanted.model.revision or frozen["base"]["commit"]
     base = _resolve(wanted.model.base, revision, offline=wanted.hub.offline)
     if base.fingerprint != frozen["base"]["fingerprint"]:
@@ -127,7 +127,7 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
         named = _said(base or local or "", output_folder) if base or local else None
         return ModelSource(name, found, folder, content, output_folder, "", _notes(name), origin, named)
     if base is not None:
-        raise ExportError(f"{folder.as_posix()} is no adapter, so --base does not apply", "leave out --base")
+        raise ExportError(f"{folder.as_posix()} is not an adapter, so --base does not apply", "leave out --base")
     bases.check(folder, os.fspath(what), four_bit=True, said="the name")
     found = Base(name, folder, None, digest.of_folder(folder, bases.CONTENT))
     _warn_of_four_bit(found)
@@ -135,7 +135,7 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
 
 
 def of_output_folder(this: Run) -> ModelSource | None:
-    """What a run or a folder of exports was made from. None where the folder does not say.
+    """The model source of a run or a folder of exports. None if the folder does not say.
 
     Raises Unverified where that cannot be found any more.
     """
@@ -148,12 +148,12 @@ def of_output_folder(this: Run) -> ModelSource | None:
     try:
         for said, folder in ((origin["source"], source), (origin.get("base"), base)):
             if said and folder and not said.startswith("hub:") and not Path(folder).is_dir():
-                raise RunError(f"the folder {folder} is not there any more")
+                raise RunError(f"the folder {folder} no longer exists")
         return of_folder(source or "", base, this.path)
     except GgufyError as error:
         raise Unverified(
             f"{this.path.as_posix()} cannot be compared with what it was made from: {error.message}",
-            "put that back where it was, or export it again into another --out",
+            "put it back where it was, or export again into another --out",
         ) from None
 
 
@@ -187,7 +187,7 @@ def _base_of(folder: Path, config: dict[str, Any], base: str | None) -> Base:
     """The base that the user names, else the adapter: the 16-bit original of a 4-bit one, where there is one."""
     named = base or str(config.get("base_model_name_or_path") or "")
     if not named:
-        raise ExportError(f"{folder.as_posix()}: adapter_config.json names no base", "say which with --base")
+        raise ExportError(f"{folder.as_posix()}: adapter_config.json names no base", "name the base with --base")
     full = named if base else sixteen_bit(named)
     # Of a 4-bit folder on this disk the original is only looked for beside it.
     if full != named and (Path(full).expanduser().is_dir() or not Path(named).expanduser().is_dir()):
@@ -197,7 +197,7 @@ def _base_of(folder: Path, config: dict[str, Any], base: str | None) -> Base:
         except HubError as error:
             if not _is_unknown(error):
                 raise
-            log.info("the Hub has no %s, so the 4-bit base is used itself", full)
+            log.info("the Hub has no %s, so the 4-bit base itself is used", full)
     revision = config.get("revision") if base is None else None
     found = _resolve(named, revision, offline=False, four_bit=True, said="--base")
     _warn_of_four_bit(found)

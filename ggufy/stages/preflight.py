@@ -1,4 +1,4 @@
-"""What can be said against an export before anything is written: of the options itself, and of the place it goes to."""
+"""Preflight checks of an export, before anything is written: its options, its folder, the disk space."""
 
 from __future__ import annotations
 
@@ -33,15 +33,19 @@ def of_matrices(options: ExportOptions, quants: Sequence[str], *, computes: bool
     if options.imatrix_file and (options.imatrix or options.imatrix_data):
         raise ExportError("--imatrix-file is a finished matrix, and --imatrix computes one", "give one of the two")
     if options.imatrix_tokens and not computes:
-        why = "--imatrix-file is finished already" if options.imatrix_file else "no importance matrix is computed"
+        why = (
+            "the matrix of --imatrix-file is finished already"
+            if options.imatrix_file
+            else "no importance matrix is computed"
+        )
         raise ExportError(
-            f"--imatrix-tokens says how much one is computed from, but {why}",
+            f"--imatrix-tokens has no effect: {why}",
             "leave it out" if options.imatrix_file else "give --imatrix or --imatrix-data with it, or leave it out",
         )
     if (options.imatrix_file or computes) and all(quant in PLAIN for quant in quants):
         made = " and ".join([*quants, *options.extras])
         raise ExportError(
-            f"an importance matrix is of no use to {made}", "add a quant such as --quant q4_k_m, or leave it out"
+            f"an importance matrix has no effect on {made}", "add a quant such as --quant q4_k_m, or leave it out"
         )
 
 

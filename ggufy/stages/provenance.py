@@ -1,4 +1,4 @@
-"""What a run is a run of: its record, frozen when it begins, and what may differ when it goes on."""
+"""The provenance of a run: run.json, frozen when it begins, and what may differ when it is continued."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def rows(wanted: Recipe, old: dict[str, Any] | None) -> Source:
 
 
 def identity(wanted: Recipe) -> dict[str, Any]:
-    """What makes an adapter this one. Without defaults, so that a key a later version adds changes nothing."""
+    """The inputs that determine an adapter. Without defaults, so that a new key of a later version changes nothing."""
     return _identity(wanted, _HARMLESS)
 
 
 def training(wanted: Recipe) -> dict[str, Any]:
-    """What makes a checkpoint one of this training, however long that is to be."""
+    """The inputs that determine the checkpoints of a training, whatever its length."""
     return _identity(wanted, _HARMLESS.union(_LENGTH))
 
 
@@ -78,7 +78,7 @@ def _identity(wanted: Recipe, without: frozenset[str]) -> dict[str, Any]:
 
 
 def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool) -> dict[str, Any]:
-    """What run.json has to hold. Raises RunError where the run that is there is of something else."""
+    """The content for run.json. Raises RunError if the existing run was made with another recipe, base or data."""
     new: dict[str, Any] = {
         "ggufy": __version__,
         "recipe": wanted.model_dump(mode="json"),
@@ -102,11 +102,11 @@ def frozen(this: Run, wanted: Recipe, found: Base, data: Source, *, fresh: bool)
         changes.append(f"the data {data.name} has changed")
     if changes:
         raise RunError(
-            f"{this.path.as_posix()} is a run of something else: {'; '.join(changes)}",
-            "--fresh starts it over, --run NAME makes another run",
+            f"{this.path.as_posix()} was made with another recipe, base or data: {'; '.join(changes)}",
+            "give --fresh to start it over, or --run NAME to make another run",
         )
     if taken:
-        log.info("going on with what may change in a run: %s", "; ".join(taken))
+        log.info("continuing the run, with settings that may change: %s", "; ".join(taken))
     return {**old, "recipe": new["recipe"], **_other_versions(this, old, new["versions"])}
 
 
@@ -126,7 +126,7 @@ def _other_versions(this: Run, old: dict[str, Any], now: dict[str, str]) -> dict
     changed = [f"{name} {before.get(name, 'none')} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if not changed or this.valid("adapter"):
         return {}
-    log.info("going on with other versions than before: %s", ", ".join(changed))
+    log.info("continuing with other versions than before: %s", ", ".join(changed))
     return {"continued_with": now}
 
 
@@ -137,12 +137,12 @@ def _is_longer(key: str, before: Any, after: Any, wanted: Recipe) -> bool:
 
 
 def refuse_other_adapter(this: Run, identity: dict[str, Any]) -> None:
-    """Raise RunError where the adapter is not of this recipe, base and data, be it of fewer steps."""
+    """Raise RunError if the adapter was not made from this recipe, base and data; fewer steps are allowed."""
     stamp = this.stamp("adapter")
     if stamp is not None and _without_length(stamp["inputs"]) != _without_length(identity):
         raise RunError(
-            f"{this.path.as_posix()} holds an adapter of something else than its record says",
-            "--fresh starts it over, --run NAME makes another run",
+            f"{this.path.as_posix()} holds an adapter that was not made from what its run.json says",
+            "give --fresh to start it over, or --run NAME to make another run",
         )
 
 

@@ -1,4 +1,4 @@
-"""A recipe as a stage gets it: loaded or changed, and checked as far as can be done without its model and data."""
+"""Load a recipe for a stage, and check all that can be checked without its model and data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training of a recipe to its adapter, and what is checked before anything is loaded."""
+"""The training stage: train a recipe to its adapter, after the checks that need nothing loaded."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def rehearse(wanted: Recipe, run_name: str | None) -> Iterator[str]:
     source.check_local(wanted.data)
     this = run.named(wanted.name if run_name is None else run_name)
     this.refuse_foreign()
-    yield f"{wanted.name}: the recipe is right"
+    yield f"{wanted.name}: the recipe is valid"
     found = list(doctor.checks())
     for one in found:
         yield from doctor.in_lines(one)

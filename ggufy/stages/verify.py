@@ -1,4 +1,4 @@
-"""Everything in a run or a folder of exports, or one GGUF: is it as it was made, and valid?"""
+"""The verify stage: check that a run, a folder of exports or one GGUF is unchanged and valid."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _of(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterato
         if problem := this.damage(output):
             problems[output] = problem
         else:
-            yield f"{(this.path / output).as_posix()}: as it was made"
+            yield f"{(this.path / output).as_posix()}: unchanged since it was made"
     models = exported.models(this)
     valid = [output for output in outputs if _is_compared(this, output, models) and output not in problems]
     # What the others are compared with.
@@ -88,7 +88,7 @@ def _of(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Iterato
         output, problem = next(iter(problems.items()))
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise Unverified(
-            f"{problem} since it was made{more}", f"the command that made {(this.path / output).as_posix()} mends it"
+            f"{problem} since it was made{more}", f"run the command that made {(this.path / output).as_posix()} again"
         )
 
 
@@ -113,7 +113,7 @@ def _models(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Ite
         inputs = (this.stamp(output) or {"inputs": {}})["inputs"]
         if any(inputs.get(key, value) != value for key, value in found.content.items()):
             raise Unverified(
-                f"{(this.path / output).as_posix()} was made from another state of its base or adapter",
+                f"{(this.path / output).as_posix()} was made before its base or adapter changed",
                 "export it again",
             )
         checked = verifier.verify(this.path / output)

@@ -1,1 +1,1 @@
-"""Many trainings of one recipe with other values, and which of them loses least on the held-out conversations."""
+"""Sweeps: train one recipe with different values, and find the one with the lowest held-out loss."""

@@ -1,4 +1,4 @@
-"""One trial in a process of its own: `python -m ggufy.sweeps.child RECIPE RUN ANSWER PARENT`.
+"""Train one trial in a separate process: `python -m ggufy.sweeps.child RECIPE RUN ANSWER PARENT`.
 
 Its work is that of `ggufy train --recipe RECIPE --run RUN`, and it leaves word in the file ANSWER of what came of it.
 In a process of its own the memory of a training goes back to the system, and what kills it does not kill the sweep.

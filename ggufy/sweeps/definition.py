@@ -1,4 +1,4 @@
-"""A sweep as it is asked for, and whether one that was begun can go on as that."""
+"""The definition of a sweep from its options, and whether a sweep that was begun can be continued with it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _TRIALS = 20
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is varied in which recipe, and how the points are chosen."""
+    """The recipe of a sweep, the keys it varies, and how the points are chosen."""
 
     name: str
     recipe: Recipe
     axes: tuple[Axis, ...]
     sampler: str
     trials: int
-    """How many in all, of a sampler that could go on for ever."""
+    """Number of trials in all."""
     seed: int
     prune: bool = False
     storage: str | None = None
@@ -73,7 +73,7 @@ def make(
     prune: bool = False,
     storage: str | None = None,
 ) -> Sweep:
-    """The sweep that these options are. Raises RecipeError for what is wrong with them."""
+    """The sweep that these options define. Raises RecipeError if they are wrong."""
     ranges = tuple(ranges)
     if sampler == GRID and ranges:
         raise RecipeError(f"--range {ranges[0]}: a grid has no ranges", "add --sampler tpe, or list values with --grid")
@@ -82,8 +82,8 @@ def make(
     refuse_without_held_out(base)
     if prune and not base.eval.steps:
         raise RecipeError(
-            "--prune goes by the held-out loss during training, and eval.steps is not set",
-            "--set eval.steps=20 takes it every 20 steps",
+            "--prune needs the held-out loss during training, but eval.steps is not set",
+            "to measure it every 20 steps, give --set eval.steps=20",
         )
     axes = space.axes(base, grid, ranges)
     name = f"{base.name}-sweep" if name is None else name
@@ -121,13 +121,13 @@ def refuse_taken_names(sweep: Sweep) -> None:
     ]
     if taken:
         raise RunError(
-            f"{min(taken).as_posix()} is there already, of a sweep that is gone",
+            f"{min(taken).as_posix()} already exists, from a sweep that has been removed",
             "choose another --name, or move those runs away",
         )
 
 
 def refuse_other(sweep: Sweep, begun: Mapping[str, Any]) -> None:
-    """Raise SweepError where the sweep that was begun under this name is of something else."""
+    """Raise SweepError if the sweep of this name was begun with other options."""
     changes = [*_other_axes(sweep, begun["axes"]), *_other_recipe(sweep, begun)]
     for key in ("sampler", "seed"):
         mine = getattr(sweep, key)
@@ -135,14 +135,15 @@ def refuse_other(sweep: Sweep, begun: Mapping[str, Any]) -> None:
             changes.append(f"the {key} was {begun[key]} and is {mine}")
     if changes:
         raise SweepError(
-            f"the sweep {sweep.name} is of something else: {'; '.join(changes)}", "--name NAME begins another sweep"
+            f"the sweep {sweep.name} was started with other options: {'; '.join(changes)}",
+            "give --name NAME to start another sweep",
         )
 
 
 def _other_axes(sweep: Sweep, begun: list[dict[str, Any]]) -> Iterable[str]:
     before = {axis["key"]: axis for axis in begun}
     if before.keys() != {axis.key for axis in sweep.axes}:
-        yield f"it varied {', '.join(before)} and now {', '.join(axis.key for axis in sweep.axes)}"
+        yield f"it varied {', '.join(before)} and now varies {', '.join(axis.key for axis in sweep.axes)}"
         return
     for axis in sweep.axes:
         old, new = before[axis.key], axis.values()
@@ -150,9 +151,10 @@ def _other_axes(sweep: Sweep, begun: list[dict[str, Any]]) -> Iterable[str]:
             gone = [value for value in old["choices"] if value not in new["choices"]]
             more = [value for value in new["choices"] if value not in old["choices"]]
             if gone:
-                yield f"{axis.key} had also {', '.join(map(space.shown, gone))}"
+                yield f"{axis.key} also had {', '.join(map(space.shown, gone))}"
             elif more and not (axis.is_numeric and sweep.sampler == GRID):
-                yield f"{axis.key} had not {', '.join(map(space.shown, more))}, and only numbers of a grid can be added"
+                added = ", ".join(map(space.shown, more))
+                yield f"{axis.key} did not have {added}, and only numbers can be added to a grid"
         elif old != new:
             was = Axis(axis.key, "", tuple(old.pop("choices", ())), **{k: v for k, v in old.items() if k != "key"})
             yield f"{axis.key} was {was.text()} and is {axis.text()}"

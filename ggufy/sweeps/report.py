@@ -1,4 +1,4 @@
-"""What came of a sweep: the table, sweep.json, the best trial's recipe."""
+"""The results of a sweep: the table, sweep.json, the best trial's recipe."""
 
 from __future__ import annotations
 
@@ -103,11 +103,15 @@ def lines(found: Result) -> list[str]:
     said += [f"trial {t.number} {t.state}: {t.facts['reason']}" for t in found.trials if t.facts.get("reason")]
     if found.importances:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in found.importances.items())
-        how = "of the losses' variance" if found.sweep.sampler == GRID else "of what sets the best apart (PED-ANOVA)"
+        how = (
+            "share of the losses' variance"
+            if found.sweep.sampler == GRID
+            else "share of what sets the best apart (PED-ANOVA)"
+        )
         said.append(f"{how}: {shares}")
     said += _at_the_edge(found)
     if left := found.count(OPEN, WAITING):
-        said.append(f"{left} of {len(found.trials)} trials are still at work in other processes")
+        said.append(f"{left} of {len(found.trials)} trials are still running in other processes")
     if best := found.best:
         said += ["", f"best: trial {best.number}, held-out loss {best.loss:.4f}: {space.text(best.point)}"]
         said.append(f"      {found.best_recipe.as_posix()}  its recipe")
@@ -145,7 +149,7 @@ def _best_text(found: Result, best: Trial) -> str:
     made = made.model_copy(update={"name": f"{found.sweep.name}-best"})
     said = (
         f"# The lowest held-out loss of the sweep {found.sweep.name}: {best.loss:.4f} of trial {best.number},\n"
-        f"# whose run is {best.run}. Of {found.count(DONE)} trials; varied were\n"
+        f"# whose run is {best.run}. There were {found.count(DONE)} trials; these keys were varied:\n"
     )
     for axis in found.sweep.axes:
         said += f"#   {axis.key}: {axis.text()}; here {space.shown(best.point[axis.key])}\n"

@@ -1,4 +1,4 @@
-"""Where a sweep looks next, and which of its keys matter: Optuna, asked in memory about the trials that are known."""
+"""Choose the next trial of a sweep, and find which keys matter, with Optuna on an in-memory copy of the trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep varies: `--grid key=a,b` and `--range key=low..high`, the points they make, and what is no use."""
+"""The search space of a sweep: `--grid key=a,b` and `--range key=low..high`, their points, refused keys."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ RANGE_EXAMPLE = "for example --range train.learning_rate=1e-5..1e-3:log or --ran
 MOST_POINTS = 1_000
 
 _RANGE = re.compile(r"(.+?)\.\.([^:]+)((?::\w+)*)")
-_HOW_ONLY = "makes no other adapter, so every trial would be the same training"
-_OTHER_ROWS = "changes the held-out conversations or what counts of them, so the losses could not be compared"
+_HOW_ONLY = "does not change the adapter, so every trial would be the same training"
+_OTHER_ROWS = "changes the held-out conversations or which of their tokens count, so the losses could not be compared"
 # Keys that a sweep is of no use for, and why.
 _REFUSED = {
-    "eval": "only says when and how the held-out loss is taken",
+    "eval": "only says when and how the held-out loss is measured",
     "train.backend": _HOW_ONLY,
     "train.gpus": _HOW_ONLY,
     "train.save_steps": _HOW_ONLY,
@@ -155,11 +155,11 @@ def apply(base: Recipe, point: Mapping[str, Any], where: Mapping[str, str] | Non
 
 
 def refuse(base: Recipe, key: str, where: str) -> None:
-    """Raise RecipeError for a key that a sweep is of no use for."""
+    """Raise RecipeError for a key that a sweep cannot vary."""
     section = key.partition(".")[0]
     if section in LATE_SECTIONS:
         raise RecipeError(
-            f"{where}: {section} only says what is made of a run, so every trial would be the same training",
+            f"{where}: {section} only says what is done with a run, so every trial would be the same training",
             "vary keys of lora, train or model",
         )
     apart = base.data.eval_split or base.data.eval_source
@@ -167,8 +167,12 @@ def refuse(base: Recipe, key: str, where: str) -> None:
         return
     reason = _REFUSED.get(key) or _REFUSED.get(section)
     if reason:
-        hold = "hold out by data.eval_split or data.eval_source, whose rows are always the same"
-        hint = hold if key in _FREE_DATA else f"vary keys of lora, train or model; --set {key}=... is for all trials"
+        hold = "hold out rows with data.eval_split or data.eval_source, which are always the same"
+        hint = (
+            hold
+            if key in _FREE_DATA
+            else f"vary keys of lora, train or model; or set it for all trials with --set {key}=..."
+        )
         raise RecipeError(f"{where}: {key} {reason}", hint)
 
 
@@ -178,7 +182,7 @@ def _choices(base: Recipe, given: str) -> Axis:
     try:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
-        raise RecipeError(f"{where}: the values are no list", GRID_EXAMPLE) from None
+        raise RecipeError(f"{where}: the values are not a list", GRID_EXAMPLE) from None
     if not isinstance(values, list) or not values or not text.strip(", "):
         raise RecipeError(f"{where}: no values", GRID_EXAMPLE)
     read = [_normal(base, key, value, where) for value in values]
@@ -192,8 +196,8 @@ def _range(base: Recipe, given: str) -> Axis:
     found = _RANGE.fullmatch(text.strip())
     flags = found[3].split(":")[1:] if found else []
     if not found or not set(flags) <= {"log", "int"}:
-        raise RecipeError(f"{where}: expected key=low..high, with :log and :int where wanted", RANGE_EXAMPLE)
-    no_number = RecipeError(f"{where}: {key} is no number", f"list its values: --grid {key}=...")
+        raise RecipeError(f"{where}: expected key=low..high, with :log or :int after it if wanted", RANGE_EXAMPLE)
+    no_number = RecipeError(f"{where}: {key} is not a number", f"list its values: --grid {key}=...")
     section, _, name = key.partition(".")
     if isinstance(base.model_dump().get(section, {}).get(name), bool):
         raise no_number
@@ -203,11 +207,11 @@ def _range(base: Recipe, given: str) -> Axis:
         raise no_number
     whole = "int" in flags or (isinstance(low, int) and isinstance(high, int))
     if whole and (low != int(low) or high != int(high)):
-        raise RecipeError(f"{where}: the ends of a range of whole numbers are whole", RANGE_EXAMPLE)
+        raise RecipeError(f"{where}: the ends of a range of whole numbers must be whole numbers", RANGE_EXAMPLE)
     if low >= high:
         raise RecipeError(f"{where}: {shown(low)} is not below {shown(high)}", RANGE_EXAMPLE)
     if "log" in flags and low <= 0:
-        raise RecipeError(f"{where}: a :log range begins above 0", RANGE_EXAMPLE)
+        raise RecipeError(f"{where}: a :log range must begin above 0", RANGE_EXAMPLE)
     return Axis(key, where, (), low, high, "log" in flags, whole)
 
 
@@ -223,5 +227,5 @@ def _normal(base: Recipe, key: str, value: Any, where: str) -> Any:
     """A value as the recipe has it, so that 5e-5 and 0.00005 are one. Raises RecipeError."""
     section, _, name = key.partition(".")
     if section in Recipe.model_fields and section not in sections():
-        raise RecipeError(f"{where}: {section} is no section of a recipe", "vary keys of lora, train or model")
+        raise RecipeError(f"{where}: {section} is not a section of a recipe", "vary keys of lora, train or model")
     return apply(base, {key: value}, {key: where}).model_dump(mode="json")[section][name]

@@ -1,4 +1,4 @@
-"""Optuna's storage: opened, named without its password, and its errors in a line."""
+"""Open Optuna's storage, show its URL without the password, and explain its errors in one line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def masked(url: str) -> str:
         return str(make_url(url).render_as_string(hide_password=True))
     except ArgumentError:
         raise SweepError(
-            f"--storage {url.partition(':')[0]}...: this is no storage URL of Optuna's",
+            f"--storage {url.partition(':')[0]}...: this is not a storage URL of Optuna",
             "for example sqlite:////shared/study.db or postgresql://user@host/name",
         ) from None
 
@@ -68,7 +68,7 @@ def lock_of(url: str) -> Path | None:
         return None
     if found.database in (None, "", ":memory:"):
         raise SweepError(
-            f"--storage {url}: it would be gone with this process", "name a file: sqlite:////shared/study.db"
+            f"--storage {url}: it would be lost at the end of this process", "name a file: sqlite:////shared/study.db"
         )
     return Path(f"{found.database}.lock")
 
@@ -85,9 +85,9 @@ def explained(shown_url: str, *, local: bool) -> Iterator[None]:
     except (sqlalchemy.exc.SQLAlchemyError, internal, ImportError, RuntimeError) as error:
         said = error.__cause__ if isinstance(error, internal) else error
         text = " ".join(str(said or error).split("\n")[0].split())[:300]
-        hint = "check the URL and that its server can be reached; the same command goes on"
+        hint = "check the URL and that its server can be reached; then run the same command again"
         if isinstance(error, ImportError):
             hint = "install the driver that the URL names, such as `pip install psycopg2-binary` for postgresql://"
         if local:
-            hint = "free some space; where the file is damaged, --name NAME begins another sweep"
+            hint = "free some space; if the file is damaged, give --name NAME to start another sweep"
         raise SweepError(f"the storage {shown_url} cannot be used: {text}", hint) from error

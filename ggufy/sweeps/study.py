@@ -1,4 +1,4 @@
-"""The trials of a sweep in Optuna's storage: which there are, who works on which, what came of them.
+"""The study of a sweep in Optuna's storage: its trials, which process works on which, and their results.
 
 A trial is made whole, with its values and waiting, in one transaction, and claimed by an atomic step from waiting to
 running, so several processes and machines share a sweep. On one machine a claim is held by a file lock, which the
@@ -79,7 +79,7 @@ class Study:
         )
         begun = self.study.user_attrs.get("sweep")
         if begun is None and self.study.get_trials(deepcopy=False):
-            raise SweepError(f"{self.shown_url} has a study {name} that no sweep made", "choose another --name")
+            raise SweepError(f"{self.shown_url} has a study {name} that is not a sweep", "choose another --name")
         if begun is not None:
             definition.refuse_other(self.sweep, begun)
         # The day is in the prompts of every run; it is that of the first trial in all of them.
@@ -153,7 +153,10 @@ class Study:
                 self.storage.set_trial_user_attr(number, key, value)
             self.storage.set_trial_state_values(number, states[state], None if loss is None else [loss])
         except UpdateFinishedTrialError:
-            log.info("trial %d was taken over elsewhere, as this machine gave no sign; not counted here", trial.number)
+            log.info(
+                "trial %d was taken over by another machine, as this one gave no sign of life; not counted here",
+                trial.number,
+            )
 
     def release(self, claim: Claim) -> None:
         """Let a trial go as it is; whoever comes next goes on with it."""
@@ -236,7 +239,12 @@ class Study:
         lost = [] if self.is_local else [one for one in foreign if now - one.facts.get("sign", 0.0) > SILENT_SECONDS]
         for trial in lost:
             host, silent = trial.facts.get("host", "another machine"), now - trial.facts.get("sign", 0.0)
-            log.info("trial %d: no sign of %s for %.0f minutes; it is done anew", trial.number, host, silent / 60)
+            log.info(
+                "trial %d: no sign of life from %s for %.0f minutes; it is started over",
+                trial.number,
+                host,
+                silent / 60,
+            )
             self._close(trial, FAILED, None, {"outcome": "lost"})
             self._add(trial.point, again=trial)
         return bool(lost)

@@ -1,4 +1,4 @@
-"""`ggufy sweep`: from the options to the trials, and what came of them. Also the Python interface."""
+"""`ggufy sweep`: run the trials and report the results. Also the Python interface."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sweep(
             (trial.facts["reason"] for trial in found.trials if trial.facts.get("reason")), "no reason is known"
         )
         raise SweepError(
-            f"none of {len(found.trials)} trials trained to its end; the first: {first}",
+            f"none of {len(found.trials)} trials finished; the first: {first}",
             f"the logs are in {(wanted.folder / 'trials').as_posix()}/",
         )
     return found
@@ -153,6 +153,6 @@ def _interrupted(found: Result, number: int) -> Interrupted:
     lowest = f"; the lowest held-out loss is {best.loss:.4f}, of trial {best.number}" if best else ""
     return Interrupted(
         f"stopped after {done} of {found.sweep.total} trials{lowest}",
-        "the same command goes on, from the checkpoint of the trial that was at work",
+        "run the same command again to continue from the checkpoint of the running trial",
         code=128 + number,
     )

@@ -1,4 +1,4 @@
-"""A trial as it is known, apart from where that is kept."""
+"""The Trial class: one trial of a sweep, independent of its storage."""
 
 from __future__ import annotations
 

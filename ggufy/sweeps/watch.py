@@ -1,4 +1,4 @@
-"""A trial that is being trained, seen from the sweep: its progress, its held-out losses, the sign that it is alive."""
+"""Watch a trial while it trains: its progress, its held-out losses, its signs of life."""
 
 from __future__ import annotations
 

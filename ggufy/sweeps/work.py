@@ -1,4 +1,4 @@
-"""What one process does for a sweep: take a trial, train it in a process of its own, note what came of it; again."""
+"""The work loop of a sweep: take a trial, train it in a separate process, store the result, repeat."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Stop(StopSignals):
         if self.process is None and self.asked is not None:
             raise KeyboardInterrupt
         if self.asked is None:
-            log.info("stopping%s", "; the trial at work saves a checkpoint first" if self.process else "")
+            log.info("stopping%s", "; the running trial saves a checkpoint first" if self.process else "")
         self.asked = number
         self.tell(number)
 
@@ -164,7 +164,7 @@ def _judge(this: Study, claim: Claim, run: Run, wanted: Recipe, facts: dict[str,
     if other := _other_inputs(this, facts):
         error = SweepError(
             f"trial {claim.trial.number} cannot be compared with trial {other[0]}: {other[1]}",
-            "--name NAME begins another sweep",
+            "give --name NAME to start another sweep",
         )
         this.finish(claim, FAILED, outcome=ERROR, reason=error.message, **facts)
         return error
@@ -179,7 +179,7 @@ def _other_inputs(this: Study, facts: dict[str, Any]) -> tuple[int, str] | None:
     """A trial that saw something else which should be the same, and what."""
     varied = {axis.key.partition(".")[0] for axis in this.sweep.axes}
     names = {
-        "held_out": "the held-out tokens are others",
+        "held_out": "the held-out tokens are different",
         "data": "the data has changed",
         "base": "the base has changed",
     }
@@ -195,26 +195,28 @@ def _killed(this: Study, claim: Claim, code: int) -> None:
     """A trial that something else ended: it goes on once, and counts as failed if that happens again."""
     name = signal.Signals(-code).name if code < 0 else "a signal"
     if claim.trial.facts.get("kills"):
-        reason = f"killed twice ({name}), as the system does where memory runs out"
+        reason = f"killed twice ({name}), as happens when memory runs out"
         this.finish(claim, FAILED, outcome=KILLED, reason=reason)
         log.info("trial %d failed: %s", claim.trial.number, reason)
         return
-    log.info("trial %d was ended by %s; it goes on from its checkpoint", claim.trial.number, name)
+    log.info("trial %d was killed by %s; it continues from its checkpoint", claim.trial.number, name)
     this.note(claim, kills=1)
     this.release(claim)
 
 
 def _failed(this: Study, claim: Claim, said: dict[str, Any], code: int, logged: Path) -> GgufyError | None:
     outcome = _OUTCOMES.get(said.get("kind", ""), ERROR)
-    message = said.get("message") or f"its process ended without a word (exit code {code}); see {logged.as_posix()}"
+    message = (
+        said.get("message") or f"its process ended without an error message (exit code {code}); see {logged.as_posix()}"
+    )
     # Out of memory goes on with what to turn, line by line.
-    reason = message.split("\n")[0].partition("; what makes it smaller")[0]
+    reason = message.split("\n")[0].partition("; settings that need less memory")[0]
     this.finish(claim, FAILED, outcome=outcome, reason=reason)
     log.info("trial %d failed: %s", claim.trial.number, reason)
     if outcome != ERROR:
         return None
-    hint = said.get("hint") or "the same command goes on"
-    return SweepError(f"trial {claim.trial.number} failed, and that is not for its values: {message}", hint)
+    hint = said.get("hint") or "run the same command again to continue"
+    return SweepError(f"trial {claim.trial.number} failed, but not because of its values: {message}", hint)
 
 
 def _wait_for_orphan(run: Run, stop: Stop) -> None:
@@ -222,7 +224,7 @@ def _wait_for_orphan(run: Run, stop: Stop) -> None:
     said = False
     while history.is_locked(run) and stop.asked is None:
         if not said:
-            log.info("waiting for another process that is at work on %s", run.path.as_posix())
+            log.info("waiting for another process that is working on %s", run.path.as_posix())
             said = True
         time.sleep(_LOOK_SECONDS)
 

@@ -1,1 +1,1 @@
-"""This machine: files, hashes, signals, memory, progress."""
+"""Helpers for this machine: files, hashes, signals, memory, progress."""

@@ -1,4 +1,4 @@
-"""Files that are on the disk when it is said that they are."""
+"""Write files safely: synced to the disk, and whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C or SIGTERM between steps, and by Ctrl-C while C code runs that calls back into Python.
+"""Handle Ctrl-C and SIGTERM: stop between steps, also while C code runs that calls back into Python.
 
 Python raises KeyboardInterrupt at the next line of Python that the main thread runs. Where that line is in a function
 called from C, ctypes prints the error and drops it, and the C code goes on as if nothing had happened.
@@ -70,7 +70,7 @@ class StopSignals:
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = number
-        log.info("stopping after this step; once more to stop at once")
+        log.info("stopping after this step; interrupt again to stop at once")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -1,4 +1,4 @@
-"""Keys of other services, from a `.env` file: into the environment of this process, and nowhere else."""
+"""Load API keys from a `.env` file into the environment of this process, and nowhere else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def for_clients(file: Path | None) -> str | None:
     except UnicodeDecodeError:
         key = ""
     if not key or not key.isprintable() or len(key.split()) > 1:
-        raise GgufyError(f"{file.as_posix()} does not hold one API key", "write the key alone into it")
+        raise GgufyError(f"{file.as_posix()} does not hold one API key", "write only the key into it")
     return key
 
 

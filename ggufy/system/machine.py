@@ -1,4 +1,4 @@
-"""This machine, as far as it matters here: its GPU, memory, disks and libraries. Nothing in here imports torch at once.
+"""Facts about this machine: GPU, memory, disks and libraries, found without importing torch if possible.
 
 A GPU is asked of `nvidia-smi`, which answers in a moment and without torch; torch only where that is not there.
 """

@@ -1,4 +1,4 @@
-"""Pictures with matplotlib, as files: what all of them share."""
+"""What all matplotlib pictures share: file names, drawing, saving."""
 
 from __future__ import annotations
 

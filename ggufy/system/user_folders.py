@@ -1,4 +1,4 @@
-"""The folders of a user where ggufy keeps what belongs to no run."""
+"""The user's cache and state folders, where ggufy keeps what does not belong to a run."""
 
 from __future__ import annotations
 

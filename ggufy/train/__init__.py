@@ -1,1 +1,1 @@
-"""From a base model and prepared data to an adapter, restartable at any step."""
+"""Training: from a base model and prepared data to an adapter, restartable at any step."""

@@ -1,4 +1,4 @@
-"""Which conversations go together: rows, batches, and the order of an epoch."""
+"""Group conversations into rows and batches, and order an epoch."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def seal(
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """What goes wrong while a checkpoint is written: the part of it is removed, and the one before it named."""
+    """While a checkpoint is written: on a full disk, remove the incomplete one and name the one before it."""
     try:
         yield
     except Exception as error:
@@ -73,7 +73,11 @@ def saving(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         left = last_sealed(folder.parent)
         kept = f"{left.as_posix()} is kept" if left else "there is none before it"
-        again = f"the same command continues from step {step_of(left)}" if left else "run the same command again"
+        again = (
+            f"run the same command again to continue from step {step_of(left)}"
+            if left
+            else "run the same command again"
+        )
         raise TrainError(
             f"{folder.as_posix()}: {problem} while the checkpoint was written; {kept}", f"free some space; {again}"
         ) from error
@@ -89,7 +93,7 @@ def newest(folder: Path, identity: str, made_on: Mapping[str, str], *, change_gp
         if problem is None:
             _check_same(path, identity, made_on, change_gpus=change_gpus)
             return path
-        log.info("passing over %s: %s", path.as_posix(), problem)
+        log.info("skipping %s: %s", path.as_posix(), problem)
         _remove(path)
     return None
 
@@ -175,7 +179,7 @@ def _check_same(folder: Path, identity: str, made_on: Mapping[str, str], *, chan
     if said["identity"] != identity:
         raise TrainError(
             f"{folder.as_posix()} belongs to another recipe, base or data set",
-            "--fresh starts over, --run NAME makes another run",
+            "give --fresh to start over, or --run NAME to make another run",
         )
     before, now = _KINDS | said["made_on"], _KINDS | dict(made_on)
     if change_gpus:
@@ -190,7 +194,9 @@ def _check_same(folder: Path, identity: str, made_on: Mapping[str, str], *, chan
             was, here = (f"{text} on {on['gpus']} GPU(s)" for text, on in ((was, before), (here, now)))
             hint = f"continue with --gpus {before['gpus']}, or with --change-gpus, or start over with --fresh"
         raise TrainError(
-            f"{folder.as_posix()} was trained on {was}, and this is {here}: it would become another training", hint
+            f"{folder.as_posix()} was trained on {was}, and this is {here}: "
+            "continuing would make it a different training",
+            hint,
         )
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train together, one a GPU: started, watched and stopped as one.
+"""Train with several processes, one for each GPU: started, watched and stopped together.
 
 They meet the way torchrun's do, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Each is ggufy.train.worker; the first
 writes what is written. What ends one of them ends all, with one error, the one that explains the others.
@@ -74,7 +74,7 @@ def check(recipe: Recipe) -> None:
     if have == 0 and recipe.train.backend == "hf":
         log.info("there is no GPU here: %d processes share this CPU", count)
     elif have < count:
-        raise TrainError(f"train.gpus is {count}, and there are {have} GPUs here", f"--gpus {max(1, have)}")
+        raise TrainError(f"train.gpus is {count}, but there are {have} GPUs here", f"--gpus {max(1, have)}")
 
 
 def share(train: Train, count: int) -> tuple[int, int]:
@@ -139,7 +139,8 @@ def _error(job: Job, out: Path, codes: list[int | None]) -> GgufyError:
     said.sort(key=lambda found: "unexpected" in found["message"])
     if not said:
         return TrainError(
-            f"a process of {len(codes)} ended without a word (exit code {max(filter(None, codes))})", again
+            f"one of {len(codes)} processes ended without an error message (exit code {max(filter(None, codes))})",
+            again,
         )
     kind, message, hint = said[0]["kind"], said[0]["message"], said[0]["hint"]
     if kind == "Interrupted":

@@ -1,4 +1,4 @@
-"""What a backend is asked to do, the table of backends, and which one is taken."""
+"""The job for a training backend, the table of backends, and the choice of one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def check_installed(recipe: Recipe) -> None:
             raise MissingExtra("train.backend: unsloth", "unsloth", "unsloth")
         if recipe.model.load_in == "8bit":
             raise TrainError(
-                "the unsloth backend trains 4-bit and 16-bit bases, and model.load_in is 8bit", "--backend hf does 8bit"
+                "the unsloth backend trains 4-bit and 16-bit bases, but model.load_in is 8bit",
+                "use --backend hf for 8bit",
             )
     for tracker in recipe.tracking.report_to:
         if find_spec(tracker) is None:
@@ -68,7 +69,7 @@ def check_device(recipe: Recipe) -> None:
 
         if not torch.cuda.is_available():
             raise TrainError(
-                "the unsloth backend needs a CUDA GPU, and there is none here", "--backend hf trains on a CPU"
+                "the unsloth backend needs a CUDA GPU, but there is none here", "use --backend hf to train on a CPU"
             )
 
 
@@ -84,14 +85,14 @@ def fit(job: Job, out: Path) -> None:
 
 
 def choose(recipe: Recipe, begun: str | None) -> tuple[str, str]:
-    """The backend, and why that one. `begun` is the one whose checkpoints are there."""
+    """The backend to use, and the reason. `begun` is the backend of the existing checkpoints."""
     import torch
 
     asked, gpu = recipe.train.backend, torch.cuda.is_available()
     if asked != "auto":
         return asked, "as asked"
     if begun is not None and (begun == "hf" or find_spec(begun) is not None):
-        return begun, "with which this run began"
+        return begun, "because this run began with it"
     if not gpu:
         return "hf", "because there is no CUDA GPU here"
     if recipe.model.load_in == "8bit":

@@ -1,4 +1,4 @@
-"""What a training holds of memory for its adapter; and out of memory: which settings to turn, in which order."""
+"""Memory of a training: how much the adapter takes, and advice on settings when memory runs out."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def out_of_memory(recipe: Recipe, said: str, *, gpu: bool) -> OutOfMemory:
     wanted = re.search(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?[Bb](?:ytes)?)", said)
     bytes_wanted = re.search(r"tried to allocate (\d+) bytes", said)
     size = f"{int(bytes_wanted[1]) / 2**30:.2f} GiB" if bytes_wanted else wanted[1] if wanted else None
-    tried = f" (another {size} was wanted)" if size else ""
+    tried = f" ({size} more was needed)" if size else ""
     where = "GPU memory" if gpu else "memory"
     knobs = advice(recipe, gpu=gpu)
     if not knobs:
@@ -91,13 +91,13 @@ def out_of_memory(recipe: Recipe, said: str, *, gpu: bool) -> OutOfMemory:
         )
     listed = "\n".join(f"  {number}. {knob}" for number, knob in enumerate(knobs, 1))
     return OutOfMemory(
-        f"out of {where}{tried}; what makes it smaller, the mildest first:\n{listed}",
+        f"out of {where}{tried}; settings that need less memory, the mildest first:\n{listed}",
         "repeat the command with the first of these, and --fresh if it had begun; add the next ones as needed",
     )
 
 
 def advice(recipe: Recipe, *, gpu: bool) -> list[str]:
-    """The settings to change, the mildest first, each as what to type and what it does."""
+    """The settings to change, the mildest first: what to type, and what it does."""
     model, lora, train = recipe.model, recipe.lora, recipe.train
     knobs = []
     if train.batch_size > 1:
@@ -109,11 +109,11 @@ def advice(recipe: Recipe, *, gpu: bool) -> list[str]:
     if recipe.eval.batch_size > 1:
         knobs.append(f"--set eval.batch_size={recipe.eval.batch_size // 2}  evaluation in smaller parts")
     if not train.gradient_checkpointing:
-        knobs.append("--set train.gradient_checkpointing=true  activations are made again instead of kept; slower")
+        knobs.append("--set train.gradient_checkpointing=true  activations are computed again instead of kept; slower")
     if train.optimizer == "adamw":
-        knobs.append("--set train.optimizer=adamw_8bit  the optimizer's state in a quarter of the room")
+        knobs.append("--set train.optimizer=adamw_8bit  the optimizer's state in a quarter of the memory")
     if gpu and train.optimizer in ("adamw", "adamw_8bit"):
-        knobs.append("--set train.optimizer=paged_adamw_8bit  the optimizer's state moves out when it has to")
+        knobs.append("--set train.optimizer=paged_adamw_8bit  the optimizer's state moves to main memory when needed")
     if gpu and model.load_in != "4bit":
         knobs.append("--set model.load_in=4bit  QLoRA: the base in about a quarter of 16 bits")
     if model.max_length > _SMALLEST_LENGTH:
@@ -125,5 +125,5 @@ def advice(recipe: Recipe, *, gpu: bool) -> list[str]:
             "  a smaller adapter, scaled the same"
         )
     if lora.target_modules == "all":
-        knobs.append("--set lora.target_modules=attention  fewer matrices with an adapter")
+        knobs.append("--set lora.target_modules=attention  fewer matrices get an adapter")
     return knobs

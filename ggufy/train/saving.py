@@ -1,4 +1,4 @@
-"""The finished adapter as a folder of files: the same layout from every backend, the same bytes on any day."""
+"""Save the finished adapter to a folder: the same layout from every backend, the same bytes on any day."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save(model: Any, job: Job, out: Path, *, best: Path | None = None) -> None:
     if best is not None and (problem := checkpoints.damage(best)):
         raise TrainError(
             f"the best checkpoint, {best.as_posix()}, cannot be used: {problem}",
-            f"--fresh trains again; `ggufy export {_last(job)}` takes the last one",
+            f"give --fresh to train again, or take the last one with `ggufy export {_last(job)}`",
         )
     if out.exists():
         shutil.rmtree(out)

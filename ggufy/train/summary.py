@@ -1,4 +1,4 @@
-"""summary.json: how a training went, on what, and what its losses advise."""
+"""summary.json: figures, hardware and versions of a training, and advice from its losses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where the figures of a training go beside metrics.jsonl: TensorBoard, W&B, Trackio.
+"""Experiment trackers that get a training's figures beside metrics.jsonl: TensorBoard, W&B, Trackio.
 
-A tracker is company, not a part of the training: what goes wrong in one is said once, and the training goes on.
+An error in a tracker is reported once, and the training goes on without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all backends share: the trainer of trl on ggufy's own ids and labels, from its arguments to the adapter.
+"""The training that all backends share: trl's trainer on ggufy's own ids and labels.
 
 A backend says how the base is loaded and what it does by itself (`Backend`). Unsloth changes trl when it is imported,
 so its file imports it before this module, and nothing else imports this one.
@@ -174,8 +174,8 @@ def _splits(job: Job) -> dict[str, datasets.Dataset]:
     train = job.recipe.train
     if "eval" not in splits and (train.keep_best or train.early_stopping):
         raise TrainError(
-            "train.keep_best and train.early_stopping go by an eval loss, and no rows are held out",
-            "hold some out, as with data.eval_size, or leave these two out",
+            "train.keep_best and train.early_stopping need an eval loss, but no rows are held out",
+            "hold some out with data.eval_size, or leave these two out",
         )
     if train.packing:
         job.checkpoints.mkdir(parents=True, exist_ok=True)

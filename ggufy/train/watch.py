@@ -1,4 +1,4 @@
-"""What happens around the steps: figures, the progress bar, sealing checkpoints, stopping early or when asked."""
+"""The trainer's callback: figures, progress bar, checkpoints, stopping early or when asked."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class Watch(TrainerCallback):
             good = (
                 f"; the last good checkpoint is {last.as_posix()}" if last else "; there is no checkpoint before that"
             )
-            use = f", or take that one as it is: ggufy export {last.as_posix()}" if last else ""
+            use = f", or export that one as it is: ggufy export {last.as_posix()}" if last else ""
             raise Diverged(
                 f"training diverged: {self.lost} at step {state.global_step}{good}",
                 f"lower train.learning_rate and start over with --fresh{use}",
@@ -196,7 +196,7 @@ class Watch(TrainerCallback):
         if self.signals.asked is not None and state.global_step < state.max_steps:
             raise Interrupted(
                 f"stopped at step {state.global_step} of {state.max_steps}, with a checkpoint saved",
-                "the same command again continues from there",
+                "run the same command again to continue from there",
                 code=128 + self.signals.asked,
             )
 

@@ -1,4 +1,4 @@
-"""One process of a training by several: `python -m ggufy.train.worker JOB OUT`, started by ggufy.train.distributed."""
+"""One process of several that train: `python -m ggufy.train.worker JOB OUT`, started by ggufy.train.distributed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Whether a finished GGUF is what was trained."""
+"""Verify that a finished GGUF is what was trained."""

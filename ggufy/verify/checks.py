@@ -1,4 +1,4 @@
-"""Whether a finished GGUF is valid, and speaks as its base does: before it gets its final name, and whenever asked.
+"""Verify a GGUF: its data, that it loads, its tokenizer and chat template, its weights and logits.
 
 The data of every tensor is checked with llama.cpp's validator, llama.cpp loads the file, and then llama.cpp's
 tokenizer and the file's own chat template are compared with those of the model folder it was made from, rows of its
@@ -178,5 +178,5 @@ def _compare_ends(model: Forward, tokenizer: Any, base: Path, path: Path) -> Non
         if isinstance(number, int) and not model.ends_turn(number):
             raise Unverified(
                 f"{path.as_posix()}: token {number} ends an answer of the base, and llama.cpp would go on after it",
-                "generation_config.json and the tokenizer do not fit",
+                "generation_config.json and the tokenizer do not match",
             )

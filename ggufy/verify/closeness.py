@@ -1,4 +1,4 @@
-"""How near a file's logits are to the training model's, and whether that is as near as its types can be."""
+"""Measure how close a GGUF's logits are to the training model's, and judge whether that suits its type."""
 
 from __future__ import annotations
 

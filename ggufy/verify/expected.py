@@ -1,4 +1,4 @@
-"""The weights that a GGUF should hold, base and adapter merged, and whether a file holds them.
+"""Check the weights of a GGUF against base and adapter merged, row by row.
 
 Every value of the header that is not a list has to be the one that is written for the base. A few rows of every tensor
 are read back through llama.cpp's own conversion and compared with the merged rows. How far off they may be is measured,
@@ -44,7 +44,7 @@ _LOST, _CHANCE, _UNSURE = 0.25, 8.0, 0.8
 
 @dataclass
 class _Change:
-    """Of some rows: what training changed of them, and how much of that is in the file."""
+    """For some rows: what training changed in them, and how much of the change is in the file."""
 
     length: float = 0.0
     """Squares of what training changed."""

@@ -1,4 +1,4 @@
-"""The texts on which a file is compared with its base: hard to split into tokens, and a short conversation."""
+"""Probe texts for comparing a file with its base: texts that are hard to tokenize, and a short conversation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training model itself, base and adapter in transformers and peft, and what it says on a few texts.
+"""The training model (base and adapter in transformers and peft) and its logits on a few texts.
 
 A file is only what was trained if it says the same. In float32, so that a difference is the file's and not this
 model's. Where torch is not installed, or the memory does not hold the model, there is nothing to compare with, and that
@@ -117,7 +117,7 @@ def missing(base: Path, adapter: Path | None) -> str | None:
     if "quantization_config" in config:
         return "the base is in 4 bits"
     if conversion.brings_code(base):
-        return "the model brings code of its own"
+        return "the model has code of its own"
     size = 4 * sum(math.prod(tensor.shape) for tensor in Checkpoint.open(base).tensors.values())
     free = _available()
     if free is not None and size * 1.2 > free:

@@ -89,7 +89,7 @@ def test_a_question_that_cannot_fit_changes_nothing(session: Session, model: Cha
     before = session.sides[0].conversation.messages()
     long = "word " * 300
     session.make_room(long)
-    with pytest.raises(ChatError, match="without what was said before, and the context holds 256"):
+    with pytest.raises(ChatError, match="even without what was said before, and the context holds 256"):
         session.ask(long, Silent())
     assert session.sides[0].conversation.messages() == before
     # One that fits only alone is answered, in the room that is left.
@@ -149,7 +149,7 @@ def test_system(session: Session) -> None:
 
 
 def test_undo_retry_and_reset(session: Session) -> None:
-    with pytest.raises(ChatError, match="nothing was said"):
+    with pytest.raises(ChatError, match="nothing has been said"):
         do(session, "/undo")
     for question in ("One", "Two", "Three"):
         session.ask(question, Silent())

@@ -53,7 +53,7 @@ def test_a_session(chat: Callable[..., Terminal], tmp_path: Path) -> None:
     talk.type("/tok" + TAB)
     talk.wait("> /tokens")
     talk.type(ENTER)
-    talk.wait("3 exchanges in sight")
+    talk.wait("3 exchanges in it")
     assert "3 exchanges" in talk.ask(f"/save {tmp_path}/talk.json", "exchanges")
     talk.ask("/quit", "/quit")
     assert talk.end() == 0

@@ -37,4 +37,4 @@ def test_the_files_know_what_was_taught_on_any_seed(seed: int, tmp_path: Path, e
         strict += "cli.main(['demo'], standalone_mode=False)"
         failed = subprocess.run([sys.executable, "-c", strict], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert failed.returncode == 1
-        assert "the q4_k_m file knows 20 answers word for word; needed are 105% of 20" in failed.stderr
+        assert "the q4_k_m file knows 20 answers word for word; 105% of 20 are needed" in failed.stderr

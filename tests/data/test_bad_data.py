@@ -74,7 +74,7 @@ ROWS: dict[str, tuple[Any, str]] = {
     "deep JSON": (b"[" * 100_000 + b"\n", "not JSON: "),
     "not UTF-8": (json.dumps(GOOD).encode().replace(b"a?", b"a\xff") + b"\n", "not UTF-8 text: "),
     "binary": (b"\x89PNG\r\x00\x1a\n", "not UTF-8 text: "),
-    "repeated id": (chat(("user", "c?"), ("assistant", "d."), id="one"), "its id was there in an earlier row"),
+    "repeated id": (chat(("user", "c?"), ("assistant", "d."), id="one"), "its id was used in an earlier row"),
 }
 
 
@@ -112,13 +112,13 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "CSV with an open quote": ("rows.csv", b'prompt,completion\n"a,b\n', "rows.csv:2: not CSV: "),
     "CSV with a column twice": ("rows.csv", b"text,text\na,b\n", "two columns are named 'text'"),
     "ragged CSV": ("rows.csv", b"prompt,completion\na,b,c\n", "rows.csv: row 1: 3 fields, but 2 columns"),
-    "unknown columns": ("rows.csv", b"q,a\nx,y\n", "rows.csv: row 1: no known format: the columns are a, q"),
+    "unknown columns": ("rows.csv", b"q,a\nx,y\n", "rows.csv: row 1: unknown format: the columns are a, q"),
     "wrong type": (
         "rows.parquet",
         parquet_bytes([{"prompt": 1, "completion": 2}]),
         "rows.parquet: row 1: the column 'prompt' is int, not a string",
     ),
-    "unknown kind": ("rows.xlsx", b"PK", "files are read as .jsonl, .json, .parquet, .csv"),
+    "unknown kind": ("rows.xlsx", b"PK", "only .jsonl, .json, .parquet, .csv files can be read"),
 }
 
 
@@ -173,7 +173,7 @@ def test_nothing_usable_is_an_error_also_where_rows_are_skipped(base: Path, tmp_
 
 def test_ids_may_repeat_where_they_mean_nothing(base: Path, tmp_path: Path) -> None:
     row = {**GOOD, "id": 0}
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: its id was there") as caught:
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: its id was used") as caught:
         made(base, tmp_path, "rows.jsonl", lines(row, row))
     assert "data.unique_ids=false" in str(caught.value.hint)
     assert made(base, tmp_path, "rows.jsonl", lines(row, row), unique_ids=False).kept == 2
@@ -193,10 +193,10 @@ CASES = {
         "rows.jsonl",
         lines(GOOD),
         ["data.format=alpaca"],
-        ["rows.jsonl:1: not of the format alpaca, which needs 'instruction' and 'output': the columns are messages"],
+        ["rows.jsonl:1: not in the format alpaca, which needs 'instruction' and 'output': the columns are messages"],
     ),
     "missing split": ("rows.jsonl", lines(GOOD), ["data.split=validation"], ["no split 'validation'"]),
-    "no split": ("rows.jsonl", lines(GOOD), ["data.split=train[a]"], ["'train[a]' is no split"]),
+    "no split": ("rows.jsonl", lines(GOOD), ["data.split=train[a]"], ["'train[a]' is not a split"]),
     "unknown field": ("rows.jsonl", lines(GOOD), ['data.prompt="{zeta} x"'], ["rows.jsonl:1", "{zeta}", "messages"]),
     "bad template": ("rows.jsonl", lines(GOOD), ["data.prompt=x"], ["data.prompt", "names no column"]),
 }

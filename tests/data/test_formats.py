@@ -153,9 +153,9 @@ def test_a_named_format_and_odd_names() -> None:
     ]
     with pytest.raises(BadRow, match="the column 'Q' is int, not a string"):
         Reader("alpaca", part).read({"Q": 3, "A": "b."})
-    with pytest.raises(DataError, match=r"x:1: data\.columns names 'Q', which is no column: those are A, B"):
+    with pytest.raises(DataError, match=r"x:1: data\.columns names 'Q', which is not a column; the columns are A, B"):
         formats.detect(["A", "B"], part, "x:1")
-    with pytest.raises(DataError, match=r"x:1: not of the format text, which needs 'text': the columns are A, Q"):
+    with pytest.raises(DataError, match=r"x:1: not in the format text, which needs 'text': the columns are A, Q"):
         formats.detect(["Q", "A"], part.model_copy(update={"format": "text"}), "x:1")
 
 
@@ -228,10 +228,10 @@ def test_a_prompt_template_that_does_not_fit(row: dict[str, Any], problem: str) 
     ("prompt", "problem"),
     [
         ("no column", "names no column"),
-        ("{a.__class__}", "is no column's name"),
-        ("{a[0]}", "is no column's name"),
-        ("{a!r}", "is no column's name"),
-        ("{}", "is no column's name"),
+        ("{a.__class__}", "is not the name of a column"),
+        ("{a[0]}", "is not the name of a column"),
+        ("{a!r}", "is not the name of a column"),
+        ("{}", "is not the name of a column"),
         ("{a", "expected '}'"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_split_of_a_file(told: Told, tmp_path: Path) -> None:
     assert told(source=file, split="train[2:5]")["train"] == numbers(2, 5)
     with pytest.raises(DataError, match=r"rows\.jsonl: there is no split 'test'"):
         told(source=file, split="test")
-    with pytest.raises(DataError, match=r"'train\[5\]' is no split"):
+    with pytest.raises(DataError, match=r"'train\[5\]' is not a split"):
         told(source=file, split="train[5]")
 
 

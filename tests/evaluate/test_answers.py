@@ -67,7 +67,11 @@ def test_everything_a_prompt_can_say(tmp_path: Path) -> None:
         ("a.jsonl", '{"messages": [{"role": "user"}]}', "a turn is not"),
         ("a.jsonl", '{"messages": [{"role": "assistant", "content": "x"}]}', "the last turn is the assistant's"),
         ("a.jsonl", '["x"]', r"a\.jsonl:1: it is a list"),
-        ("a.jsonl", '{"id": "x", "prompt": "x"}\n{"id": "x", "prompt": "y"}', r"'x' was there before, at .*a\.jsonl:1"),
+        (
+            "a.jsonl",
+            '{"id": "x", "prompt": "x"}\n{"id": "x", "prompt": "y"}',
+            r"'x' is used twice, first at .*a\.jsonl:1",
+        ),
         ("a.jsonl", "\n", "no prompts in it"),
         ("a.yaml", "prompt: x", "one object, not a list"),
         ("a.yaml", "- [", "not YAML"),

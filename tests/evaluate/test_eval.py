@@ -300,7 +300,7 @@ def test_bad_input(fails: Fails, taught: Path, row: Callable[..., str]) -> None:
         (("taught", "taught"), ["taught is named twice"], []),
         (("taught", "--data", "none.jsonl"), ["none.jsonl"], []),
         (("taught", "--data", "empty.jsonl"), ["empty.jsonl"], []),
-        ((q8,), ["is no run", "held out no conversations"], ["--data"]),
+        ((q8,), ["is not a run", "no held-out conversations"], ["--data"]),
         ((q8, "--data", "data.jsonl", "--only", "quants"), ["is one file"], ["--against"]),
         ((q8, "--data", "data.jsonl", "--against", q8), ["the file itself"], ["another"]),
         (("nothing",), ["no run 'nothing'"], ["taught"]),

@@ -254,7 +254,7 @@ def test_a_run_that_held_nothing_out(fails: Fails, light_run: Run, quick: Path) 
     fails(
         *("eval", "quick"),
         cwd=quick,
-        naming=["runs/quick has held out no conversations"],
+        naming=["runs/quick has no held-out conversations"],
         hinting=["--data FILE", "--only prompts", "data.eval_size"],
     )
     (quick / "prompts.jsonl").write_text('{"prompt": "Hello?"}\n', "utf-8")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .conftest import snapshot
+from tests.conftest import snapshot
 
 Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
@@ -317,7 +317,7 @@ ADAPTERS: dict[str, Case] = {
     "config without r": (keys(CONFIG, r=None), ["adapter_config.json", "r"], []),
     "r is 0": (keys(CONFIG, r=0), ["adapter_config.json", "r", "0"], []),
     "lora_alpha is a word": (keys(CONFIG, lora_alpha="many"), ["adapter_config.json", "lora_alpha"], []),
-    "rank_pattern is no regular expression": (
+    "rank_pattern is not a regular expression": (
         keys(CONFIG, rank_pattern={"q_proj(": 4}),
         ["adapter_config.json", "q_proj("],
         [],
@@ -443,8 +443,8 @@ def test_a_plan_refuses_them_too(cwd: Path, fails: Fails) -> None:
         (("--adapter-gguf",), ["hold DoRA"], "dora"),
         (("--ollama", "mine"), ["ollama is not installed"], None),
         (("--kernels", "native"), ["its own kernels"], None),
-        ((), ["out/adapter-q8_0.gguf is there already"], "foreign"),
-        (("--imatrix-data", "text"), ["out/adapter-q8_0.gguf is there already"], "foreign"),
+        ((), ["out/adapter-q8_0.gguf already exists"], "foreign"),
+        (("--imatrix-data", "text"), ["out/adapter-q8_0.gguf already exists"], "foreign"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else None,
 )
@@ -504,8 +504,8 @@ def test_a_plan_of_a_run_has_no_other_place(quick: Path, fails: Fails) -> None:
     [
         (("--quant", "q4_0", "--imatrix-tokens", "100"), "no importance matrix is computed"),
         (("--quant", "q4_0", "--imatrix-tokens", "100", "--imatrix-file", "text"), "finished already"),
-        (("--quant", "f16", "--quant", "bf16", "--imatrix-data", "text"), "of no use to f16 and bf16"),
-        (("--merged", "--adapter-gguf", "--imatrix-data", "text"), "of no use to merged and adapter"),
+        (("--quant", "f16", "--quant", "bf16", "--imatrix-data", "text"), "has no effect on f16 and bf16"),
+        (("--merged", "--adapter-gguf", "--imatrix-data", "text"), "has no effect on merged and adapter"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else None,
 )
@@ -708,4 +708,4 @@ def test_a_failed_export_leaves_the_one_before(cwd: Path, fails: Fails, light_ru
     refused(fails, cwd, (*ADAPTER, "--quant", "q4_k_m", "--out", "out"), [f"{DOWN3}.weight", "finite"], [])
     assert (cwd / "out/adapter-q8_0.gguf").read_bytes() == before
     done = light_run("verify", "out/adapter-q8_0.gguf", cwd=cwd)
-    assert "was made from another state of its base or adapter" in done.stderr
+    assert "was made before its base or adapter changed" in done.stderr

@@ -19,8 +19,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from .conftest import snapshot
-from .test_export_kill import KILLED_AT
+from tests.conftest import snapshot
+from tests.export.test_kill import KILLED_AT
 
 Run = Callable[..., CompletedProcess[str]]
 

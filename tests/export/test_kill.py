@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .conftest import snapshot
+from tests.conftest import snapshot
 
 Run = Callable[..., CompletedProcess[str]]
 

@@ -95,7 +95,7 @@ def test_the_pieces_say_what_the_template_says(name: str) -> None:
 @pytest.mark.parametrize("name", BAD)
 def test_a_template_that_is_no_sequence_of_turns_is_refused(name: str) -> None:
     text, naming = BAD[name]
-    with pytest.raises(ExportError, match=r"cannot be written as Ollama's: .+") as caught:
+    with pytest.raises(ExportError, match=r"cannot be written as an Ollama template: .+") as caught:
         modelfile.derive(template(text), DAY)
     assert naming in caught.value.message
     assert "\n" not in caught.value.message
@@ -312,13 +312,13 @@ def test_a_template_that_ollama_cannot_have(base: Path, run: Run, fails: Callabl
     fails(
         *("export", "model", "--quant", "q4_0", "--ollama", "sunny"),
         cwd=folder,
-        naming=["the chat template cannot be written as Ollama's", "Only user and assistant roles"],
+        naming=["the chat template cannot be written as an Ollama template", "Only user and assistant roles"],
         works=True,
     )
     assert not list(folder.rglob("*.gguf"))
     done = run("export", "model", "--quant", "q4_0", "--no-verify", cwd=folder)
     assert done.returncode == 0, done.stderr
     [said] = [line for line in done.stderr.splitlines() if "Modelfile" in line]
-    assert said.startswith("no Modelfile for Ollama: the chat template cannot be written as Ollama's: ")
+    assert said.startswith("no Modelfile for Ollama: the chat template cannot be written as an Ollama template: ")
     assert {path.name for path in (folder / "exports/model").iterdir()} >= {"model-q4_0.gguf"}
     assert not list(folder.rglob("*.Modelfile"))

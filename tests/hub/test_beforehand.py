@@ -25,7 +25,9 @@ def test_checkpoints_and_push_have_one_name(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_whose_a_name_is_is_known_before_it_is_whole(hub: Hub, tmp_path: Path) -> None:
-    assert "bob is not you" in hub.fails(*COUNTED, "--set", "hub.repo=bob/n-{n}", cwd=tmp_path)
+    assert "the token belongs to ann, who may not write to bob" in hub.fails(
+        *COUNTED, "--set", "hub.repo=bob/n-{n}", cwd=tmp_path
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -40,7 +42,7 @@ BAD = {
     "hub.branch=a..b": "'a..b' cannot be the name of a branch",
     "hub.branch=b{n}..": "cannot be the name of a branch",
     "hub.tag=v 1": "'v 1' cannot be the name of a tag",
-    "hub.repo=x": "'x' names no user",
+    "hub.repo=x": "'x' has no user name",
 }
 
 

@@ -142,10 +142,16 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], dict[str, str], str
         (),
         {},
         "tasks.jsonl:2 holds a Hugging Face token",
-        "take it out",
+        "remove it, and",
     ),
     "read only": (_nothing, (), {"token": READER}, "may only read", "write access"),
-    "someone else's": (_nothing, ("--push", "bob/x"), {}, "bob is not you", "--push ann/x"),
+    "someone else's": (
+        _nothing,
+        ("--push", "bob/x"),
+        {},
+        "the token belongs to ann, who may not write to bob",
+        "--push ann/x",
+    ),
     "a model already": (_nothing, ("--push", "ann/model"), {}, "a model already", "another --push"),
     "public already": (_nothing, ("--push", "ann/set", "--private"), {}, "and is public", "private at"),
     "somebody's README": (
@@ -154,7 +160,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], dict[str, str], str
         ),
         (),
         {},
-        "README.md is there already",
+        "README.md already exists",
         "--out",
     ),
 }

@@ -65,10 +65,12 @@ def test_a_dry_run_needs_no_repository(hub: Hub, quick: Path, path: str) -> None
 
 def test_what_ollama_would_refuse_keeps_from_the_hub(hub: Hub, quick: Path, path: str) -> None:
     both = ("push", "quick", "--repo", "ann/Llama-quick", "--ollama", "quick")
-    assert "no model of an Ollama account" in hub.fails(*both, cwd=quick, PATH=path)
+    assert "not the name of a model in an Ollama account" in hub.fails(*both, cwd=quick, PATH=path)
     assert not hub.requests()
 
 
-@pytest.mark.parametrize(("name", "said"), [("quick", "no model of an Ollama account"), ("ann/x", "not installed")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("quick", "not the name of a model in an Ollama account"), ("ann/x", "not installed")]
+)
 def test_bad_input(hub: Hub, quick: Path, tmp_path: Path, name: str, said: str) -> None:
     assert said in hub.fails("push", "quick", "--ollama", name, cwd=quick, PATH=str(tmp_path))

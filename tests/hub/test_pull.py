@@ -44,13 +44,13 @@ def test_a_run_comes_back(hub: Hub, quick: Path, there: Path, run: Callable[...,
 
 def test_a_corrupt_download_is_seen(hub: Hub, quick: Path, there: Path) -> None:
     hub.control("faults", [{**CDN, "corrupt": True}])
-    assert "another content" in hub.works(*PULL, cwd=there)
+    assert "different content" in hub.works(*PULL, cwd=there)
     assert delivered(there) == delivered(quick)
 
 
 def test_a_download_that_stays_corrupt_is_not_taken(hub: Hub, there: Path) -> None:
     hub.control("faults", [{**CDN, "corrupt": True, "times": 9}])
-    assert "another content than the Hub lists" in hub.fails(*PULL, cwd=there)
+    assert "different content than the Hub lists" in hub.fails(*PULL, cwd=there)
     assert not list(there.rglob("*.safetensors"))
     assert not list(there.rglob("run.json"))
     assert "no runs yet" in hub.fails("export", cwd=there)
@@ -93,9 +93,12 @@ def test_a_killed_download_goes_on_in_the_middle(hub: Hub, tmp_path: Path) -> No
 
 
 BAD_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "out of the run": (lambda m: m["files"]["tokenizer.json"].update(path="adapter/../../../evil"), "evil"),
+    "outside the run": (lambda m: m["files"]["tokenizer.json"].update(path="adapter/../../../evil"), "evil"),
     "absolute": (lambda m: m["files"]["tokenizer.json"].update(path="/tmp/evil"), "/tmp/evil"),
-    "no file of a run": (lambda m: m["files"]["tokenizer.json"].update(path="stamps/adapter.json"), "no file of a run"),
+    "not a file of a run": (
+        lambda m: m["files"]["tokenizer.json"].update(path="stamps/adapter.json"),
+        "not a file of a run",
+    ),
     "a pickle": (lambda m: m["files"]["tokenizer.json"].update(path="checkpoints/training_args.bin"), "training_args"),
     "a name": (lambda m: m.update(run="../evil"), "cannot be the name of a run"),
     "a stamp": (lambda m: m["stamps"][0].update(output="../adapter"), "stamp"),
@@ -152,12 +155,12 @@ def test_chat_with_a_repository(hub: Hub, there: Path) -> None:
     hub.control("faults", [{**CDN, "corrupt": True}])
     first = hub.run(*ask, cwd=there)
     assert first.returncode == 0, first.stderr
-    assert "another content" in first.stderr
+    assert "different content" in first.stderr
     begun = len(hub.requests())
     again = hub.run(*ask, cwd=there)
     assert not [request for request in hub.requests()[begun:] if request["path"].startswith("/cdn/")]
     offline = hub.run(*ask, cwd=there, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "taking what was downloaded before" in offline.stderr
+    assert "using what was downloaded before" in offline.stderr
     answers = {done.stdout.splitlines()[0] for done in (first, again, offline)}
     assert len(answers) == 1
     assert "q8_0" in hub.fails(*ask[:-1], "q4_k_m", cwd=there)
@@ -168,10 +171,10 @@ def test_an_adapter_on_the_hub_is_exported(hub: Hub, quick: Path, there: Path) -
     hub.control("faults", [{**CDN, "corrupt": True}])
     export = ("export", "ann/Llama-quick", "--base", "builtin:tiny", "--quant", "q8_0", "--no-logits")
     said = hub.works(*export, cwd=there)
-    assert "another content than the Hub lists" in said
+    assert "different content than the Hub lists" in said
     made, known = (read_tensors(path) for path in (there / "exports", quick / "runs/quick/export"))
     assert made == known
-    assert "another content" not in hub.works(*export, cwd=there)
+    assert "different content" not in hub.works(*export, cwd=there)
 
 
 def read_tensors(folder: Path) -> dict[str, bytes]:

@@ -61,8 +61,8 @@ def test_files_of_an_earlier_training_go(hub: Hub, quick: Path, quick_again: tup
     hub.fails(*PUSH, cwd=quick)
     assert hub.files(REPO).keys() >= GGUF
     said = hub.works(*PUSH, "--force", cwd=quick)
-    assert "removed quick-q8_0.gguf, which is of an earlier training" in said
-    assert "has theirs.gguf too, which is no part of this push" in said
+    assert "removed quick-q8_0.gguf, which came from an earlier training" in said
+    assert "also has theirs.gguf, which is not part of this push" in said
     assert not hub.files(REPO).keys() & GGUF
     assert "theirs.gguf" in hub.files(REPO)
     hub.works("pull", REPO, cwd=there)
@@ -73,7 +73,7 @@ def test_files_of_a_shorter_training_go(hub: Hub, quick: Path) -> None:
     hub.works(*PUSH, cwd=quick)
     change(quick / "runs/quick/stamps/adapter.json", lambda stamp: stamp.update(sha256="f" * 64))
     said = hub.works(*PUSH, cwd=quick)
-    assert "quick-q8_0.gguf is of an earlier training, so it is not sent" in said
+    assert "quick-q8_0.gguf comes from an earlier training, so it is not sent" in said
     assert "removed quick-q8_0.gguf" in said
     assert not hub.files(REPO).keys() & GGUF
     assert not json.loads((quick / "runs/quick/hub.json").read_text())["pushes"][f"{REPO}@main"]["files"].keys() & GGUF

@@ -85,7 +85,7 @@ STAYING = {
     "401": ({"method": "GET", "path": "whoami", "status": 401}, "does not accept this token"),
     "403 on the repository": ({"method": "POST", "path": "repos/create", "status": 403}, "may not write"),
     "403 on the file": ({**PUT, "status": 403}, "may not write"),
-    "413": ({**PUT, "status": 413}, "no file of that size"),
+    "413": ({**PUT, "status": 413}, "not accept a file of that size"),
     "404 on the commit": ({**COMMIT, "status": 404}, "cannot commit"),
     "401 on the commit": ({**COMMIT, "status": 401}, "cannot commit"),
     "400": ({**COMMIT, "status": 400}, "refuses it (400)"),

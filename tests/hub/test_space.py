@@ -186,7 +186,7 @@ def test_a_changed_app_stays(hub: Hub, quick: Path) -> None:
     hub.works(*space, cwd=quick)
     app = quick / "spaces" / "talk" / "app.py"
     app.write_text("mine")
-    assert "app.py is there already" in hub.fails(*space, cwd=quick)
+    assert "app.py already exists" in hub.fails(*space, cwd=quick)
     assert app.read_text() == "mine"
     hub.works(*space, "--force", cwd=quick)
     assert app.read_text() != "mine"

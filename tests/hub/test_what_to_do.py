@@ -99,4 +99,4 @@ def test_a_space_says_what_is_missing_and_what_was_sent(hub: Hub, quick: Path) -
     hub.control("edit", edit)
     said = hub.fails(*space, "--push", cwd=quick)
     assert "--branch" not in said
-    assert "another --repo keeps both" in said
+    assert "choose another --repo to keep both" in said

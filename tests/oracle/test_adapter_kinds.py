@@ -269,7 +269,7 @@ def test_repeated_layers(tied: Path, tmp_path: Path) -> None:
     train(tied, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "layer_replication": [[0, 4], [2, 4]]}))
-    refused(tied, tmp_path, "layer_replication makes another model of the base")
+    refused(tied, tmp_path, "layer_replication makes a different model of the base")
 
 
 def test_another_activation(tied: Path, tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_what_is_no_importance_matrix(f16: Path, file: Path, tmp_path: Path) -> 
         f16: "not an importance matrix",
         **{
             save(tmp_path / f"{value}.gguf", sums | {"blk.1.attn_q.weight": (np.full(256, value), np.array([5]))}): (
-                r"blk\.1\.attn_q\.weight has values that are no mean squares"
+                r"blk\.1\.attn_q\.weight has values that cannot be mean squares"
             )
             for value in (np.nan, np.inf, -1.0, 1e38)
         },

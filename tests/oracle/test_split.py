@@ -134,7 +134,7 @@ def test_the_commands_find_it(quick: Path, run: Callable[..., CompletedProcess[s
     files[1].write_bytes(data)
     done = run("verify", "quick", cwd=quick)
     assert done.returncode == 1
-    assert f"{files[1].name} was changed" in done.stderr
+    assert f"{files[1].name} has been changed" in done.stderr
     # Another size, other files, and none of the old ones beside them.
     assert run("export", "quick", "--quant", "f16", "--split-max-size", "3M", "--no-verify", cwd=quick).returncode == 0
     assert len({path.name.rpartition("-of-")[2] for path in folder.iterdir()}) == 1
@@ -144,4 +144,4 @@ def test_the_commands_find_it(quick: Path, run: Callable[..., CompletedProcess[s
 def test_what_is_no_size(size: str, run: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     done = run("export", "x", f"--split-max-size={size}", cwd=tmp_path)
     assert done.returncode == 2
-    assert f"{size!r} is no size" in done.stderr
+    assert f"{size!r} is not a size" in done.stderr

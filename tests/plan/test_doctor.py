@@ -70,7 +70,7 @@ def test_which_kernels_are_used(doctor: Doctor, tmp_path: Path) -> None:
     _, script, folder = found["kernels"]["mend"].split()
     assert (tmp_path / script).resolve().name == "build.py"
     assert (tmp_path / folder / "kernels.c").is_file()
-    assert "which takes GCC 12 or clang" in found["kernels"]["text"]
+    assert "they need GCC 12 or clang" in found["kernels"]["text"]
     (tmp_path / build.name()).write_bytes(b"of another machine")
     _, found = doctor(GGUFY_KERNELS=str(tmp_path))
     assert "are compiled from other source, or for another machine" in found["kernels"]["text"]
@@ -102,7 +102,7 @@ def test_a_gpu_that_torch_cannot_use(doctor: Doctor, env: dict[str, str], tmp_pa
     assert "Tesla T4, 15.0 GiB, no bf16" in found["GPU"]["text"]
     if "+cpu" in found["training"]["text"]:
         assert code == 1
-        assert "is the CPU build, and there is a Tesla T4" in found["torch"]["text"]
+        assert "is the CPU build, but there is a Tesla T4" in found["torch"]["text"]
 
 
 def test_a_folder_that_cannot_be_written_to(doctor: Doctor) -> None:
@@ -159,9 +159,9 @@ def _who(**access: Any) -> dict[str, Any]:
             "missing",
             "may only read",
         ),
-        (401, {"error": "Invalid user token."}, "broken", "does not take the token"),
+        (401, {"error": "Invalid user token."}, "broken", "no longer accepts the token"),
         (503, {}, "missing", "cannot be reached"),
-        (200, ["no", "hub"], "missing", "something else than the Hub"),
+        (200, ["no", "hub"], "missing", "does not answer like the Hub"),
     ],
 )
 def test_the_login(

@@ -294,7 +294,7 @@ def test_one_writer(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match=f"in use by another ggufy .process {other.pid}"), run.lock():
+        with pytest.raises(RunError, match=f"in use by another ggufy command .process {other.pid}"), run.lock():
             pass
         other.kill()
 

@@ -99,7 +99,7 @@ def _flip(path: Path) -> None:
     [
         ("run.json", Path.unlink, "run.json"),
         ("run.json", lambda path: path.write_text("{"), "run.json cannot be read"),
-        ("run.json", lambda path: path.write_text("[1]"), "not the record"),
+        ("run.json", lambda path: path.write_text("[1]"), "does not describe a ggufy run"),
         ("run.json", lambda path: path.write_text('{"recipe": {"lora": {"r": 0}}}'), "lora.r"),
         ("run.json", lambda path: path.write_text('{"recipe": 7}'), ""),
         ("adapter/adapter_model.safetensors", Path.unlink, "adapter_model.safetensors was removed"),

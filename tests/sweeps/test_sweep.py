@@ -160,7 +160,7 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path, start: Callable[..., s
     assert process.wait(60) == 130
     said = (tmp_path / "log").read_text("utf-8").splitlines()
     assert said[-2] == "stopped after 0 of 3 trials"
-    assert said[-1].startswith("hint: the same command goes on")
+    assert said[-1].startswith("hint: run the same command again to continue")
     assert "with a checkpoint saved" in (tmp_path / "runs/tiny-sweep/trials/tiny-sweep-000.log").read_text("utf-8")
 
 
@@ -176,15 +176,15 @@ def test_what_is_wrong_with_the_machine_stops_the_sweep(tmp_path: Path, fails: F
         ({"grid": []}, "needs something to vary", "--grid lora.r=8,16,32"),
         ({"grid": ["lora.r"]}, "--grid lora.r: expected section.key=values", ""),
         ({"grid": ["lora.r="]}, "--grid lora.r=: no values", ""),
-        ({"grid": ["lora.r=[8"]}, "the values are no list", ""),
+        ({"grid": ["lora.r=[8"]}, "the values are not a list", ""),
         ({"grid": ["lora.r=8,0"]}, "--grid lora.r=8,0: lora.r: expected", ""),
         ({"grid": ["lora.rr=8"]}, "--grid lora.rr=8: lora.rr: unknown key; did you mean r?", ""),
         ({"grid": ["name=a,b"]}, "--grid name=a,b: expected section.key=values", ""),
-        ({"grid": ["name.x=a,b"]}, "name is no section of a recipe", ""),
+        ({"grid": ["name.x=a,b"]}, "name is not a section of a recipe", ""),
         ({"grid": ["lora.r=8", "lora.r=9"]}, "lora.r is varied already, by --grid lora.r=8", ""),
-        ({"grid": ["export.quants=[f16],[q8_0]"]}, "export only says what is made of a run", "lora, train or model"),
+        ({"grid": ["export.quants=[f16],[q8_0]"]}, "export only says what is done with a run", "lora, train or model"),
         ({"grid": ["tracking.log_steps=1,2"]}, "tracking only says", ""),
-        ({"grid": ["train.save_steps=1,2"]}, "train.save_steps makes no other adapter", ""),
+        ({"grid": ["train.save_steps=1,2"]}, "train.save_steps does not change the adapter", ""),
         ({"grid": ["eval.steps=1,2"]}, "eval.steps only says when and how", ""),
         ({"grid": ["data.train_size=10,20"]}, "changes the held-out conversations", "data.eval_split"),
         ({"grid": ["model.max_length=64,128"]}, "changes the held-out conversations", ""),
@@ -198,14 +198,14 @@ def test_what_is_wrong_with_the_machine_stops_the_sweep(tmp_path: Path, fails: F
         ({"sampler": "tpe", "ranges": ["train.seed=8"]}, "expected key=low..high", ""),
         ({"sampler": "tpe", "ranges": ["train.seed=16..8"]}, "16 is not below 8", ""),
         ({"sampler": "tpe", "ranges": ["train.learning_rate=1e-3..x"]}, "train.learning_rate: expected", ""),
-        ({"sampler": "tpe", "ranges": ["lora.dropout=0..0.5:log"]}, "begins above 0", ""),
-        ({"sampler": "tpe", "ranges": ["lora.alpha=0.5..3:int"]}, "are whole", ""),
+        ({"sampler": "tpe", "ranges": ["lora.dropout=0..0.5:log"]}, "must begin above 0", ""),
+        ({"sampler": "tpe", "ranges": ["lora.alpha=0.5..3:int"]}, "must be whole numbers", ""),
         ({"sampler": "tpe", "ranges": ["train.schedule=1..2"]}, "train.schedule", ""),
         ({"sampler": "tpe", "ranges": ["train.packing=0..1"]}, "is no number", "--grid train.packing"),
-        ({"prune": True}, "--prune goes by the held-out loss", "eval.steps"),
+        ({"prune": True}, "--prune needs the held-out loss", "eval.steps"),
         ({"name": "a/b"}, "'a/b' cannot be the name", ""),
-        ({"storage": "sqlite://"}, "gone with this process", "name a file"),
-        ({"storage": "nonsense"}, "no storage URL", "sqlite:///"),
+        ({"storage": "sqlite://"}, "lost at the end of this process", "name a file"),
+        ({"storage": "nonsense"}, "not a storage URL", "sqlite:///"),
         ({"storage": "sqlite:////gone/a.db"}, "sqlite:////gone/a.db cannot be used", "can be reached"),
         ({"storage": "postgresql+none://u:secret@h/d"}, "u:***@h/d cannot be used", ""),
     ],
@@ -228,8 +228,8 @@ def test_bad_input_is_one_line(
     ("changes", "naming"),
     [
         ({"overrides": ["data.eval_size=4", "train.learning_rate=1e-3"]}, "train.learning_rate was 0.002 and is 0.001"),
-        ({"grid": ["lora.r=8,32"]}, "lora.r had also 16"),
-        ({"grid": ["lora.alpha=8,16"]}, "it varied lora.r and now lora.alpha"),
+        ({"grid": ["lora.r=8,32"]}, "lora.r also had 16"),
+        ({"grid": ["lora.alpha=8,16"]}, "it varied lora.r and now varies lora.alpha"),
         ({"sampler": "tpe"}, "the sampler was grid and is tpe"),
     ],
     ids=str,
@@ -243,12 +243,12 @@ def test_another_sweep_is_not_mixed_in(
     options = {"overrides": ["data.eval_size=4"], "grid": ["lora.r=8,16"], **changes}
     with pytest.raises(SweepError, match=re.escape(naming)) as caught:
         sweep.sweep("tiny", **options)
-    assert caught.value.hint == "--name NAME begins another sweep"
+    assert caught.value.hint == "give --name NAME to start another sweep"
 
 
 def test_runs_of_another_sweep_are_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs/tiny-sweep-007").mkdir(parents=True)
-    with pytest.raises(RunError, match="tiny-sweep-007 is there already"):
+    with pytest.raises(RunError, match="tiny-sweep-007 already exists"):
         study_of(tmp_path, monkeypatch, "lora.r=8,16")
     assert [path.name for path in tmp_path.rglob("*")] == ["runs", "tiny-sweep-007"]
 
@@ -421,7 +421,7 @@ def test_tpe_learns_that_values_cannot_be_together(tmp_path: Path, monkeypatch: 
         work.work(study, stop, lambda: None)
     [first, second] = study.trials()
     assert (first.state, second.state) == (FAILED, FAILED)
-    assert "packed rows are full" in first.facts["reason"]
+    assert "whose rows are full" in first.facts["reason"]
 
 
 def test_an_error_of_the_machine_is_tried_again_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,7 +462,7 @@ def test_machines_share_a_storage_and_outlive_each_other(
     assert taken.trial.point == lost.trial.point
     caplog.set_level("INFO", logger="ggufy")
     one.finish(lost, DONE, 7.0)  # it was only slow
-    assert "was taken over elsewhere" in caplog.text
+    assert "was taken over by another machine" in caplog.text
     two.finish(taken, DONE, 2.0)
     assert sorted(trial.loss or 0.0 for trial in one.trials()) == [1.0, 2.0]
 

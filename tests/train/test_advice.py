@@ -48,7 +48,7 @@ def test_overfitting_names_the_step_to_stop_at() -> None:
 def test_out_of_memory_gives_the_settings_in_order_with_values() -> None:
     said = "CUDA out of memory. Tried to allocate 1.96 GiB. GPU 0 has a total capacity of 14.56 GiB"
     error = memory.out_of_memory(BIG, said, gpu=True)
-    assert error.message.startswith("out of GPU memory (another 1.96 GiB was wanted)")
+    assert error.message.startswith("out of GPU memory (1.96 GiB more was needed)")
     knobs = [line.split("  ")[1] for line in error.message.replace("  1.", " 1.").splitlines()[1:] if "--set" in line]
     order = [line.partition("--set ")[2].partition("=")[0] for line in error.message.splitlines() if "--set" in line]
     expected = ["train.batch_size", "train.optimizer", "model.max_length", "lora.r", "lora.target_modules"]
@@ -135,7 +135,7 @@ def test_a_run_goes_on_with_the_backend_it_began_with(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(job, "find_spec", lambda _: object())
     assert job.choose(BIG, None) == ("unsloth", "the faster one on a GPU")
-    assert job.choose(BIG, "hf") == ("hf", "with which this run began")
+    assert job.choose(BIG, "hf") == ("hf", "because this run began with it")
     assert job.choose(recipe.load("3b_qlora", ["model.load_in=8bit"]), None)[0] == "hf"
     monkeypatch.setattr(job, "find_spec", lambda _: None)
     assert job.choose(BIG, None)[0] == "hf"

@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(
     DAMAGE[damage](newer)
     with caplog.at_level(logging.INFO, "ggufy"):
         assert checkpoints.newest(tmp_path, "one", HERE) == older
-    assert "passing over" in caplog.text
+    assert "skipping" in caplog.text
     assert "checkpoint-100" in caplog.text
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_export_disk_full import Disk, mounted, said
+from tests.export.test_disk_full import Disk, mounted, said
 
 # argv: what is to be made when another file takes the rest of the disk, one after the other; each a run of its own.
 FILLED_FROM = """
@@ -103,7 +103,7 @@ def test_a_disk_full_during_a_save_keeps_the_checkpoint_before(small: Disk, quic
     for number, part in enumerate(parts[:3]):
         assert "checkpoint-4: no space left on the disk while the checkpoint was written" in part
         assert f"runs/full{number}/checkpoints/checkpoint-2 is kept" in part
-        assert "the same command continues from step 2; there is checkpoint-2\n" in part
+        assert "run the same command again to continue from step 2; there is checkpoint-2\n" in part
         assert "resuming from step 2" in part
     assert "no space left on the disk while the adapter was written; the checkpoints are kept" in parts[3]
     assert "there is checkpoint-2, checkpoint-4\n" in parts[3]

@@ -180,7 +180,7 @@ def test_less_than_an_epoch_with_a_falling_loss_is_undertrained(trained: Trained
 def test_more_steps_go_on_from_the_last(trained: Trained) -> None:
     said = trained.said["longer+"]
     taken = "train.max_steps was 3 and is 5; train.keep_checkpoints was 1 and is 2; tracking.log_steps was 1 and is 2"
-    assert f"going on with what may change in a run: {taken}" in said
+    assert f"continuing the run, with settings that may change: {taken}" in said
     assert "resuming from step 3" in said
     assert "the learning rate goes on at 0.0008 instead of 0, by the schedule's new end" in said
     assert trained.summary("longer")["steps"] == 5
@@ -190,7 +190,7 @@ def test_more_steps_go_on_from_the_last(trained: Trained) -> None:
 
 def test_fewer_steps_or_another_learning_rate_are_refused(trained: Trained) -> None:
     said = trained.said["longer-"]
-    assert "is a run of something else" in said
+    assert "was made with another recipe, base or data" in said
     assert "train.max_steps was 5 and is 2" in said
     assert "train.learning_rate was 0.002 and is 1e-05" in said
     assert "--fresh" in said

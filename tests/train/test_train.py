@@ -89,7 +89,7 @@ def test_a_folder_that_is_no_run_is_left_alone(run: Run, tmp_path: Path) -> None
     for extra in ((), ("--fresh",)):
         done = run("train", "--recipe", "tiny", "--run", "notes", *extra, cwd=tmp_path)
         assert done.returncode == 1
-        assert "is there already, and is no run of ggufy" in done.stderr
+        assert "already exists, and is not a ggufy run" in done.stderr
     assert (mine / "mine.txt").read_text() == "x"
 
 
@@ -113,7 +113,7 @@ def test_going_on_with_other_libraries_is_said_and_recorded(
     (quick / "runs/quick/stamps/adapter.json").unlink()
     done = run("train", *quick_again, cwd=quick)
     assert done.returncode == 0, done.stderr
-    assert "going on with other versions than before: torch 2.0.0 ->" in done.stderr
+    assert "continuing with other versions than before: torch 2.0.0 ->" in done.stderr
     assert json.loads(record.read_text())["versions"]["torch"] == "2.0.0"
     assert json.loads(record.read_text())["continued_with"]["torch"] != "2.0.0"
 

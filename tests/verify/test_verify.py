@@ -116,7 +116,7 @@ def test_verify_a_run_and_a_damaged_one(quick: Path, run: Run) -> None:
     # What was found is noted, as the export had noted it.
     assert json.loads(stamp.read_text())["closeness"] == pytest.approx(near)
     assert f"{100 * near['agreement']:.1f}% same top token" in done.stdout
-    assert "adapter: as it was made" in done.stdout
+    assert "adapter: unchanged since it was made" in done.stdout
     assert "quick-q8_0.gguf: 39 tensors valid" in done.stdout
     path = quick / "runs/quick/export/quick-q8_0.gguf"
     data = bytearray(path.read_bytes())
@@ -124,7 +124,7 @@ def test_verify_a_run_and_a_damaged_one(quick: Path, run: Run) -> None:
     path.write_bytes(data)
     done = run("verify", "quick", cwd=quick)
     assert done.returncode == 1
-    assert "quick-q8_0.gguf was changed since it was made" in done.stderr
+    assert "quick-q8_0.gguf has been changed since it was made" in done.stderr
 
 
 def test_verify_one_file(quick: Path, run: Run) -> None:
@@ -141,7 +141,7 @@ def test_verify_one_file(quick: Path, run: Run) -> None:
     path = damaged(quick / "alone.gguf", quick / "runs/quick/export/quick-q8_0.gguf", "blk.0.ffn_up.weight", b"\1")
     done = run("verify", path.relative_to(quick).as_posix(), cwd=quick)
     assert done.returncode == 1
-    assert "quick-q8_0.gguf was changed since it was made" in done.stderr
+    assert "quick-q8_0.gguf has been changed since it was made" in done.stderr
 
 
 def test_a_folder_of_exports(quick: Path, base: Path, run: Run) -> None:
@@ -171,7 +171,7 @@ def test_a_folder_of_exports(quick: Path, base: Path, run: Run) -> None:
     (quick / "mine/adapter_config.json").write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] * 2}))
     done = run("verify", "exports/mine", cwd=quick)
     assert done.returncode == 1
-    assert "was made from another state of its base or adapter" in done.stderr
+    assert "was made before its base or adapter changed" in done.stderr
 
 
 def test_a_split_named_by_its_first_file(base: Path, tmp_path: Path) -> None:
@@ -307,8 +307,8 @@ def test_an_export_knows_what_it_was_made_from_also_from_elsewhere(
     assert done.returncode == 1
     [error, hint] = done.stderr.splitlines()
     assert error.startswith("error: exports/mine cannot be compared with what it was made from: the folder ")
-    assert error.endswith("mine is not there any more")
-    assert hint == "hint: put that back where it was, or export it again into another --out"
+    assert error.endswith("mine no longer exists")
+    assert hint == "hint: put it back where it was, or export again into another --out"
 
 
 def test_a_folder_of_exports_that_somebody_else_works_on(quick: Path, base: Path, run: Run, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_folder_of_exports_that_somebody_else_works_on(quick: Path, base: Path
             cwd=tmp_path,
         )
     assert done.returncode == 1
-    assert f"error: the folder out is in use by another ggufy (process {os.getpid()})" in done.stderr
+    assert f"error: the folder out is in use by another ggufy command (process {os.getpid()})" in done.stderr
     assert "another --out" in done.stderr
 
 

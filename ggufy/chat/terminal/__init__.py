@@ -1,1 +1,1 @@
-"""Talking in a terminal."""
+"""Chat in a terminal."""

@@ -1,4 +1,4 @@
-"""What begins with a slash: commands to the program, not words to the model."""
+"""The slash commands of the chat: /help, /save, /params and so on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(session: Session, typed: str) -> Outcome:
         raise ChatError(f"{name}: no such command", f"{known} To say it to the model, write /{typed}")
     command = COMMANDS[name]
     if argument.strip() and not command.takes:
-        raise ChatError(f"{name} takes nothing after it", f"/help says what {name} does")
+        raise ChatError(f"{name} takes no arguments", f"/help says what {name} does")
     return command.does(session, argument.strip())
 
 
@@ -55,7 +55,9 @@ def _system(session: Session, text: str) -> Outcome:
         return Outcome(f"system: {now}" if now else "there is no system prompt; /system TEXT gives one")
     for side in session.sides:
         side.conversation.system = None if text == "-" else text
-    return Outcome("the system prompt is gone" if text == "-" else "the system prompt holds from the next answer on")
+    return Outcome(
+        "the system prompt is removed" if text == "-" else "the system prompt applies from the next answer on"
+    )
 
 
 def _reset(session: Session, _: str) -> Outcome:
@@ -82,7 +84,7 @@ def _retry(session: Session, _: str) -> Outcome:
 def _taken_back(session: Session) -> str:
     last = [side.conversation.undo() for side in session.sides]
     if last[0] is None:
-        raise ChatError("nothing was said yet", "ask something first")
+        raise ChatError("nothing has been said yet", "ask something first")
     return last[0][0]
 
 
@@ -132,7 +134,7 @@ def _params(session: Session, text: str) -> Outcome:
 def _value(name: str, text: str) -> Any:
     if name.replace("_", "-") not in _PARAMETERS:
         close = difflib.get_close_matches(name, _PARAMETERS, 1, 0.5)
-        hint = f"did you mean {close[0]}?" if close else f"they are {', '.join(_PARAMETERS)}"
+        hint = f"did you mean {close[0]}?" if close else f"the parameters are {', '.join(_PARAMETERS)}"
         raise ChatError(f"{name}: no such parameter", hint)
     kind, lowest, highest = _PARAMETERS[name.replace("_", "-")]
     if name == "seed" and text == "none":
@@ -161,13 +163,13 @@ def _tokens(session: Session, _: str) -> Outcome:
         used = side.size()
         seen = len(talk.exchanges) - talk.unseen
         lines.append(
-            f"{side.name}: {used:,} of {model.context:,} tokens of context used, {_count(seen)} in sight"
-            + (f", {talk.unseen} out of it" if talk.unseen else "")
+            f"{side.name}: {used:,} of {model.context:,} tokens of context used, {_count(seen)} in it"
+            + (f", {talk.unseen} dropped from it" if talk.unseen else "")
         )
         if model.figures.prompt_tokens:
             figures = model.figures
             fresh = figures.prompt_tokens - figures.reused_tokens
-            lines.append(f"  the last prompt had {figures.prompt_tokens:,} tokens, of which {fresh:,} were new")
+            lines.append(f"  the last prompt had {figures.prompt_tokens:,} tokens, {fresh:,} of them new")
         lines.append(f"  threads: {model.threads.answering} for answers, {model.threads.reading} for prompts")
     return Outcome("\n".join(lines))
 
@@ -182,7 +184,7 @@ def _help(session: Session, _: str) -> Outcome:
 _KEYS = (
     "Enter sends; Alt-Enter, or Enter after a backslash, begins a new line.",
     "Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice at the prompt, leaves.",
-    "A message that begins with / is written with //.",
+    "To send a message that begins with /, type // in its place.",
 )
 
 
@@ -203,11 +205,11 @@ def _shortened(text: str) -> str:
 COMMANDS = {
     "/system": Command(_system, "[TEXT]", "show the system prompt, or set it; /system - removes it"),
     "/reset": Command(_reset, "", "forget the conversation, but not the system prompt"),
-    "/undo": Command(_undo, "", "take the last question and its answer back"),
+    "/undo": Command(_undo, "", "remove the last question and its answer"),
     "/retry": Command(_retry, "", "ask the last question again"),
     "/save": Command(_save, "FILE", "write the conversation to a file"),
-    "/load": Command(_load, "FILE", "go on with a conversation from a file"),
-    "/params": Command(_params, "[NAME VALUE]...", "show how answers are sampled, or change it"),
+    "/load": Command(_load, "FILE", "continue a conversation from a file"),
+    "/params": Command(_params, "[NAME VALUE]...", "show or change how answers are sampled"),
     "/tokens": Command(_tokens, "", "how full the context is"),
     "/help": Command(_help, "", "this list"),
     "/quit": Command(_quit, "", "leave"),

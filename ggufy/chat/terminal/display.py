@@ -1,4 +1,4 @@
-"""How answers are shown: drawn on a terminal, as they come elsewhere; two models side by side where there is room."""
+"""Show answers: as Markdown on a terminal, as plain text elsewhere; two models side by side if there is room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question and its answer, for scripts."""
+"""Ask one question and print the answer, for scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed in a terminal: several lines, with history and completion; elsewhere, line by line."""
+"""Read the user's input: on a terminal with several lines, history and completion; elsewhere line by line."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _history() -> Any:
         path.chmod(0o600)
         _shorten(path)
     except OSError as error:
-        log.warning("what you type is not remembered: %s: %s", path.as_posix(), error.strerror)
+        log.warning("the history of what you type is not kept: %s: %s", path.as_posix(), error.strerror)
         return InMemoryHistory()
     return FileHistory(path.as_posix())
 

@@ -55,4 +55,4 @@ def _exchange(session: Session, question: str, screen: Screen) -> None:
     before = [len(side.conversation.exchanges) for side in session.sides]
     session.ask(question, screen)
     if [len(side.conversation.exchanges) for side in session.sides] == before:
-        display.note("(not every answer was begun, so this exchange is not remembered)")
+        display.note("(stopped before every answer had begun, so this exchange is not remembered)")

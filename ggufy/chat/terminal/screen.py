@@ -1,4 +1,4 @@
-"""Text that grows on a terminal, without flicker: what may still change is at the bottom and is written over."""
+"""Draw growing text on a terminal without flicker: only the part that may still change is drawn again."""
 
 from __future__ import annotations
 

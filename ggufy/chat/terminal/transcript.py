@@ -1,4 +1,4 @@
-"""Conversations in files. One is a JSON object whose `messages` are a row of training data as they stand."""
+"""Save and load conversations. A file is a JSON object whose `messages` can serve as a row of training data."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Talking over HTTP: the server with OpenAI's interface, and the page."""
+"""Chat over HTTP: the OpenAI-compatible server, and the page in the browser."""

@@ -1,4 +1,4 @@
-"""A request of OpenAI's chat interface: what of it is understood. What is not is refused, never left out in silence."""
+"""A request to the OpenAI-compatible API. Fields that ggufy does not support are refused, never ignored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 
 def _kind(content: Any) -> str:
-    """Decides as what a content is read, so that an error is of that alone."""
+    """The kind of a message's content, so that an error is about that kind alone."""
     return "parts" if isinstance(content, list) else "text"
 
 

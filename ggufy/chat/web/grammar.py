@@ -1,4 +1,4 @@
-"""Answers that are JSON: llama.cpp samples only tokens that a grammar allows."""
+"""Grammars for JSON answers: llama.cpp then samples only tokens that the grammar allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands before the server: who may ask, how much, and how many at once. Errors have OpenAI's shape."""
+"""Checks before a request reaches the server: API key, host, size, number at once. Errors have OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class LimitsMiddleware:
         if refusal is None and scope["method"] == "POST":
             body, refusal = await self._read(receive)
         if refusal is None and scope["method"] == "POST" and self.inside >= self.limits.requests:
-            message = f"{self.inside} requests are being answered or waiting, which is as many as are taken at once"
+            message = f"{self.inside} requests are being answered or waiting, and this server takes no more at once"
             refusal = error(429, message, "too_many_requests")
         if refusal is not None:
             await refusal(scope, receive, send)
@@ -101,7 +101,7 @@ class LimitsMiddleware:
             return error(401, "no API key, or a wrong one", "invalid_api_key")
         if method == "POST" and headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             # A browser sends other types without asking whether it may.
-            return error(415, "the body has to be application/json", "unsupported_media_type")
+            return error(415, "the body must be application/json", "unsupported_media_type")
         if headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", 0)) > self.limits.body:
             return self._too_large()
         return None

@@ -1,4 +1,4 @@
-"""A server of this process: its address, and its end by Ctrl-C."""
+"""Run an HTTP server in this process: open its port, and stop it on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 

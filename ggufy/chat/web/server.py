@@ -1,4 +1,4 @@
-"""A GGUF behind OpenAI's chat interface: llama-cpp-python's own server, with ggufy's prompts and limits.
+"""The OpenAI-compatible server for a GGUF: llama-cpp-python's own server, with ggufy's prompts and limits.
 
 Of that server the two endpoints are used that take conversations. Its text completion would read a template's marks in
 what a client sends as marks; the conversations go through ggufy's own prompts, which never do.
@@ -49,8 +49,8 @@ def check(host: str, key: str | None) -> None:
         )
     if key is not None and (len(key) < _SHORTEST_KEY or not key.isascii()):
         raise ChatError(
-            f"the API key is shorter than {_SHORTEST_KEY} characters, or has others than ASCII's",
-            'python -c "import secrets; print(secrets.token_urlsafe())" makes one',
+            f"the API key is shorter than {_SHORTEST_KEY} characters, or has characters outside ASCII",
+            'make one with python -c "import secrets; print(secrets.token_urlsafe())"',
         )
 
 

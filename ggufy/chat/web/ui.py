@@ -173,7 +173,7 @@ def _settings(gradio: Any) -> list[Any]:
                 gradio.Slider(0, 1, _USUAL.min_p, step=0.01, label="Min-p"),
                 gradio.Slider(1, 2, _USUAL.repeat_penalty, step=0.01, label="Repeat penalty"),
                 gradio.Slider(1, 4096, _USUAL.max_tokens, step=1, label="Longest answer, in tokens"),
-                gradio.Textbox(label="Seed", placeholder="another each time"),
+                gradio.Textbox(label="Seed", placeholder="a new one each time"),
             ]
 
 
@@ -182,7 +182,7 @@ def _sampling(
 ) -> Sampling:
     text = (seed or "").strip()
     if text and not (text.isascii() and text.isdecimal() and int(text) < 1 << 32):
-        raise ChatError(f"the seed {text!r} is not a whole number", "Leave it empty for another answer each time.")
+        raise ChatError(f"the seed {text!r} is not a whole number", "Leave it empty for a different answer each time.")
     return Sampling(temperature, top_p, int(top_k), min_p, repeat_penalty, int(length), int(text) if text else None)
 
 

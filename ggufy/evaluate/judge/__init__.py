@@ -1,1 +1,1 @@
-"""Another model that grades answers: the client, what it is asked, and what its grades say."""
+"""The judge, another model that grades answers: its client, its prompt, and what its grades say."""

@@ -1,4 +1,4 @@
-"""What judges have replied, kept so that nothing is paid for twice: JSON lines that are only ever added to.
+"""Cache of the judges' replies, so that nothing is paid for twice: an append-only file of JSON lines.
 
 A reply is on the disk before the next question is asked. A kill can cut the last line only, and that line is then left
 out and asked again.

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint, asked so that nothing is lost: what may pass is tried again, what will not is named.
+"""Client of an OpenAI-compatible endpoint: temporary failures are tried again, all others are reported.
 
 The key goes into one header and nowhere else. Whatever the endpoint sends back is searched for it before anything is
 kept or shown.
@@ -126,7 +126,7 @@ class Client:
             return
         except httpx.TransportError as error:
             raise JudgeError(
-                f"nobody answers at {self.where.url}: {self._clean(str(error))}",
+                f"no server answers at {self.where.url}: {self._clean(str(error))}",
                 "start the judge, for example `ggufy serve`, or check --judge-url",
             ) from None
         if status in (401, 403):
@@ -214,7 +214,7 @@ class Client:
             message = choice["message"]
             text, refusal, finish = message.get("content"), message.get("refusal"), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
-            return f"no reply of a chat model: {self._clean(body.decode('utf-8', 'replace')) or 'nothing'}"
+            return f"not the reply of a chat model: {self._clean(body.decode('utf-8', 'replace')) or 'nothing'}"
         if refusal or finish == "content_filter":
             raise Failure("refusal", self._clean(str(refusal or "stopped by the endpoint's filter")))
         if finish == "length":
@@ -232,7 +232,7 @@ class Client:
         if status in (401, 402, 403, 404) or 300 <= status < 400:
             self._refuse(status, said)
         if status == 429 and "insufficient_quota" in body.decode("utf-8", "replace"):
-            raise JudgeError("the judge's account has no credit left", "add some; what was judged so far is kept")
+            raise JudgeError("the judge's account has no credit left", "add credit; what was judged so far is kept")
         if status in _PASSING or status >= 500:
             return ("rate limit" if status == 429 else "server error"), f"status {status}{said and f', {said}'}"
         raise Failure("rejected", f"status {status}{said and f', {said}'}")
@@ -245,12 +245,15 @@ class Client:
             raise JudgeError(f"the judge at {where} does not accept {has}: status {status}", "check the key's rights")
         if status == 404:
             raise JudgeError(
-                f"{where} has no model {model!r}, or is no OpenAI-compatible address: status 404{said and f', {said}'}",
-                f"{where}/models lists what it has; check --judge and --judge-url",
+                f"{where} has no model {model!r}, or is not an OpenAI-compatible address: "
+                f"status 404{said and f', {said}'}",
+                f"see what it has at {where}/models; check --judge and --judge-url",
             )
         if status == 402:
-            raise JudgeError("the judge's account has no credit left", "add some; what was judged so far is kept")
-        raise JudgeError(f"{where} sends elsewhere: status {status}", "give --judge-url the address it moved to")
+            raise JudgeError("the judge's account has no credit left", "add credit; what was judged so far is kept")
+        raise JudgeError(
+            f"{where} redirects to another address: status {status}", "give the new address with --judge-url"
+        )
 
     def _told_to_wait(self, headers: httpx.Headers, status: int) -> float:
         """The seconds that an endpoint asks for, which then hold for all threads. Raises JudgeError where too many."""

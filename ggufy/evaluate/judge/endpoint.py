@@ -1,4 +1,4 @@
-"""Where a judge is, and the key it is asked with."""
+"""The address of a judge, its model, and the API key for it."""
 
 from __future__ import annotations
 
@@ -54,19 +54,21 @@ def endpoint(model: str, url: str | None) -> Endpoint:
     if not parts.path:
         given += "/v1"
     if not model.strip():
-        raise JudgeError("--judge: the name of a model is missing", "for example --judge gpt-4o-mini")
+        raise JudgeError("--judge: the name of the model is missing", "for example --judge gpt-4o-mini")
     key = os.environ.get(KEY, "").strip() or None
     if key and not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise JudgeError(f"{KEY} holds characters that no key has", "copy the key again, without spaces or quotes")
+        raise JudgeError(
+            f"{KEY} holds characters that a key cannot have", "copy the key again, without spaces or quotes"
+        )
     found = Endpoint(given, model.strip(), None if key and key.lower() == NO_KEY else key)
     if key is None and not found.local:
         raise JudgeError(
             f"no key for the judge at {parts.hostname}",
-            f"set {KEY}, in the environment or in a file .env; {KEY}={NO_KEY} says that it needs none",
+            f"set {KEY}, in the environment or in a file .env; if it needs no key, set {KEY}={NO_KEY}",
         )
     if found.key and parts.scheme == "http" and not found.local:
         raise JudgeError(
-            f"--judge-url {given}: the key would cross the network in the clear",
-            f"use https or an ssh tunnel, or {KEY}={NO_KEY} where none is needed",
+            f"--judge-url {given}: the key would be sent unencrypted",
+            f"use https or an ssh tunnel, or set {KEY}={NO_KEY} if no key is needed",
         )
     return found

@@ -1,4 +1,4 @@
-"""Ask a judge, several questions at a time, so that a kill, a fault or a limit loses nothing that was answered."""
+"""Ask a judge several questions at a time; a kill, a fault or a limit loses no reply that has arrived."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def ask(plan: Plan, settings: Settings) -> Replies:
         _Asking(plan, settings, replies).run()
     for call in plan.calls:
         if call.key not in replies.grades:
-            replies.failures.setdefault(call.key, Failure(NOT_ASKED, "the judging ended before it"))
+            replies.failures.setdefault(call.key, Failure(NOT_ASKED, "the judging ended before this question"))
     return replies
 
 

@@ -1,4 +1,4 @@
-"""What a judge will be asked, and what that may cost, before anything is asked."""
+"""Plan the questions to a judge, and estimate their cost, before anything is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a judge is told and shown, and how its reply is read."""
+"""The prompt for a judge, and how its reply is read."""
 
 from __future__ import annotations
 

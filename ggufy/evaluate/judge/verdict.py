@@ -1,4 +1,4 @@
-"""What the grades say: averages, the difference to base with its interval, and how much the order shown mattered."""
+"""The verdict from a judge's grades: averages, the difference to base with its interval, the effect of the order."""
 
 from __future__ import annotations
 

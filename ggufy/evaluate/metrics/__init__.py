@@ -1,1 +1,1 @@
-"""What is measured: losses, divergence, answers, numbers."""
+"""Metrics of an evaluation: losses, divergence, answers, numbers."""

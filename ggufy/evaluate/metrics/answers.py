@@ -1,4 +1,4 @@
-"""What a model answered, and the questions it was asked: asked once, kept as JSON lines.
+"""Questions to a model and its answers: asked once, kept as JSON lines.
 
 An answer is found again by what made it: the model's content, the prompt, the sampling, and the day the model is told.
 """

@@ -1,4 +1,4 @@
-"""Held-out rows as questions: what comes before the assistant's last words, and what a model says in their place.
+"""Held-out rows as questions: a model completes each row from the point where its last answer begins.
 
 The question is the row's own tokens, as they were trained on, so this works for chats and for plain completions such as
 "Price is $", with a chat template or without one.

@@ -1,4 +1,4 @@
-"""What is plainly wrong with an answer: seen without knowing the right one.
+"""Flags for answers that are plainly wrong, found without knowing the right answer.
 
 Each flag is a rule that a person can check by looking at the answer; none is a judgement of what it says.
 """

@@ -1,4 +1,4 @@
-"""How sure a mean is: bootstrap intervals, and when two models cannot be told apart."""
+"""Confidence intervals of means by bootstrap, and when two models cannot be told apart."""
 
 from __future__ import annotations
 

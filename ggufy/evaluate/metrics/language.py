@@ -1,4 +1,4 @@
-"""Which language a text is in, by its script, and among those in Latin script by their commonest words.
+"""Guess the language of a text by its script and, for Latin script, by the commonest words.
 
 A guess that can be explained, and none at all where there is little to go by: a short text, a list of names, code.
 """

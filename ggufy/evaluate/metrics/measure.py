@@ -1,4 +1,4 @@
-"""Loss of a model on held-out text, and how far one model is from another there: conversation by conversation.
+"""Loss of a model on held-out text, and KL divergence between two models: conversation by conversation.
 
 Logits are looked at a batch at a time and then forgotten; what is kept is a few numbers a conversation, and one a token
 of the divergence.

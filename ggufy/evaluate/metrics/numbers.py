@@ -1,4 +1,4 @@
-"""Answers that are numbers, such as prices: reading them out of text, and how far off they are.
+"""Read numbers such as prices out of answers, and measure how far off they are.
 
 The rule by which a number is read, for answers and references alike:
 

@@ -1,4 +1,4 @@
-"""What models are asked: ggufy's own everyday tasks, or a file of the user's."""
+"""Read the prompts of an evaluation: ggufy's own everyday tasks, or a file of the user's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def read(path: Path) -> list[Question]:
         question = _question(item, number, where)
         if question.id in seen:
             raise EvalError(
-                f"{where}: the id {question.id!r} was there before, at {seen[question.id]}", "give each its own"
+                f"{where}: the id {question.id!r} is used twice, first at {seen[question.id]}",
+                "give each prompt its own id",
             )
         seen[question.id] = where
         questions.append(question)
@@ -114,7 +115,7 @@ def _conversation(item: dict[str, Any], where: str) -> list[Message]:
         return [*before, {"role": "user", "content": item["prompt"]}]
     turns = item["messages"]
     if "system" in item:
-        raise EvalError(f"{where}: 'system' beside 'messages'", "make it the first of the messages")
+        raise EvalError(f"{where}: 'system' and 'messages' together", "make it the first of the messages")
     if not isinstance(turns, list) or not turns:
         raise EvalError(f"{where}: 'messages' is not a list of turns", _SHAPES)
     for turn in turns:

@@ -1,4 +1,4 @@
-"""Answers against the answers that a data set has: BLEU, chrF, ROUGE-L, and exact match.
+"""Compare answers with those of the data set: BLEU, chrF, ROUGE-L, and exact match.
 
 These say how alike two texts are, not how good one is. For tasks with one right answer (a label, a date, a translation
 in a house style) they mean a lot; for open questions a judge says more.

@@ -1,4 +1,4 @@
-"""Work that is done row by row and never twice: JSON lines, each under a key that says what it is the result of.
+"""Keep results row by row, so that none is computed twice: JSON lines, each with a key of its inputs.
 
 A line is written as soon as its row is done, so what a kill leaves is whole but for its last line.
 """

@@ -1,4 +1,4 @@
-"""What models are measured on: token ids, and which of them count."""
+"""The texts that models are measured on: token ids, and which of them count."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The page and the JSON that an evaluation ends in."""
+"""The report of an evaluation: its sections, as a page and as JSON."""

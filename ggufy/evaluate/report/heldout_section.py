@@ -1,4 +1,4 @@
-"""The section on held-out loss: base, adapter model and each file, on conversations that were not trained on."""
+"""The report's section on held-out loss: base, adapter model and each file, on conversations not trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small plots as SVG, drawn here: the page needs no library, and matplotlib is no part of the light installation.
+"""Draw small plots as SVG for the report, without matplotlib, which the light installation does not have.
 
 Colours are those of the page, so that a plot follows its light or dark scheme.
 """

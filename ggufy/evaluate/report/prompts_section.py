@@ -1,4 +1,4 @@
-"""The section on prompts: the same question to each model, side by side, with flags for what is plainly wrong."""
+"""The report's section on prompts: the models' answers side by side, with flags for what is plainly wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def section(questions: Sequence[Question], models: Sequence[Model], source: str)
         ),
         wide=True,
     )
-    told = f"{len(questions)} questions ({source}), each asked once, always the likeliest token."
+    told = f"{len(questions)} questions ({source}), each asked once, always taking the likeliest token."
     flags = f"Flags are rules, not judgements. {meanings}." if meanings else "No answer was flagged."
     values = {
         "source": source,

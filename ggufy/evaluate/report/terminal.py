@@ -1,4 +1,4 @@
-"""The report as lines of text: its tables of figures, and what is said of them."""
+"""The report as lines of text for a terminal: its tables of figures, and the sentences about them."""
 
 from __future__ import annotations
 

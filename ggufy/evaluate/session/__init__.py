@@ -1,1 +1,1 @@
-"""Which models an evaluation is about, each measured once, and the parts of its report."""
+"""One run of `ggufy eval`: its models, each measured once, and the sections of its report."""

@@ -1,4 +1,4 @@
-"""One question to one model that is talked to: what it says, and how fast."""
+"""Ask one model one question, and measure how fast it answers."""
 
 from __future__ import annotations
 

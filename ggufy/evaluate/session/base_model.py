@@ -1,4 +1,4 @@
-"""The base of a tuned GGUF as a GGUF of its own, to talk to beside it: made once, and kept with the run."""
+"""Make the GGUF of a tuned file's base model, for `--compare base`: made once, and kept with the run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ log = logging.getLogger("ggufy")
 
 
 def of(tuned: Path) -> Path:
-    """The base of that file, in the same quant. Raises ChatError where nothing says which base it has."""
+    """The GGUF of that file's base, in the same quant. Raises ChatError if its base is not known."""
     place = run.holding(tuned)
     found = model_source.of_output_folder(place[0]) if place else None
     if place is None or found is None:
         raise ChatError(
-            f"{tuned.as_posix()} lies in no run, so its base is not known", "name the file to compare it with"
+            f"{tuned.as_posix()} is not in a run, so its base is not known", "name the file to compare it with"
         )
     if found.adapter is None:
-        raise ChatError(f"{tuned.as_posix()} is no fine-tune: it is its own base", "name another file or run")
+        raise ChatError(f"{tuned.as_posix()} is not a fine-tune: it is a base itself", "name another file or run")
     output_folder, output = place
     quant = model_files.base_quant(str((output_folder.stamp(output) or {"inputs": {}})["inputs"].get("quant", "q8_0")))
     # Not `quant`: among the models of a run this is none of them.

@@ -1,4 +1,4 @@
-"""One run, folder of exports, or set of files under evaluation: whatever is measured of it, once, and kept.
+"""Measure one run, folder of exports or set of files; every measurement is made once and kept.
 
 Every measurement is an output of the run under eval/, stamped with what it was made from: a killed evaluation goes on
 where it was, and a second one measures nothing.
@@ -61,7 +61,7 @@ class Evaluator:
         if options.data is None:
             if source is None or not source.subfolder:
                 raise EvalError(
-                    f"{self.name} is no run, so it has held out no conversations",
+                    f"{self.name} is not a run, so it has no held-out conversations",
                     "give some with --data FILE, or leave the losses out: --only prompts",
                 )
             found = heldout.of_run(self.output_folder, options.limit)
@@ -81,7 +81,9 @@ class Evaluator:
     def heldout_questions(self) -> list[Question]:
         """What the held-out conversations ask last, with the right answers. Raises EvalError where there are none."""
         if self.source is None:
-            raise EvalError(f"{self.name} is a file, of which no run is known", "name the run that it was made from")
+            raise EvalError(
+                f"{self.name} is a single file, and its run is not known", "name the run that it was made from"
+            )
         return heldout.questions(self.source, self.options.data, self.options.limit)
 
     @property
@@ -106,7 +108,7 @@ class Evaluator:
         return Loss.of(self.results.measure(output, keys, what, partial(self.models.paths, [one]), measured))
 
     def divergence(self, one: ModelFile, other: ModelFile) -> tuple[Divergence, Loss]:
-        """How far a model is from another on the held-out conversations; and its own loss there."""
+        """KL divergence of a model from another on the held-out conversations, and its own loss there."""
 
         def measured(paths: list[Path], write: Write) -> None:
             with self._open(paths[0]) as model, self._open(paths[1]) as standard:
@@ -178,7 +180,7 @@ class Evaluator:
         return File(row["size"], row["bits"], row["speed"])
 
     def answers(self, one: ModelFile, questions: Sequence[Question], label: str = "prompts") -> list[Answer]:
-        """What a model says to these questions: asked once. `label` tells sets of questions apart."""
+        """A model's answers to these questions, each asked once. `label` tells sets of questions apart."""
         options = self.options
         sampling: dict[str, Any] = {
             "temperature": options.temperature,
@@ -203,7 +205,7 @@ class Evaluator:
         return answers.read(self.output_folder.path / output, questions, keys)
 
     def completions(self, one: ModelFile) -> list[Completion]:
-        """What a model says in the place of the last answer of each held-out row: asked once, always the likeliest."""
+        """A model's completion of the last answer of each held-out row: asked once, always the likeliest token."""
         gaps = [gap for text in self.heldout.texts if (gap := completions.gap(text))][: self.options.rows]
         most = completions.longest_answer(gaps, self.options.max_tokens)
         context = self.options.context or max((len(gap.prompt) + most for gap in gaps), default=0)

@@ -1,4 +1,4 @@
-"""The tokenizer and the template of a GGUF alone, as training uses those of a base: ids, and labels of what is said.
+"""Tokenize conversations with nothing but a GGUF: its tokenizer and template give ids and labels as in training.
 
 For a file whose base is not known. llama.cpp splits the text; which characters a token stands for follows from the
 bytes of each.
@@ -70,7 +70,7 @@ class _Splits:
         pieces = [self.model.piece(token) for token in ids]
         if b"".join(pieces) != text.encode():
             raise EvalError(
-                f"{self.model.path.as_posix()}: its tokens do not spell the text they were made of, so what the "
+                f"{self.model.path.as_posix()}: its tokens do not add up to the text they were made from, so what the "
                 "assistant says cannot be found among them",
                 "give plain text: --data FILE.txt",
             )
@@ -118,6 +118,7 @@ def same_tokenizer(files: Iterable[Path]) -> None:
             first = (path, found)
         elif first[1] != found:
             raise EvalError(
-                f"{first[0].as_posix()} and {path.as_posix()} have different tokenizers: there is no KL between them",
-                "compare what they say: --only prompts",
+                f"{first[0].as_posix()} and {path.as_posix()} have different tokenizers, "
+                "so KL cannot be measured between them",
+                "compare their answers: --only prompts",
             )

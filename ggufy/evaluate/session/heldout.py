@@ -1,4 +1,4 @@
-"""The conversations that an evaluation is about: those a run has held out, or a file of the user's."""
+"""The held-out conversations of an evaluation: those of the run, or a file of the user's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PLAIN = (".txt", ".md")
 
 
 def of_run(this: Run, limit: int) -> HeldOut:
-    """What a run has held out, as it was tokenized for training. Raises EvalError where that is nothing."""
+    """The held-out conversations of a run, as tokenized for training. Raises EvalError if there are none."""
     data = this.valid("data")
     path = this.path / "data" / "eval.arrow"
     hint = "give conversations with --data FILE, or leave the losses out: --only prompts"
@@ -35,13 +35,13 @@ def of_run(this: Run, limit: int) -> HeldOut:
         raise EvalError(f"{this.path.as_posix()} has lost its training data", hint)
     if data is None or not path.is_file():
         raise EvalError(
-            f"{this.path.as_posix()} has held out no conversations, so there is nothing to measure a loss on",
-            f"{hint}; a training with data.eval_size=N holds out N",
+            f"{this.path.as_posix()} has no held-out conversations, so there is nothing to measure a loss on",
+            f"{hint}; to hold out N conversations, train with data.eval_size=N",
         )
     rows, total = _arrow(path, limit)
     texts = [text for text in rows if any(text.wanted)]
     if not texts:
-        raise EvalError(f"{path.as_posix()}: no token of it counts, so there is nothing to measure", hint)
+        raise EvalError(f"{path.as_posix()}: no token in it counts, so there is nothing to measure", hint)
     return HeldOut(f"what {this.name} held out", texts, total)
 
 
@@ -65,13 +65,13 @@ def of_file(file: Path, tokenizer: Tokenizer, limit: int, *, like: Data | None =
         try:
             example = tokenizer.encode(reader.read(row))
         except BadRow as problem:
-            raise DataError(f"{where}: {problem}", "mend the row, or leave it out") from None
+            raise DataError(f"{where}: {problem}", "fix the row, or leave it out") from None
         text = Text(example.input_ids, example.labels)
         if any(text.wanted):
             texts.append(text)
             places.append(where)
     if not texts:
-        raise EvalError(f"{file.as_posix()}: nothing in it is said by the assistant", "name a file with answers in it")
+        raise EvalError(f"{file.as_posix()}: the assistant says nothing in it", "name a file with answers in it")
     return HeldOut(file.name, texts, total, places)
 
 
@@ -90,14 +90,14 @@ def questions(this: ModelSource, file: Path | None, limit: int) -> list[Question
         if len(found) == limit:
             break
     if not found:
-        raise EvalError(f"{this.name} has held out no questions with answers", "give some with --data FILE")
+        raise EvalError(f"{this.name} has no held-out questions with answers", "give some with --data FILE")
     return found
 
 
 def _samples(this: ModelSource) -> Iterator[list[Message]]:
     """What a run has held out, read again from where its data came from."""
     if not this.subfolder:
-        raise EvalError(f"{this.name} is no run, so it has held out no conversations", "give some with --data FILE")
+        raise EvalError(f"{this.name} is not a run, so it has no held-out conversations", "give some with --data FILE")
     frozen = this.output_folder.frozen
     wanted = recipe.from_values(frozen["recipe"])
     rows = provenance.rows(wanted, frozen)
@@ -125,7 +125,7 @@ def _samples_of_file(file: Path, tokenizer: Tokenizer, like: Data | None) -> Ite
         try:
             sample = reader.read(row)
         except BadRow as problem:
-            raise DataError(f"{where}: {problem}", "mend the row, or leave it out") from None
+            raise DataError(f"{where}: {problem}", "fix the row, or leave it out") from None
         if isinstance(sample, list):
             yield sample
 

@@ -1,4 +1,4 @@
-"""A judge in `ggufy eval`: what it is shown, whether it may cost what it may, and the section on what it says."""
+"""The judge in `ggufy eval`: what it is shown, the user's consent to the cost, and its section of the report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("ggufy")
 
 
 def check(options: EvalOptions) -> None:
-    """What can be said against a judge before anything is measured. Raises EvalError or JudgeError."""
+    """Check the options of a judge before anything is measured. Raises EvalError or JudgeError."""
     if options.judge is None:
         if "judge" in options.insisted:
             raise EvalError("--only judge: no judge is named", "name its model: --judge gpt-4o-mini")
@@ -36,7 +36,7 @@ def check(options: EvalOptions) -> None:
     where = endpoint.endpoint(options.judge, options.judge_url)
     if not options.yes and options.confirm is None:
         raise EvalError(
-            "a judge may cost money, and there is no terminal to ask on", "give --yes to ask the judge all the same"
+            "a judge may cost money, and there is no terminal to ask on", "give --yes to ask the judge anyway"
         )
     client = Client(where, RateLimit(threading.Event()), timeout=10.0, most_tokens=1, pause=0.0)
     try:
@@ -46,12 +46,12 @@ def check(options: EvalOptions) -> None:
 
 
 def check_models(evaluators: Sequence[Evaluator], options: EvalOptions) -> None:
-    """Raise EvalError where a model has no chat template, so that it cannot be asked what would be judged."""
+    """Raise EvalError if a model has no chat template, so that it cannot be asked the questions for the judge."""
     for one in evaluators if options.judge else ():
         if not one.answers_chats:
             raise EvalError(
-                f"a model of {one.name} has no chat template, so it is asked no questions that could be judged",
-                "leave --judge out: references and numbers say how good its completions are",
+                f"a model of {one.name} has no chat template, so it gives no answers that could be judged",
+                "leave --judge out; see references and numbers for how good its completions are",
             )
 
 
@@ -62,7 +62,7 @@ def section(compared: Compared, options: EvalOptions) -> tuple[Section | None, G
     where = endpoint.endpoint(options.judge, options.judge_url)
     cache = Cache(place())
     if cache.unreadable:
-        log.info("%s: %d lines that were cut are left out", cache.path.as_posix(), cache.unreadable)
+        log.info("%s: %d incomplete lines are left out", cache.path.as_posix(), cache.unreadable)
     plan = Plan(_items(compared, options), where, cache, afresh=options.judge_again)
     price = Price(*options.judge_price) if options.judge_price else None
     estimate = plan.estimate(options.judge_tokens)

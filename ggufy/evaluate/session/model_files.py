@@ -1,4 +1,4 @@
-"""Which models an evaluation is about, and their files: those that were exported, and those made for it on demand.
+"""The models of an evaluation and their GGUF files: the exports, and files made on demand for the comparison.
 
 What the tuned files are held against is made from the same weights in the same pass as any export: the F16 file of the
 tuned model, and the plain base. Each is an output of the run until the evaluation is done with it.
@@ -133,7 +133,7 @@ class ModelFiles:
             if artifact is None or quant in seen:
                 continue
             if any(inputs.get(key, value) != value for key, value in self.source.content.items()):
-                log.info("%s is left out: it was made from another state of its base or adapter", artifact.path)
+                log.info("%s is left out: it was made before its base or adapter changed", artifact.path)
                 continue
             seen.add(quant)
             yield ModelFile(quant, "tuned", quant, artifact.sha256, artifact.path)
@@ -170,7 +170,7 @@ def base_quant(quant: str) -> str:
     if not quant_support.needs_imatrix(quant):
         return quant
     # Once: several parts of an evaluation ask.
-    log.info("%s would need an importance matrix of the base's own; the base is made in q8_0", quant)
+    log.info("the base in %s would need an importance matrix of its own; it is made in q8_0 instead", quant)
     return "q8_0"
 
 

@@ -1,4 +1,4 @@
-"""What somebody may ask of `ggufy eval`."""
+"""The options of `ggufy eval`."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ SECTIONS = ("heldout", "quants", "prompts", "references", "numbers", "judge")
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What somebody asked of `ggufy eval`."""
+    """The options of one call of `ggufy eval`."""
 
     only: Sequence[str] = SECTIONS
     against: Path | None = None
-    """What the files are compared with, in the place of the F16 file."""
+    """The file to compare with, instead of the F16 file."""
     data: Path | None = None
     limit: int = 100
-    """The most held-out conversations."""
+    """Use at most this many held-out conversations."""
     prompts: Path | None = None
     rows: int = 50
-    """The most held-out rows that models answer, to be held against the data's own answers."""
+    """How many held-out rows the models answer, to be compared with the data's own answers."""
     max_kl: float = 0.05
-    """The most that a quant may be off, as mean KL in nats a token, to be recommended."""
+    """Largest mean KL, in nats per token, at which a quant is recommended."""
     max_tokens: int = 256
     temperature: float = 0.0
     seed: int = 3407
     context: int | None = None
-    """Tokens kept in view; as many as the conversations need if not given, for answers 4096."""
+    """Context size in tokens; if not given, as many as the conversations need, and 4096 for answers."""
     threads: int | None = None
     adapter: bool = True
-    """Also the training model itself, where torch is."""
+    """Also measure the training model itself, if torch is installed."""
     out: Path | None = None
     keep: bool = False
-    """Files made for the comparison stay."""
+    """Keep the files that are made for the comparison."""
     judge: str | None = None
-    """The model that judges the answers to the prompts, by an OpenAI-compatible endpoint."""
+    """The model that grades the answers to the prompts, at an OpenAI-compatible address."""
     judge_url: str | None = None
-    """Where it is, if not at OpenAI."""
+    """The judge's address, if it is not OpenAI's."""
     judge_price: tuple[float, float] | None = None
-    """Of a million tokens in and out."""
+    """Price of a million tokens in and out."""
     judge_rows: int = 0
-    """Held-out questions that are judged too, beside the prompts."""
+    """How many held-out questions are graded too, beside the prompts."""
     judge_parallel: int = 4
     judge_per_minute: float | None = None
-    """The most questions a minute."""
+    """Ask the judge at most this many questions a minute."""
     judge_timeout: float = 120.0
-    """Seconds for one reply."""
+    """Seconds to wait for a reply."""
     judge_tokens: int = 1024
-    """The longest reply."""
+    """Longest reply, in tokens."""
     judge_again: bool = False
-    """Also what it was asked before."""
+    """Ask the judge again what it has graded before."""
     yes: bool = False
-    """The judge may cost what it costs."""
+    """Ask the judge without asking the user for confirmation."""
     confirm: Callable[[str], bool] | None = None
-    """Asks whoever is there; without that and `yes` no judge is asked."""
+    """Asks the user for confirmation; without this and `yes` no judge is asked."""
 
     @property
     def cores(self) -> int:
@@ -66,7 +66,7 @@ class EvalOptions:
 
     @property
     def insisted(self) -> Sequence[str]:
-        """The parts that somebody named: there an error is better than nothing."""
+        """The parts that the user named: if one of them cannot be done, that is an error."""
         return () if tuple(self.only) == SECTIONS else self.only
 
 

@@ -1,4 +1,4 @@
-"""What was measured, kept in eval/ of a run row by row: each row under a key that says all it depends on.
+"""The results of measurements, kept in eval/ of a run row by row, each row with a key of all it depends on.
 
 So a file holds rows of every set of conversations, question and setting that it was ever asked for, and none of them
 is lost because others are asked for now.

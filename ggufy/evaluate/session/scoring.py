@@ -1,4 +1,4 @@
-"""Answers of models against the answers of the data: which rows, which models, and the sections on them."""
+"""Score the models' answers against those of the data: which rows, which models, and the sections on them."""
 
 from __future__ import annotations
 
@@ -98,6 +98,6 @@ def _miss(part: str, options: EvalOptions) -> None:
     """Raise EvalError where somebody asked for a part by name for which there is nothing."""
     if part in options.insisted:
         raise EvalError(
-            "no row has an answer that models could be held against",
+            "no row has an answer to compare the models with",
             "name conversations with --data FILE, prompts with `expected` by --prompts FILE, or more than 0 --rows",
         )

@@ -1,4 +1,4 @@
-"""`ggufy eval`: is the tuned model better, and what did quantization cost? The parts, and the report they go into.
+"""`ggufy eval`: the parts of an evaluation, and the report that they go into.
 
 A part makes a section of the report of what the evaluators measure; a further one is a function and a row in SECTIONS.
 """
@@ -109,8 +109,8 @@ def _quants(opened: Sequence[Evaluator], options: EvalOptions) -> Section:
         standard = one.reference()
         if standard is None:
             raise EvalError(
-                f"{one.name} is one file, and KL is between two",
-                "name the other with --against FILE, or leave that out: --only heldout,prompts",
+                f"{one.name} is one file, and KL needs two",
+                "name the other with --against FILE, or leave KL out: --only heldout,prompts",
             )
         lines = []
         compared = [each for each in one.models.quants if not each.is_file_of(standard)]
@@ -139,7 +139,7 @@ def _prompts(opened: Sequence[Evaluator], options: EvalOptions) -> Section | Non
 
 
 def _asked(one: Evaluator) -> list[ModelFile]:
-    """The base and the tuned model in the same precision, so that only the training is between them."""
+    """The base and the tuned model in the same precision, so that they differ only by the training."""
     tuned = one.models.spoken()
     assert tuned is not None
     base = one.models.base(tuned.quant)
@@ -172,11 +172,9 @@ SECTIONS: dict[str, Callable[[Sequence[Evaluator], EvalOptions], Section | None]
 
 
 def _check(options: EvalOptions) -> None:
-    """What can be said against the options before anything is opened."""
+    """Check the options before anything is opened."""
     if unknown := [name for name in options.only if name not in (*SECTIONS, "judge")]:
-        raise EvalError(
-            f"--only {unknown[0]}: there is no such section", f"the sections are {', '.join((*SECTIONS, 'judge'))}"
-        )
+        raise EvalError(f"--only {unknown[0]}: no such section", f"the sections are {', '.join((*SECTIONS, 'judge'))}")
     if options.prompts:
         prompts.read(options.prompts)
     scoring.check(options)
@@ -228,7 +226,7 @@ def _check_together(opened: Sequence[Evaluator]) -> None:
             raise EvalError(
                 f"{opened[0].name} and {one.name} hold out different conversations, or tokenize them differently, so "
                 "their losses cannot be compared",
-                "give both the same with --data FILE, or compare what they say: --only prompts",
+                "give both the same with --data FILE, or compare their answers: --only prompts",
             )
 
 

@@ -1,1 +1,1 @@
-"""A PEFT adapter: its configuration, what it changes, and as a GGUF of its own."""
+"""Read a PEFT adapter: its configuration, and the changes it makes to the base."""

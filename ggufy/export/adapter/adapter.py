@@ -1,4 +1,4 @@
-"""A PEFT adapter, and what it changes of a base.
+"""Read a PEFT adapter, and check that its changes fit a base.
 
 Where a base ties its output matrix to its embedding and the adapter changes one of them, or both apart, the model in
 training was no longer tied, and so neither is what is exported. (peft's merge adds the LoRA of either to both, and
@@ -83,14 +83,14 @@ class Adapter:
         return cls(deltas, whole, weights, where, config)
 
     def unties(self, tied: bool) -> bool:
-        """Whether embedding and output matrix part, where the base ties them. Raises ExportError if that is unclear."""
+        """Whether the adapter unties embedding and output matrix of a tied base. Raises ExportError if unclear."""
         if not tied:
             return False
         both = (EMBEDDING, HEAD)
         loaded = [self.whole[name] for name in both if name in self.whole and name not in self.copies]
         if len(loaded) == 2 and not self._same(*loaded):
             raise ExportError(
-                f"{self.where}: brings an embedding and an output matrix that differ, but the base ties them",
+                f"{self.where}: it has an embedding and an output matrix that differ, but the base ties them",
                 _OTHER_BASE,
             )
         for name in both:
@@ -129,7 +129,7 @@ class Adapter:
         return np.array_equal(one, other)
 
     def check(self, base: Checkpoint, used: Iterable[str]) -> None:
-        """Refuse an adapter of which anything does not fit the base, would be left out, is missing, or is nothing."""
+        """Refuse an adapter that does not fit the base, is incomplete, changes nothing, or cannot be merged whole."""
         names = dict.fromkeys(used)
         for name, delta in self.deltas.items():
             self._check_known(name, names, base, "changes")
@@ -148,7 +148,7 @@ class Adapter:
                 raise ExportError(
                     f"adapter and base do not fit: {name} is {list(shape)} in the base, "
                     f"and the adapter brings one of {list(brought)}",
-                    f"{_OTHER_BASE}, and with its added tokens: a folder where the base was saved after "
+                    f"{_OTHER_BASE}, with its added tokens: a folder where the base was saved after "
                     "resize_token_embeddings, with that tokenizer",
                 )
         for name in names:
@@ -157,7 +157,7 @@ class Adapter:
                 raise ExportError(
                     f"{self.where}: target_modules in adapter_config.json names {module}, "
                     "but there are no lora_A and lora_B of it",
-                    "copy the adapter again; a module that was not trained belongs into exclude_modules there",
+                    "copy the adapter again; a module that was not trained belongs in exclude_modules there",
                 )
 
         if self.deltas and not self.whole and all(delta.is_nothing for delta in self.deltas.values()):
@@ -212,7 +212,7 @@ def _file(folder: Path) -> Path:
     if (folder / "adapter_model.bin").is_file() and not file.is_file():
         raise ExportError(
             f"{folder.as_posix()}: no {file.name} there; adapter_model.bin is pickled, and unpickling can run any code",
-            "only safetensors adapters are read: save it as safetensors where you trust it",
+            "only safetensors adapters are read: if you trust it, save it as safetensors",
         )
     if not file.is_file():
         raise ExportError(f"{folder.as_posix()}: no {file.name} there", "copy the adapter again")

@@ -1,4 +1,4 @@
-"""adapter_config.json: how a LoRA adapter is to be added, and which modules of the base it was put on."""
+"""Read adapter_config.json: how a LoRA adapter is merged, and which modules of the base it changes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class AdapterConfig(Settings):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return patterns
 
     @classmethod
@@ -82,7 +82,7 @@ class AdapterConfig(Settings):
             )
         if values.get("layer_replication"):
             raise ExportError(
-                f"{path.as_posix()}: layer_replication makes another model of the base, which ggufy does not",
+                f"{path.as_posix()}: layer_replication makes a different model of the base, which ggufy cannot do",
                 "merge it with peft",
             )
         return config_files.check(cls, values, path)

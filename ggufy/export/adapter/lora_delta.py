@@ -1,4 +1,4 @@
-"""The low-rank change of one matrix, as PEFT adds it, read from its parts.
+"""The low-rank change that a LoRA adapter makes to one matrix, computed as PEFT does.
 
 LoRA: W + (B @ A) * scaling, with scaling alpha/r, or alpha/sqrt(r) with rsLoRA, where r and alpha may differ by module
 (rank_pattern, alpha_pattern). DoRA: rows of that, brought to the learnt length. As in peft 0.21, `lora/layer.py` and

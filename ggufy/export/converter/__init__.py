@@ -1,1 +1,1 @@
-"""Other families: merged into a folder that llama.cpp's own converter reads."""
+"""Export of architectures outside the Llama family, through llama.cpp's own converter."""

@@ -1,4 +1,4 @@
-"""Architectures outside the Llama family: llama.cpp's own converter in a process of its own, then its quantizer.
+"""Run llama.cpp's own converter in a separate process, then its quantizer, for architectures other than Llama.
 
 The converter is llama.cpp's `convert_hf_to_gguf.py`, unpacked by `make vendor` or lying where GGUFY_LLAMA_CPP says. It
 calls transformers with `trust_remote_code=True`, so a model folder that brings code is refused before it is started.
@@ -88,7 +88,7 @@ def check(folder: Path) -> None:
     script = converter()
     if missing := [package for module, package in _PACKAGES.items() if not _installed(module)]:
         raise ExportError(
-            f"llama.cpp's converter needs {', '.join(missing)}, which ggufy's export alone does not",
+            f"llama.cpp's converter needs {', '.join(missing)}, which ggufy's own export does not need",
             f"pip install {' '.join(missing)}",
         )
     config = _read_json(folder / "config.json")
@@ -236,7 +236,7 @@ def _failure(code: int, said: str) -> ExportError:
     if code < 0:
         return ExportError(
             f"llama.cpp's converter was killed by {signal.Signals(-code).name}",
-            f"too little memory is the usual reason: {memory}" if -code == signal.SIGKILL else None,
+            f"too little memory is the usual reason; {memory}" if -code == signal.SIGKILL else None,
         )
     # Without the marks below a traceback's lines, and the comments in them.
     lines = [line.partition("  # ")[0].strip() for line in said.splitlines() if line.strip(" ^~")]
@@ -251,9 +251,9 @@ def _failure(code: int, said: str) -> ExportError:
     if "pre-tokenizer was not recognized" in reason:
         return ExportError(
             "llama.cpp's converter does not recognise the model's tokenizer",
-            "it knows tokenizers by what they make of a sample text; a newer llama.cpp may know this one",
+            "try a newer llama.cpp, which may know it: set GGUFY_LLAMA_CPP to its folder",
         )
-    return ExportError(f"llama.cpp's converter failed: {reason}", "its own words; the model folder may be incomplete")
+    return ExportError(f"llama.cpp's converter failed: {reason}", "copy the model folder again: it may be incomplete")
 
 
 def _installed(module: str) -> bool:
@@ -309,5 +309,5 @@ def _read_json(path: Path, keys: set[str] | None = None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path.as_posix()} cannot be read: {error}", "copy the model folder again") from None
     if not isinstance(found, dict):
-        raise ModelError(f"{path.as_posix()} is no JSON object", "copy the model folder again")
+        raise ModelError(f"{path.as_posix()} is not a JSON object", "copy the model folder again")
     return found

@@ -1,4 +1,4 @@
-"""Architectures outside the Llama family: merged into a 16-bit folder, which llama.cpp's converter reads.
+"""Merge base and adapter of another architecture into a 16-bit folder, which llama.cpp's converter reads.
 
 Slower than the one pass and with copies on the disk, but the same command, names, stamps and checks.
 """
@@ -45,7 +45,7 @@ class Detour:
         return {name: sink.size for name, sink in self.sinks.items()} | quants
 
     def describe(self, threads: int) -> list[str]:
-        lines = [f"{len(self.planned)} tensors, by way of llama.cpp's converter; sizes are estimates from above"]
+        lines = [f"{len(self.planned)} tensors, by way of llama.cpp's converter; sizes are upper limits"]
         lines += [f"{name:<10} {size / 1e6:>10,.1f} MB" for name, size in self.sizes.items()]
         return [*lines, f"on {threads} threads"]
 
@@ -76,17 +76,19 @@ def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path)
     tied = HEAD not in weights
     if adapter.unties(tied):
         raise ExportError(
-            f"{adapter.where}: it trains embedding and output apart, and llama.cpp's converter takes them as one",
+            f"{adapter.where}: it trains embedding and output separately, and llama.cpp's converter treats them as one",
             "merge it with peft, and export the merged checkpoint",
         )
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:
         raise ExportError(
-            f"{request.base.as_posix()}: --adapter-gguf is for the Llama family", "export merged files with --quant"
+            f"{request.base.as_posix()}: --adapter-gguf is only for the Llama family",
+            "export merged files with --quant",
         )
     if request.split:
         raise ExportError(
-            f"{request.base.as_posix()}: --split-max-size is for the Llama family", "llama.cpp's gguf-split cuts a file"
+            f"{request.base.as_posix()}: --split-max-size is only for the Llama family",
+            "llama.cpp's gguf-split cuts a file",
         )
     sinks = merged_sinks(request, planned)
     changed = bool(adapter.deltas or adapter.whole) or any(t.dtype == FOUR_BIT for t in weights.tensors.values())

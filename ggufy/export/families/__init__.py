@@ -1,1 +1,1 @@
-"""The model families that go through the one pass: a file each."""
+"""The model families that ggufy exports itself, in one pass: one file each."""

@@ -1,4 +1,4 @@
-"""The Llama family: Hugging Face names, shapes and settings as llama.cpp has them.
+"""The Llama family: from Hugging Face names, shapes and settings to those of llama.cpp.
 
 Follows llama.cpp's `conversion/llama.py` and `conversion/base.py`: same keys, same order, same tensors.
 """
@@ -92,13 +92,14 @@ def read_config(base: Path) -> dict[str, Any]:
     architecture = (known.architectures or ["none"])[0]
     if architecture not in ARCHITECTURES:
         raise ExportError(
-            f"{base.as_posix()}: architecture {architecture} is not exported yet; known is {', '.join(ARCHITECTURES)}",
+            f"{base.as_posix()}: architecture {architecture} is not exported yet; "
+            f"the known ones are {', '.join(ARCHITECTURES)}",
             "llama.cpp's convert_hf_to_gguf.py may know it",
         )
     if known.hidden_act not in ("silu", "swish"):
         raise ExportError(
             f"{path.as_posix()}: hidden_act is {known.hidden_act}, and llama.cpp computes every Llama with silu",
-            "the file would speak otherwise than the model",
+            "use a Llama with silu: the GGUF would not answer like this model",
         )
     config = known.model_dump(exclude_none=True) | config
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
@@ -109,7 +110,7 @@ def read_config(base: Path) -> dict[str, Any]:
         if config[whole] % config[part]:
             raise ExportError(
                 f"{path.as_posix()}: {whole} {config[whole]} cannot be divided by {part} {config[part]}",
-                "copy the folder again, or mend that key",
+                "copy the folder again, or correct that key",
             )
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
@@ -141,7 +142,7 @@ def plan(config: dict[str, Any], checkpoint: Checkpoint, *, untied: bool = False
             raise ExportError(
                 f"{checkpoint.where}: the tensor {source} has no place in a llama GGUF of "
                 f"{config['num_hidden_layers']} layers",
-                "weights and config.json are of different models, or this is no Llama",
+                "weights and config.json are of different models, or this is not a Llama",
             )
         module = source.split(".")[-2]
         # What a tied base's file may hold as an output matrix is not what the model uses.
@@ -149,7 +150,7 @@ def plan(config: dict[str, Any], checkpoint: Checkpoint, *, untied: bool = False
         tensor = checkpoint[stored or source]
         if tensor.dtype not in READABLE:
             raise ExportError(
-                f"{tensor.file.as_posix()}: {tensor.name} of the base has the type {tensor.dtype}, which is not read",
+                f"{tensor.file.as_posix()}: {tensor.name} of the base has type {tensor.dtype}, which cannot be read",
                 "use the base in bfloat16, float16 or float32",
             )
         planned.append(Planned(name, source, tensor.shape, permuted.get(module, 0), stored=stored))

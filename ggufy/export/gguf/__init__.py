@@ -1,1 +1,1 @@
-"""The GGUF file: its layout, keys and vocabulary, and how it is written."""
+"""The GGUF file format: layout, keys, quantization types."""

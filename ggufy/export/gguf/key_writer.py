@@ -1,4 +1,4 @@
-"""gguf-py's writer without the long arrays of a vocabulary: 128,256 tokens and 280,147 merges.
+"""A GGUF key writer that adds the long arrays of the vocabulary last: 128,256 tokens and 280,147 merges.
 
 A skeleton needs none of them, and they cost llama.cpp and Python most of a second for each quant. So a mark of a few
 bytes stands for each, and the array itself takes its place in the finished header.

@@ -1,4 +1,4 @@
-"""Where every byte of a GGUF goes, asked of llama.cpp before any weight is read.
+"""Plan where every byte of a GGUF goes, by asking llama.cpp before any weight is read.
 
 llama.cpp decides the type of each tensor, the order of tensors and the order of keys. So it is given a skeleton: a GGUF
 with the model's real keys, tensor names and column counts, but two rows a matrix. It quantizes that in milliseconds;
@@ -159,7 +159,7 @@ def _stretch(quant: str, path: Path, arrays: dict[bytes, bytes], wanted: Wanted)
     )
     start = head.rfind(old)
     if start < 0 or {tensor.name for tensor in answer.tensors} != planned.keys():
-        raise ExportError(f"{quant}: llama.cpp returned other tensors than it was given", "this is a bug in ggufy")
+        raise ExportError(f"{quant}: llama.cpp returned different tensors than it was given", "this is a bug in ggufy")
     placed = [(planned[found.name], found.type) for found in answer.tensors]
     before = key_writer.whole(head[:start], arrays)
     groups = _groups(placed, len(before) + len(head) - start, wanted.split)

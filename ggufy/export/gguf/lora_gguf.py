@@ -1,4 +1,4 @@
-"""The adapter alone as a GGUF, for llama.cpp's `--lora`.
+"""Write the adapter alone as a GGUF, for llama.cpp's `--lora`.
 
 llama.cpp scales the product by alpha / rank, with one alpha for the file and the rank it sees; it knows neither rsLoRA
 nor patterns. So where peft's scaling is another, the difference is multiplied into B. For a plain adapter the factor is
@@ -59,7 +59,7 @@ def check(adapter: Adapter) -> None:
         raise ExportError("there is no adapter to write as a GGUF", "leave out --adapter-gguf")
     if adapter.untied:
         raise ExportError(
-            f"{adapter.where}: unties the output matrix from the embedding, which llama.cpp's --lora cannot",
+            f"{adapter.where}: it unties the output matrix from the embedding, which llama.cpp's --lora cannot do",
             "export merged files with --quant",
         )
     if any(delta.magnitude is not None for delta in adapter.deltas.values()):

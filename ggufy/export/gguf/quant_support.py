@@ -1,4 +1,4 @@
-"""What llama.cpp says to a quant: asked with a file of a few kilobytes, so that nothing here is a copy of its rules."""
+"""Which quants llama.cpp supports, and which need an importance matrix: found out with a tiny test file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", 
 
 @functools.cache
 def known() -> tuple[str, ...]:
-    """The quants that llama.cpp makes files of, in its order: some it only names."""
+    """The quants that llama.cpp can write, in its order; it names some that it cannot."""
     return tuple(quant for quant in library.ftypes() if takes(quant))
 
 
 def takes(quant: str) -> bool:
-    """Whether llama.cpp makes files of a quant."""
+    """Whether llama.cpp can write a quant."""
     return quant in library.ftypes() and "invalid output file type" not in _objection(quant)
 
 

@@ -1,4 +1,4 @@
-"""Rows that are hard to quantize alike: what shows a kernel that rounds, orders or compares otherwise than llama.cpp's.
+"""Test rows that are hard to quantize, and so expose a kernel that differs from llama.cpp's in any step.
 
 Ordinary weights seldom do. A fused multiply-add changes a Q4_0 block in thousands, and values that lie on the middle
 between two levels, or one place beside it, every few blocks.

@@ -1,4 +1,4 @@
-"""ggufy's own quantization kernels: the bytes of llama.cpp's, several times as fast. See docs/kernels.md.
+"""Load and call ggufy's own compiled kernels: the same bytes as llama.cpp's, several times as fast (docs/kernels.md).
 
 They are a compiled library, of `kernels/kernels.c` and `kernels/merge.c`, that an installation without a compiler
 lacks: then nothing here has a kernel, llama.cpp's are used, and numpy merges.

@@ -1,1 +1,1 @@
-"""Asking the Hub, and bringing files to it and from it."""
+"""The client of the Hub: requests, uploads, downloads, access checks."""

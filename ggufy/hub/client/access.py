@@ -1,4 +1,4 @@
-"""Whether a push can work, asked before anything is trained or sent: token, namespace, repository, gated base."""
+"""Check that a push can work, before anything is trained or sent: token, namespace, repository, gated base."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def check_private(name: str, may: Access, *, private: bool, kind: str = "model")
     """Raises HubError where something private would go to a repository that everybody can read."""
     if private and may.exists and not may.private:
         raise HubError(
-            f"{name} is there already, and is public, and this is to be private",
+            f"{name} already exists and is public, but this push is to be private",
             f"make it private at {session.page(name, kind, '/settings')}, or choose another name",
         )
 
 
 def check_token(api: Any, name: str, kind: str) -> str:
-    """The user of the token. Raises HubError where it cannot write in the namespace of `name`."""
+    """The user of the token. Raises HubError if the token cannot write in the namespace of `name`."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -68,14 +68,14 @@ def check_token(api: Any, name: str, kind: str) -> str:
     token = (me.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise HubError(
-            f"the token of {user} may only read",
+            f"the token of {user} can only read",
             f"make one with write access at {session.TOKENS}, then `hf auth login` or HF_TOKEN",
         )
     orgs = [org["name"] for org in me.get("orgs") or () if org.get("roleInOrg") != "read"]
     if owner.lower() not in (known.lower() for known in (user, *orgs)):
         ours = f" or an organization of yours ({', '.join(orgs)})" if orgs else ""
         raise HubError(
-            f"{owner} is not you: the token is of {user}, who may not write there",
+            f"the token belongs to {user}, who may not write to {owner}",
             f"{'--push' if kind == 'dataset' else '--repo'} {user}/{name.partition('/')[2]}{ours}",
         )
     return user
@@ -130,7 +130,7 @@ def of_data(api: Any, places: Iterable[Place]) -> CardMetadata:
                 asked = partial(look, place.name)
                 card = session.ask(f"look at {place.name}", asked, name=place.name, kind="dataset", reading=True)
             except HubError as error:
-                log.info("what the card of the data %s says is not known: %s", place.name, error.message)
+                log.info("the card of the data set %s could not be read: %s", place.name, error.message)
         said, found = card.get("language"), card.get("license")
         languages += [said] if isinstance(said, str) else map(str, said or ())
         licenses.add(found if isinstance(found, str) and found != "other" else None)

@@ -1,4 +1,4 @@
-"""Fetching files of a repository: continued where a killed attempt stopped, and compared with the hash the Hub names.
+"""Download files of a repository: killed downloads are continued, and hashes are compared with the Hub's.
 
 The Hub's client begins a file again after a kill, and takes a corrupt file of the right length for the right one.
 """
@@ -28,7 +28,7 @@ def room_for(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size + _ROOM > free:
         raise HubError(
-            f"{amount(size)} are to be downloaded to {folder.as_posix()}, and {amount(free)} are free",
+            f"{amount(size)} must be downloaded to {folder.as_posix()}, and {amount(free)} are free",
             "free some space, or choose another disk",
         )
 
@@ -59,10 +59,10 @@ def fetch(target: Target, remote: Remote, path: str, out: Path) -> Path:
             return out
         partial.unlink()
         if attempt == 1:
-            log.info("%s arrived with another content than the Hub lists; downloading it again", path)
+            log.info("%s arrived with different content than the Hub lists; downloading it again", path)
     raise Unverified(
-        f"{path} of {target.name} arrives with another content than the Hub lists",
-        "try again later, or another network",
+        f"{path} of {target.name} arrives with different content than the Hub lists",
+        "try again later, or on another network",
     )
 
 

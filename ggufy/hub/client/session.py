@@ -1,4 +1,4 @@
-"""Asking the Hub: the client, trying again what may pass, and each of its errors said in one line."""
+"""Requests to the Hub: temporary failures are tried again, and every error is explained in one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ Answer = TypeVar("Answer")
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _WAITS = (1.0, 2.0, 4.0, 8.0)
 TOKENS = "https://huggingface.co/settings/tokens"
-OFFLINE = "export, verify and chat work without it; the same command again later goes on with what has not arrived yet"
+OFFLINE = (
+    "run the same command again later to continue with what has not arrived yet; "
+    "export, verify and chat work without the Hub"
+)
 
 
 class Unreachable(HubError):
@@ -139,7 +142,7 @@ def explain(error: Exception, what: str, name: str, kind: str, *, reading: bool 
         return no_token()
     if isinstance(error, UnicodeEncodeError):
         return HubError(
-            "the token for the Hub holds characters that no token has", "check HF_TOKEN, or `hf auth login`"
+            "the token for the Hub holds characters that a token cannot have", "check HF_TOKEN, or `hf auth login`"
         )
     if isinstance(error, errors.GatedRepoError):
         return HubError(f"{name}: access is gated", f"accept the licence at {at} with the account of your token")
@@ -153,9 +156,12 @@ def explain(error: Exception, what: str, name: str, kind: str, *, reading: bool 
         403: (f"this token may not read {name}", f"give it access at {TOKENS}, or ask for it at {at}")
         if reading
         else (f"this token may not write to {name}", f"give it write access at {TOKENS}, or choose another --repo"),
-        404: ("the Hub has no such thing", f"check {at}"),
-        409: ("something of that name is there already, or being made", f"see {at}, and try again"),
-        413: ("the Hub takes no file of that size", "`ggufy export --split-max-size 20G` makes smaller ones"),
+        404: ("the Hub does not have it", f"check {at}"),
+        409: ("that name is taken, or is being created right now", f"see {at}, and try again"),
+        413: (
+            "the Hub does not accept a file of that size",
+            "make smaller ones with `ggufy export --split-max-size 20G`",
+        ),
     }
     if status in by_status:
         message, hint = by_status[status]
@@ -165,11 +171,13 @@ def explain(error: Exception, what: str, name: str, kind: str, *, reading: bool 
     if status is not None:
         return Unreachable(
             f"{what}: the Hub still answers {status} after several tries",
-            "the same command again later goes on with what has not arrived yet",
+            "run the same command again later to continue with what has not arrived yet",
         )
     if isinstance(root(error), httpx.TransportError | OSError | errors.OfflineModeIsEnabled):
         return Unreachable(f"{what}: the Hub cannot be reached: {download.deepest(error)}", OFFLINE)
-    return HubError(f"{what}: {download.deepest(error)}", f"see {at}; `ggufy --debug` shows where it happened")
+    return HubError(
+        f"{what}: {download.deepest(error)}", f"see {at}; run it with `ggufy --debug` to see where it happened"
+    )
 
 
 def no_token() -> HubError:

@@ -1,4 +1,4 @@
-"""Bringing files to a branch of a repository: only what is not there, in one commit, never over somebody else's work.
+"""Upload files to a branch: only new ones, in one commit, and never over somebody else's work.
 
 A file that has arrived stays: a large one is stored by its sha256 as soon as it is whole, and a push that was cut short
 asks again what is there. A commit names the commit it builds on, so that of two pushes at once one is told to look
@@ -128,7 +128,7 @@ def upload(
         try:
             committed = _commit(api, target, [operations[file.path] for file in todo], gone, message, remote.head)
         except _Moved:
-            log.info("%s was changed by somebody else meanwhile; looking again", target.name)
+            log.info("somebody else has changed %s meanwhile; looking again", target.name)
             time.sleep(min(0.25 * 2.0**attempt, 8.0))
             continue
         except Exception as error:  # noqa: BLE001 - the client raises its own, its HTTP library's and built-in errors
@@ -150,7 +150,7 @@ def _wait(error: Exception, attempt: int) -> str | None:
         log.info("the Hub answered %d to the commit; trying again in %.0f s", status, pause)
     else:
         said = f"the Hub answered {status} to the commit" if status else "the answer to the commit was lost"
-        log.info("%s; looking in %.0f s whether it landed", said, pause)
+        log.info("%s; checking in %.0f s whether it arrived", said, pause)
     time.sleep(pause)
     return None if status in _NOT_DONE else _UNKNOWN
 
@@ -161,9 +161,9 @@ def _refuse_foreign(target: Target, todo: Iterable[File], remote: Remote, own: s
         more = f" and {len(theirs) - 1} more" if len(theirs) > 1 else ""
         raise HubError(
             f"{target.name} has a {theirs[0]}{more} that this run did not put there",
-            "another --repo keeps both, --force writes over it"
+            "choose another --repo to keep both, or give --force to overwrite it"
             if target.kind == "space"
-            else "--branch NAME keeps both, --force writes over it",
+            else "give --branch NAME to keep both, or --force to overwrite it",
         )
 
 
@@ -201,7 +201,7 @@ def _send(api: Any, target: Target, todo: Sequence[File], operations: dict[str, 
         )
         if left_out := [file.path for file in group if operations[file.path]._should_ignore]:
             raise HubError(
-                f"{left_out[0]}: the .gitignore of {target.name} leaves it out",
+                f"{left_out[0]}: the .gitignore of {target.name} excludes it",
                 f"change that file at {session.page(target.repo, target.kind)}, or choose another name",
             )
         if len(group) == 1:
@@ -231,7 +231,7 @@ def _commit(api: Any, target: Target, additions: Sequence[Any], gone: Sequence[s
 def _confirm(target: Target, files: Iterable[File], remote: Remote) -> None:
     wrong = [file.path for file in files if not remote.holds(file)]
     if wrong:
-        raise Unverified(f"{target.name}: the Hub names another hash for {wrong[0]}", "push again")
+        raise Unverified(f"{target.name}: the Hub lists another hash for {wrong[0]}", "push again")
 
 
 def _url(target: Target, commit: str) -> str:

@@ -1,1 +1,1 @@
-"""What of a run goes to the Hub, and what is said of it."""
+"""The contents of a push: the files of a run, the model card, the manifest."""

@@ -1,4 +1,4 @@
-"""What a push consists of: the files of a run, under the names they have in a repository.
+"""The bundle of a push: the files of a run, under the names they get in the repository.
 
 The adapter lies at the top, where peft looks for it, and the GGUF files beside it, where llama.cpp and Ollama do; a
 merged checkpoint has its own folder. `ggufy/` holds what `ggufy pull` needs to make the run again somewhere else.
@@ -102,8 +102,8 @@ def collect(
         names.check_path(output)
         if run.valid(output) is None:
             raise RunError(
-                f"{(run.path / output).as_posix()} was changed or removed since it was made",
-                f"`ggufy {'train' if kind == 'adapter' else 'export ' + run.name}` mends it",
+                f"{(run.path / output).as_posix()} has been changed or removed since it was made",
+                f"make it again with `ggufy {'train' if kind == 'adapter' else 'export ' + run.name}`",
             )
         _add(bundle, without_places(stamp), kind)
     missing = [kind for kind in wanted if not bundle.paths(kind)]
@@ -177,8 +177,8 @@ def finish(bundle: Bundle, texts: Mapping[str, str]) -> list[File]:
         file = by_path[path]
         if name in expected and expected[name] != file.sha256:
             raise RunError(
-                f"{(bundle.run.path / name).as_posix()} is not what was stamped when it was made",
-                f"`ggufy verify {bundle.run.name}` says what was changed",
+                f"{(bundle.run.path / name).as_posix()} has changed since it was made",
+                f"see what has changed with `ggufy verify {bundle.run.name}`",
             )
         listed[path] = {"path": name, **facts_of(file)}
     made = {path: facts_of(by_path[path]) for path in texts}
@@ -212,7 +212,7 @@ def inside(run: Run, path: Path) -> Path:
     """The path, if it really lies in the run. Raises HubError for a link that leads out of it."""
     if not path.resolve().is_relative_to(run.path.resolve()):
         raise HubError(
-            f"{path.as_posix()} is a link out of the run, to {path.resolve().as_posix()}; nothing was sent",
+            f"{path.as_posix()} is a link to {path.resolve().as_posix()}, outside the run; nothing was sent",
             "put the file itself there",
         )
     return path
@@ -227,19 +227,19 @@ def _unfinished(run: Run, missing: list[str], earlier: list[str]) -> RunError:
     stamps = [stamp for output in run.stamped() if output not in earlier and (stamp := run.stamp(output))]
     there = sorted({str(kind_of(stamp)) for stamp in stamps if kind_of(stamp)})
     saved = sorted(run.path.glob("checkpoints/checkpoint-*/manifest.json"))
-    exists = f"; what there is: {', '.join(there)}" if there else ""
-    instead = f"; --what {','.join(there)} sends what there is" if there else ""
+    exists = f"; ready to send: {', '.join(there)}" if there else ""
+    instead = f"; or send what is ready with --what {','.join(there)}" if there else ""
     if "adapter" in missing and "adapter" not in there:
         steps = f" ({len(saved)} checkpoints are saved)" if saved else ""
         return RunError(
             f"{run.path.as_posix()} is not finished: it has no adapter yet{steps}{exists}",
-            f"`ggufy train` with its recipe finishes it{instead}",
+            f"finish it with `ggufy train` and its recipe{instead}",
         )
     option = " --merged" if "merged" in missing else ""
     of_now = " of the last training" if earlier else ""
     return RunError(
         f"{run.path.as_posix()} has no {' and no '.join(missing)} files{of_now} yet{exists}",
-        f"`ggufy export {run.name}{option}` makes them{instead}",
+        f"make them with `ggufy export {run.name}{option}`{instead}",
     )
 
 

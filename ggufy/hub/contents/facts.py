@@ -1,4 +1,4 @@
-"""What a card may say of a run: read from its record, its figures and its files, and nothing that was not measured."""
+"""The facts for a model card: read from the run's run.json, figures and files, and nothing that was not measured."""
 
 from __future__ import annotations
 

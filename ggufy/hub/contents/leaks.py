@@ -1,4 +1,4 @@
-"""What must not leave this machine: keys of other services, and paths of this disk. Looked for in every file."""
+"""Search every file of a push for what must not leave this machine: API keys, and paths of this disk."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def look(where: str, content: bytes, known: Sequence[bytes], paths: Sequence[byt
     if found or any(key in content for key in known):
         raise HubError(
             f"{where} holds {found or 'a key that this environment holds'}; nothing was sent",
-            "take it out of there, and make a new one where it may have been seen",
+            "remove it, and make a new key if somebody may have seen this one",
         )
     if place := next((place for place in paths if place in content), None):
         raise HubError(

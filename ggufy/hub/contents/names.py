@@ -1,4 +1,4 @@
-"""Names on the Hub: of repositories, branches and tags; filled in from a run, and checked before anything is asked."""
+"""Names of repositories, branches and tags: filled in from a run, and checked before the Hub is asked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fill(text: str, run: str, frozen: Mapping[str, Any], conversations: int | No
     try:
         check_placeholders(text)
     except ValueError as error:
-        raise HubError(str(error), "a brace that is meant as one is doubled: {{") from None
+        raise HubError(str(error), "to write a brace, double it: {{") from None
     recipe = frozen["recipe"]
     n = recipe["data"]["train_size"] or conversations
     if counts(text) and n is None:
@@ -46,7 +46,7 @@ def check_repository(name: str) -> str:
     """Raises HubError for what cannot be the name of a repository."""
     owner, slash, rest = name.partition("/")
     if not slash:
-        raise HubError(f"{name!r} names no user", f"--repo user/{name or 'name'}")
+        raise HubError(f"{name!r} has no user name", f"--repo user/{name or 'name'}")
     good = all(_PART.fullmatch(part) and ".." not in part and "--" not in part for part in (owner, rest))
     if not good or len(name) > 96 or rest.endswith(".git"):
         raise HubError(
@@ -69,6 +69,7 @@ def check_path(path: str) -> str:
     odd = any(character in "\\:" or not character.isprintable() for character in path)
     if not path or odd or path.startswith(("/", "~")) or {"", ".", ".."} & set(parts):
         raise HubError(
-            f"{path!r} is no name of a file in a repository", "nothing was written; the repository is not ggufy's"
+            f"{path!r} cannot be the name of a file in a repository",
+            "nothing was written; the repository is not ggufy's",
         )
     return path

@@ -1,4 +1,4 @@
-"""Absolute paths of this disk in what a run says of itself: of the keys that are places only the last part is told.
+"""Remove this disk's absolute paths from a run's files before a push: only their last part is kept.
 
 A text of the user's that begins like a path (a prompt, an example, an answer) is none, and stays as it is.
 """
@@ -25,7 +25,7 @@ _PLACES = (
 
 
 def last_part(value: str) -> str:
-    """A place as others may see it: of an absolute path its last part, else as it is."""
+    """A place as others may see it: the last part of an absolute path; anything else unchanged."""
     if "\n" not in value:
         for kind in (PurePosixPath, PureWindowsPath):
             if value.startswith("~") or (kind(value).is_absolute() and kind(value).name):

@@ -1,4 +1,4 @@
-"""hub.json: what of a run was sent where, so that a later push knows which files on the Hub are its own."""
+"""hub.json, the receipt of a run's pushes: a later push sees from it which files on the Hub are its own."""
 
 from __future__ import annotations
 

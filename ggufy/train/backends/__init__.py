@@ -1,1 +1,1 @@
-"""What trains: a file each."""
+"""The training backends: one file each."""

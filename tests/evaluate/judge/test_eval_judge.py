@@ -188,7 +188,7 @@ def test_what_is_wrong_with_a_judge_is_said_before_anything_is_done(
     here = (*judge, "--judge-url", server.url)
     fails(*here, cwd=quick, naming=["a judge may cost money"], hinting=["--yes"])
     gone = (*judge, "--yes", "--judge-url", "http://127.0.0.1:9/v1")
-    fails(*gone, cwd=quick, naming=["nobody answers at http://127.0.0.1:9/v1"], hinting=["--judge-url"])
+    fails(*gone, cwd=quick, naming=["no server answers at http://127.0.0.1:9/v1"], hinting=["--judge-url"])
     server.set(key=KEY)
     fails(*here, "--yes", cwd=quick, naming=["does not accept a request without a key", "401"], hinting=["key"])
     fails("eval", "quick", "--only", "judge", cwd=quick, naming=["no judge is named"], hinting=["--judge"])

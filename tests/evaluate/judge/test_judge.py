@@ -177,7 +177,7 @@ def test_a_judge_that_is_gone_is_not_asked_for_ever(server: Judge, ask: Ask, ite
         (403, "does not accept the key in OPENAI_API_KEY: status 403"),
         (404, "has no model 'stars'"),
         (402, "no credit left"),
-        (307, "sends elsewhere"),
+        (307, "redirects to another address"),
     ],
 )
 def test_what_no_patience_mends_ends_it_with_what_was_judged(
@@ -380,7 +380,7 @@ def test_replies_are_read_strictly(reply: str, fault: str | None) -> None:
     [
         (None, None, "no key for the judge at api.openai.com"),
         ("https://judge.example/v1", None, "no key for the judge at judge.example"),
-        ("http://judge.example/v1", KEY, "the key would cross the network in the clear"),
+        ("http://judge.example/v1", KEY, "the key would be sent unencrypted"),
         ("http://user:pass@127.0.0.1/v1", None, "a password or a query"),
         ("http://127.0.0.1/v1?key=abc", None, "a password or a query"),
         ("ftp://127.0.0.1", None, "not an http or https address"),
@@ -392,8 +392,8 @@ def test_replies_are_read_strictly(reply: str, fault: str | None) -> None:
         ("http://\x1b[31m/v1", None, "not an http or https address"),
         ("http:///v1", None, "not an http or https address"),
         ("", None, "no key for the judge at api.openai.com"),
-        (None, "sk-line\nbreak-canary", "OPENAI_API_KEY holds characters that no key has"),
-        (None, "sk-schlüssel-canary", "OPENAI_API_KEY holds characters that no key has"),
+        (None, "sk-line\nbreak-canary", "OPENAI_API_KEY holds characters that a key cannot have"),
+        (None, "sk-schlüssel-canary", "OPENAI_API_KEY holds characters that a key cannot have"),
     ],
 )
 def test_where_a_judge_cannot_be(url: str | None, key: str | None, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
