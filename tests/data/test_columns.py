@@ -1,0 +1,343 @@
+"""Columns, keys and roles that mean something: used, or refused where one is set; the others are listed.
+
+What a row becomes is written out here by hand, in the form that transformers' chat templates take.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from ggufy.data import formats, prepare, source
+from ggufy.data.files import BadRow
+from ggufy.data.formats import Reader
+from ggufy.data.tokenize import IGNORED, Tokenizer
+from ggufy.errors import DataError
+from ggufy.model import tiny
+from ggufy.recipe.schema import Data, Part
+
+DAY = date(2026, 3, 7)
+LLAMA = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates/meta-llama-Llama-3.2-3B-Instruct.jinja"
+USER, BOT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a place.",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+    },
+}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place": "Oslo"}}}
+CALLED = [
+    {"role": "user", "content": "Weather in Oslo?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": '{"sky": "clear"}'},
+    {"role": "assistant", "content": "Clear."},
+]
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return tiny.ensure(source.sample_texts())
+
+
+@pytest.fixture(scope="module")
+def llama(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model under Llama 3.2's own template, which has a place for tools."""
+    folder = Path(shutil.copytree(base, tmp_path_factory.mktemp("llama") / "base"))
+    shutil.copy(LLAMA, folder / "chat_template.jinja")
+    return folder
+
+
+def read(row: dict[str, Any], **part: Any) -> formats.Sample:
+    settings = Part(source="x", **part)
+    form = formats.detect([name for name, value in row.items() if value is not None], settings, "x:1")
+    return Reader(form, settings).read(row)
+
+
+ROWS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "a system column": ({"system": "Be brief.", "instruction": "Q", "output": "A"}, [SYSTEM, USER, BOT]),
+    "a system_prompt column": ({"system_prompt": "Be brief.", "prompt": "Q", "completion": "A"}, [SYSTEM, USER, BOT]),
+    "a system column beside turns": ({"system": "Be brief.", "messages": [USER, BOT]}, [SYSTEM, USER, BOT]),
+    "a system column that says the same": (
+        {"system": "Be brief.", "messages": [SYSTEM, USER, BOT]},
+        [SYSTEM, USER, BOT],
+    ),
+    "an empty system column": ({"system": "", "messages": [USER, BOT]}, [USER, BOT]),
+    "a system column that is null": ({"system": None, "messages": [USER, BOT]}, [USER, BOT]),
+    "an empty system turn": ({"messages": [{"role": "system", "content": ""}, USER, BOT]}, [USER, BOT]),
+    "a system turn of null": ({"messages": [{"role": "system", "content": None}, USER, BOT]}, [USER, BOT]),
+    "history": (
+        {"instruction": "Q", "output": "A", "history": [["q0", "a0"], ["q1", "a1"]]},
+        [
+            {"role": "user", "content": "q0"},
+            {"role": "assistant", "content": "a0"},
+            {"role": "user", "content": "q1"},
+            {"role": "assistant", "content": "a1"},
+            USER,
+            BOT,
+        ],
+    ),
+    "history that is null": ({"instruction": "Q", "output": "A", "history": None}, [USER, BOT]),
+    "question and answer": ({"question": "Q", "answer": "A"}, [USER, BOT]),
+    "prompt and response": ({"prompt": "Q", "response": "A"}, [USER, BOT]),
+    "dolly": (
+        {"instruction": "Q", "context": "C", "response": "A", "category": "qa"},
+        [{"role": "user", "content": "Q\n\nC"}, BOT],
+    ),
+    "large letters": (
+        {"Instruction": "Q", "Input": "C", "Output": "A"},
+        [{"role": "user", "content": "Q\n\nC"}, BOT],
+    ),
+    "parts of text": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}, BOT]},
+        [USER, BOT],
+    ),
+    "turns as JSON": ({"messages": json.dumps([USER, BOT])}, [USER, BOT]),
+    "turns by key": ({"messages": {"role": ["user", "assistant"], "content": ["Q", "A"]}}, [USER, BOT]),
+    "keys of two tables": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Q", "role": None, "content": None},
+                {"role": "assistant", "content": "A", "from": None, "value": None},
+            ]
+        },
+        [USER, BOT],
+    ),
+    "roles by other names": (
+        {
+            "messages": [
+                {"role": "developer", "content": "Be brief."},
+                {"role": "prompter", "content": "Q"},
+                {"role": "AI", "content": "A"},
+            ]
+        },
+        [SYSTEM, USER, BOT],
+    ),
+    "turns in prompt and completion": ({"prompt": [SYSTEM, USER], "completion": [BOT]}, [SYSTEM, USER, BOT]),
+    "reasoning": (
+        {"messages": [USER, {**BOT, "reasoning_content": "Because."}]},
+        [USER, {**BOT, "reasoning_content": "Because."}],
+    ),
+    "weights of 1": ({"messages": [{**USER, "weight": 1}, {**BOT, "weight": 1.0, "train": True}]}, [USER, BOT]),
+    "a weight of 0": (
+        {"messages": [USER, {**BOT, "weight": 0}, USER, BOT]},
+        [USER, {**BOT, "untrained": True}, USER, BOT],
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "messages"), ROWS.values(), ids=ROWS.keys())
+def test_a_row_becomes_these_messages(row: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+    assert read(row) == messages
+
+
+TOOLS: dict[str, dict[str, Any]] = {
+    "OpenAI": {
+        "tools": [WEATHER],
+        "messages": [
+            CALLED[0],
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"place": "Oslo"}'}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": '{"sky": "clear"}'},
+            CALLED[3],
+        ],
+    },
+    "OpenAI's older way": {
+        "functions": [WEATHER["function"]],
+        "messages": [
+            CALLED[0],
+            {
+                "role": "assistant",
+                "content": None,
+                "function_call": {"name": "weather", "arguments": '{"place": "Oslo"}'},
+            },
+            {"role": "function", "name": "weather", "content": '{"sky": "clear"}'},
+            CALLED[3],
+        ],
+    },
+    "ShareGPT": {
+        "tools": json.dumps([WEATHER["function"]]),
+        "conversations": [
+            {"from": "human", "value": "Weather in Oslo?"},
+            {"from": "function_call", "value": '{"name": "weather", "arguments": {"place": "Oslo"}}'},
+            {"from": "observation", "value": '{"sky": "clear"}'},
+            {"from": "gpt", "value": "Clear."},
+        ],
+    },
+    "Hermes": {
+        "conversations": [
+            {
+                "from": "system",
+                "value": f"You call functions.\n<tools>\n{json.dumps(WEATHER)}\n</tools>\nAnswer in <tool_call>.",
+            },
+            {"from": "human", "value": "Weather in Oslo?"},
+            {"from": "gpt", "value": "<tool_call>\n{'arguments': {'place': 'Oslo'}, 'name': 'weather'}\n</tool_call>"},
+            {"from": "tool", "value": '<tool_response>\n{"sky": "clear"}\n</tool_response>'},
+            {"from": "gpt", "value": "Clear."},
+        ],
+    },
+    "Glaive": {
+        "tools": [json.dumps(WEATHER["function"])],
+        "conversations": [
+            {"from": "human", "value": "Weather in Oslo?"},
+            {
+                "from": "gpt",
+                "value": '<functioncall> {"name": "weather", "arguments": \'{"place": "Oslo"}\'} <|endoftext|>',
+            },
+            {"from": "function_response", "value": '{"sky": "clear"}'},
+            {"from": "gpt", "value": "Clear."},
+        ],
+    },
+    "arguments that Arrow has filled in": {
+        "tools": [{**WEATHER, "strict": None}],
+        "messages": [
+            CALLED[0],
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [
+                    {"type": "function", "function": {"name": "weather", "arguments": {"place": "Oslo", "unit": None}}}
+                ],
+            },
+            {"role": "ipython", "content": '{"sky": "clear"}', "tool_calls": None},
+            {**CALLED[3], "tool_calls": None},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("row", TOOLS.values(), ids=TOOLS.keys())
+def test_calls_are_rendered_as_transformers_does_and_trained_on(row: dict[str, Any], llama: Path) -> None:
+    sample = read(row)
+    assert isinstance(sample, formats.Conversation)
+    assert sample.tools == [WEATHER]
+    theirs = AutoTokenizer.from_pretrained(llama)
+    expected = theirs.apply_chat_template(CALLED, tools=[WEATHER], date_string="07 Mar 2026")["input_ids"]
+    ours = Tokenizer(llama, DAY, "responses")
+    example = ours.encode(sample)
+    assert example.input_ids == expected
+    said = theirs.decode([label for label in example.labels if label != IGNORED])
+    assert said == '{"name": "weather", "parameters": {"place": "Oslo"}}<|eot_id|>Clear.<|eot_id|>'
+
+
+def test_several_calls_in_a_turn_are_refused_by_this_template(llama: Path) -> None:
+    talk = formats.Conversation([CALLED[0], {**CALLED[1], "tool_calls": [CALL, CALL]}, *CALLED[2:]], [WEATHER])
+    with pytest.raises(BadRow, match="only supports single tool-calls at once"):
+        Tokenizer(llama, DAY, "responses").encode(talk)
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "naming"),
+    [
+        (CALLED, [WEATHER], "the row has tools, and the base's chat template has no place for them"),
+        (CALLED, None, "turn 2 calls a tool, and the base's chat template has no place for calls"),
+    ],
+)
+def test_tools_without_a_place_for_them_are_refused(messages: Any, tools: Any, naming: str, base: Path) -> None:
+    with pytest.raises(BadRow, match=naming):
+        Tokenizer(base, DAY, "responses").encode(formats.Conversation(messages, tools))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a picture": (
+        {"image": "a.jpg", "messages": [USER, BOT]},
+        "the column 'image' is set, and this model reads text only",
+    ),
+    "pictures": ({"images": [b"x"], "messages": [USER, BOT]}, "the column 'images' is set"),
+    "a sound": ({"audio": {"path": "a.wav"}, "messages": [USER, BOT]}, "the column 'audio' is set"),
+    "a part that is a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, BOT]},
+        "turn 1 has a part of the type 'image_url'",
+    ),
+    "a turn with pictures": ({"messages": [{**USER, "images": ["a.png"]}, BOT]}, "turn 1 has 'images'"),
+    "a preference": (
+        {"prompt": "Q", "completion": "A", "chosen": "A", "rejected": "B"},
+        r"the row is a preference \(chosen and rejected\)",
+    ),
+    "a rated completion": ({"prompt": "Q", "completion": "A", "label": False}, "the row is a rated completion"),
+    "half a weight": ({"messages": [USER, {**BOT, "weight": 0.5}]}, "turn 2: weight is 0.5; 0 or false"),
+    "two system texts": (
+        {"system": "Be kind.", "messages": [SYSTEM, USER, BOT]},
+        "a system turn and a system column that",
+    ),
+    "history of another form": ({"instruction": "Q", "output": "A", "history": "q0 a0"}, "a list of pairs of question"),
+    "a tool nobody called": (
+        {"messages": [USER, {"role": "tool", "content": "x"}, BOT]},
+        "turn 2: a tool answers, and",
+    ),
+    "a call of nothing": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
+        "turn 2: tool_calls names no function",
+    ),
+    "arguments that are no JSON": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{place"}}]}]},
+        "turn 2: tool_calls: arguments is not JSON",
+    ),
+    "a tool without a name": (
+        {"tools": [{"description": "x"}], "messages": [USER, BOT]},
+        "the column 'tools': tool 1 has no name",
+    ),
+    "an unknown role": (
+        {"messages": [USER, {"role": "robot", "content": "A"}]},
+        "unknown role 'robot'.* data.roles maps",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "naming"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_used_is_refused(row: dict[str, Any], naming: str) -> None:
+    with pytest.raises(BadRow, match=naming):
+        read(row)
+
+
+def test_pictures_that_are_not_there_are_no_reason_to_refuse() -> None:
+    for empty in (None, [], ""):
+        assert read({"images": empty, "messages": [USER, BOT]}) == [USER, BOT]
+
+
+def test_preferences_are_named_where_nothing_else_is_there() -> None:
+    with pytest.raises(DataError, match="these are preferences"):
+        formats.detect(["prompt", "chosen", "rejected"], Part(source="x"), "x:1")
+    chosen = Part(source="x", columns={"completion": "chosen"})
+    assert formats.detect(["prompt", "chosen", "rejected"], chosen, "x:1") == "prompt-completion"
+
+
+def test_roles_can_be_mapped() -> None:
+    row = {"messages": [{"role": "client", "content": "Q"}, {"role": "Agent", "content": "A"}]}
+    assert read(row, roles={"client": "user", "agent": "assistant"}) == [USER, BOT]
+
+
+def test_what_was_not_read_is_listed_and_formats_are_counted(base: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": 1,
+            "source": "web",
+            "score": 4.5,
+            "messages": [{**USER, "lang": "en"}, BOT],
+            "instruction": None,
+            "output": None,
+        },
+        {"id": 2, "source": None, "messages": None, "instruction": "Q", "output": "A", "system": "Be brief."},
+        {"id": 3, "messages": [SYSTEM, USER, BOT], "instruction": None, "output": None},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    data = Data(source=path.as_posix())
+    counts = prepare.prepare(source.locate(data, offline=True), data, base, 256, DAY, tmp_path / "out")["train"]
+    assert dict(counts.formats) == {"messages": 2, "alpaca": 1}
+    assert dict(counts.has) == {"system": 2}
+    assert counts.unread == ["messages[].lang", "score", "source"]
+    assert counts.used == 3
