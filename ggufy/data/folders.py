@@ -20,7 +20,7 @@ from ggufy.data import files
 from ggufy.data.readers import json_rows
 from ggufy.errors import DataError, MissingExtra
 
-NO_SPLIT = "by name in no split, and others are"
+NO_SPLIT = "named for no split"
 """Why a file is not read beside one that has a split's word, such as train, in its name."""
 _PACKED_FILE, _OTHER_KIND, _ONE_KIND = "packed", "of a kind that is not read", "the folder is read for its"
 BY_ACCIDENT = (NO_SPLIT, _PACKED_FILE, _OTHER_KIND, _ONE_KIND)

@@ -10,10 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ggufy.data import prepare
+from ggufy.data import prepare, unread
 from ggufy.data.counts import Counts
 from ggufy.data.source import Source
 from ggufy.data.tokenize import IGNORED, Tokenizer
+from ggufy.data.unread import Unread
 from ggufy.recipe.schema import Data
 from ggufy.system import plots
 
@@ -37,6 +38,11 @@ class Report:
     splits: dict[str, Counts]
     example: list[tuple[str, bool]]
     """A row's text in stretches, and whether each is trained on."""
+    formats: dict[str, int]
+    """How many usable rows, of all splits, are in which format."""
+    not_read: list[Unread]
+    files: list[str]
+    """Which files of folders are read for what, and which are not, where that is not plain."""
 
     @property
     def lengths(self) -> Counter[int]:
@@ -79,6 +85,10 @@ class Report:
         return {
             "source": self.source,
             "format": self.format,
+            "formats": self.formats,
+            "not_read": [{"source": one.source, "files": list(one.files), "why": one.why} for one in self.not_read],
+            "held_out_and_trained_on": self.splits["eval"].trained_on_too if "eval" in self.splits else None,
+            "repeated": self.splits["train"].repeated if "eval" in self.splits else None,
             "rendered_by": self.rendered_by,
             "max_length": self.max_length,
             "splits": {name: counts.values() for name, counts in self.splits.items()},
@@ -101,6 +111,10 @@ class Report:
         yield f"{self.source}: format {self.format}, rendered by {self.rendered_by}"
         for name, counts in self.splits.items():
             yield f"{name}: {counts.text()}"
+        yield f"rows by format: {', '.join(f'{count:,} {form}' for form, count in self.formats.items())}"
+        if "eval" in self.splits and not self.splits["eval"].trained_on_too:
+            yield "no held-out conversation is trained on too"
+        yield from self.files
         total = self.lengths.total()
         yield ""
         yield (
@@ -144,7 +158,14 @@ def make(source: Source, data: Data, base: Path, max_length: int, day: date, scr
     form = prepare.format_of(source, data, data)
     plain = form == "text" or (form == "prompt-completion" and not tokenizer.chat)
     how = "no template" if plain else "the base's chat template" if tokenizer.chat else "Alpaca's template"
-    return Report(source.name, form, how, max_length, splits, _first(scratch / "train.arrow", tokenizer))
+    formats: Counter[str] = Counter()
+    _, plan = prepare.planned(source, data, base, max_length, day)
+    for counts in splits.values():
+        for number, rows in sorted(counts.by_source.items()):
+            formats[plan.parts[number][1]] += rows
+    example = _first(scratch / "train.arrow", tokenizer)
+    files = [text for _, text in unread.lines(source)]
+    return Report(source.name, form, how, max_length, splits, example, dict(formats), unread.find(source), files)
 
 
 def _first(path: Path, tokenizer: Tokenizer) -> list[tuple[str, bool]]:

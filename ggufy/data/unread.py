@@ -43,10 +43,14 @@ def find(source: Source) -> list[Unread]:
 
 
 def _left(source: Source) -> Iterator[tuple[Path, str]]:
-    used = {path for _, paths in source.parts() for path in paths}
+    used = _used(source)
     for split, paths in source.folder.splits.items():
         yield from ((path, f"the split {split}") for path in paths if path not in used)
     yield from source.folder.others.items()
+
+
+def _used(source: Source) -> list[Path]:
+    return list(dict.fromkeys(path for _, paths in source.parts() for path in paths))
 
 
 def lines(source: Source) -> Iterator[tuple[bool, str]]:
@@ -55,7 +59,8 @@ def lines(source: Source) -> Iterator[tuple[bool, str]]:
     Each with whether it is by choice.
     """
     found = find(source)
-    for one in dict.fromkeys([source, *source.more]):
+    sources = [source, *source.more]
+    for one in sources:
         if one.path.is_dir() and one.folder.assumed and "train" in {part.name for part, _ in one.parts()}:
             names = folders.listed([folders.within(one.path, path) for path in one.folder.splits["train"]])
             yield True, f"{one.name}: the split train is {names}, as no file is named so and these name no other split"
@@ -63,5 +68,6 @@ def lines(source: Source) -> Iterator[tuple[bool, str]]:
         of_it = [one for one in found if one.source == name]
         text = f"{name}: not read: {'; '.join(one.text() for one in of_it)}"
         if any(one.why == folders.NO_SPLIT for one in of_it):
-            text += ". To read them too, name them in data.more or write train into their names"
+            used = [folders.within(this.path, path) for this in sources if this.name == name for path in _used(this)]
+            text += f". Read is {folders.listed(used)}; to read more, name files in data.more, or write train in their names"
         yield all(one.by_choice for one in of_it), text

@@ -39,7 +39,8 @@ def train(wanted: Recipe, run_name: str | None, *, fresh: bool, change_gpus: boo
     rows = provenance.rows(wanted, old)
     with this.lock("--run"):
         frozen = provenance.frozen(this, wanted, base, rows, fresh=fresh)
-        prepared = data.of_run(this, wanted, base, rows, frozen)
+        # What a training goes on with has to be what it began with, to the byte.
+        prepared = data.of_run(this, wanted, base, rows, frozen, rehash=fresh or this.stamp("adapter") is None)
         identity = {"recipe": provenance.identity(wanted), "base": base.fingerprint, "data": prepared.sha256}
         if fresh:
             # Only now: whatever could refuse the new run has had its say.
