@@ -134,7 +134,9 @@ def check_kind(name: str, folder: Path, path: Path) -> None:
     known = ", ".join(files.SUFFIXES)
     if _is_packed(path):
         raise DataError(f"{name}/{inside}: is packed", f"unpack it beside the others, then remove it; read are {known}")
-    raise DataError(f"{name}/{inside}: is of a kind that is not read", f"known are {known}; convert it, or move it away")
+    raise DataError(
+        f"{name}/{inside}: is of a kind that is not read", f"known are {known}; convert it, or move it away"
+    )
 
 
 def _walk(folder: Path) -> Iterator[Path]:

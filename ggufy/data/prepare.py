@@ -116,7 +116,7 @@ def format_of(source: Source, part: Any, data: Data) -> str:
         try:
             row = files.parse(item)
             if not isinstance(row, dict):
-                raise BadRow(f"a row is an object with columns, not {type(row).__name__}")  # noqa: TRY301
+                raise BadRow(f"a row is an object with columns, not {type(row).__name__}")
             return formats.detect(row, part, where(number))
         except BadRow as problem:
             first = first or _bad(where(number), str(problem))

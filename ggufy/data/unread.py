@@ -69,5 +69,5 @@ def lines(source: Source) -> Iterator[tuple[bool, str]]:
         text = f"{name}: not read: {'; '.join(one.text() for one in of_it)}"
         if any(one.why == folders.NO_SPLIT for one in of_it):
             used = [folders.within(this.path, path) for this in sources if this.name == name for path in _used(this)]
-            text += f". Read is {folders.listed(used)}; to read more, name files in data.more, or write train in their names"
+            text += f". Read is {folders.listed(used)}; for more name files in data.more, or write train in their names"
         yield all(one.by_choice for one in of_it), text
