@@ -51,9 +51,8 @@ def _fits_together(document: Document) -> dict[Key, str]:
 
     found: dict[Key, str] = {}
     apart = value("data", "eval_split") or value("data", "eval_source")
-    held_out = value("data", "eval_size")
-    is_share = str(held_out).strip().endswith("%")
-    if held_out and not is_share and value("data", "train_size") is None and not apart:
+    held_out = str(value("data", "eval_size") or "").strip()
+    if held_out.isdecimal() and int(held_out) and value("data", "train_size") is None and not apart:
         key: Key = ("data", "eval_size")
         found[key] = (
             f"{document.place(key)}: data.eval_size: takes the rows after the training rows: set data.train_size,"

@@ -85,7 +85,15 @@ def test_files_of_other_kinds_are_named_and_what_is_about_the_rows_is_not(tmp_pa
     folder = files(tmp_path / "set", a_jsonl=2, b_jsonl=2)
     for name in ("notes.txt", "old.xlsx", "more.arrow", "c.jsonl.bak", "d.tsv"):
         (folder / name).write_bytes(b"x\ty\n")
-    for name in ("README.md", "LICENSE", "license.txt", ".hidden.jsonl", "make.py", "picture.png", "dataset_infos.json"):
+    for name in (
+        "README.md",
+        "LICENSE",
+        "license.txt",
+        ".hidden.jsonl",
+        "make.py",
+        "picture.png",
+        "dataset_infos.json",
+    ):
         (folder / name).write_bytes(b"{}")
     (folder / ".ipynb_checkpoints").mkdir()
     write(folder / ".ipynb_checkpoints" / "a-checkpoint.jsonl", pairs(0, 1))
@@ -204,7 +212,9 @@ def test_a_part_of_what_was_saved(tmp_path: Path) -> None:
     rows.save_to_disk((tmp_path / "set").as_posix())
     assert outputs(tmp_path / "set") == ["5", "3"]
     next((tmp_path / "set").glob("*.arrow")).unlink()
-    with pytest.raises(DataError, match=r"written by save_to_disk .* data-00000-of-00001\.arrow is not there") as caught:
+    with pytest.raises(
+        DataError, match=r"written by save_to_disk .* data-00000-of-00001\.arrow is not there"
+    ) as caught:
         outputs(tmp_path / "set")
     assert "to_parquet" in str(caught.value.hint)
 
@@ -231,7 +241,10 @@ def test_the_command_names_what_is_not_read(run: Callable[..., CompletedProcess[
     words = ("data", "--recipe", "tiny", "--set", "data.source=set", "--set", "data.train_size=null")
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "set: not read: test.jsonl (the split test); more.jsonl (named for no split). Read is train.jsonl" in done.stdout
+    assert (
+        "set: not read: test.jsonl (the split test); more.jsonl (named for no split). Read is train.jsonl"
+        in done.stdout
+    )
     assert "rows by format: 2 alpaca\n" in done.stdout
     values = json.loads(run(*words, "--json", cwd=tmp_path).stdout)
     assert values["not_read"] == [

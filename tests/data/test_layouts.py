@@ -41,8 +41,6 @@ def refused(base: Path, path: Path, content: str) -> tuple[str, str]:
     return caught.value.message.removeprefix(path.as_posix()), str(caught.value.hint)
 
 
-
-
 LAYOUTS: dict[str, str] = {
     "a list": json.dumps(ROWS),
     "a list over lines": json.dumps(ROWS, indent=1),
