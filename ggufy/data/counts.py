@@ -11,6 +11,8 @@ from ggufy.data.work import Outcome
 
 # A row of more than so many times model.max_length is no conversation that is a little long: most of it is lost.
 _ABSURD = 10
+# So that the report of the same rows stays the same, which is a part of what a training is of.
+_LATER = ("repeated", "trained_on_too")
 
 
 @dataclass
@@ -49,12 +51,19 @@ class Counts:
     """How many rows have a system turn, tools, thinking."""
     unread: list[str] = field(default_factory=list)
     """Columns, and keys of turns, that are set in some row and are not read."""
+    repeated: int = 0
+    """Training rows that say what an earlier one says; counted where rows are held out."""
+    trained_on_too: int = 0
+    """Held-out rows that say what a training row says."""
     first_bad: list[str] = field(default_factory=list)
     lengths: Counter[int] = field(default_factory=Counter)
     """How many rows have how many tokens, before anything is done about too many."""
+    by_source: Counter[int] = field(default_factory=Counter)
+    """How many of the usable rows are of which source."""
 
     def add(self, outcome: Outcome, max_length: int, overflow: str, where: Callable[[Outcome], str]) -> None:
         """Count a usable row."""
+        self.by_source[outcome.source] += 1
         self.lengths[outcome.length] += 1
         self.prompts_cut += outcome.cut
         self.formats[outcome.form] += 1
@@ -88,9 +97,10 @@ class Counts:
             self.longest_truncated = [where(outcome), outcome.length]
 
     def values(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON. What a later version began to count is left out where there is none of it."""
         lengths = {str(length): self.lengths[length] for length in sorted(self.lengths)}
-        return {**{name: value for name, value in vars(self).items() if name != "lengths"}, "lengths": lengths}
+        absent = {"lengths", "by_source", *(name for name in _LATER if not getattr(self, name))}
+        return {**{name: value for name, value in vars(self).items() if name not in absent}, "lengths": lengths}
 
     def text(self, *, places: bool = True) -> str:
         """One line for people; without `places` it names no file."""
@@ -115,6 +125,10 @@ class Counts:
             parts.append(f"{self.trimmed:,} answers lose the spaces they begin with to the chat template")
         if self.without_answer:
             parts.append(f"{self.without_answer:,} without an answer once truncated")
+        if self.repeated:
+            parts.append(f"{self.repeated:,} the same as an earlier one")
+        if self.trained_on_too:
+            parts.append(f"{self.trained_on_too:,} of {self.used:,} held-out conversations are trained on too")
         if self.skipped_bad:
             first = f" (first: {self.first_bad[0]})" if places else ""
             parts.append(f"{self.skipped_bad:,} unusable and skipped{first}")

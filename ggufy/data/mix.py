@@ -40,6 +40,21 @@ def rows(sources: Sequence[Source], data: Data, scratch: Path) -> Iterator[Row]:
     return _by_weight(streams, [weight or 1.0 for weight in weights], [source.name for source in sources])
 
 
+def count(sources: Sequence[Source], data: Data) -> int:
+    """How many rows `rows` has."""
+    there = [source.count() for source in sources]
+    weights = [part.weight for part in (data, *data.more)]
+    if len(sources) == 1 or not any(weights):
+        return sum(there)
+    total = 0
+    for index in _turns([weight or 1.0 for weight in weights]):
+        if not there[index]:
+            break
+        there[index] -= 1
+        total += 1
+    return total
+
+
 def _of(index: int, source: Source) -> Iterator[Row]:
     for number, item in source.raw():
         yield index, number, item
@@ -47,11 +62,8 @@ def _of(index: int, source: Source) -> Iterator[Row]:
 
 def _by_weight(streams: list[Iterator[Row]], weights: list[float], names: list[str]) -> Iterator[Row]:
     """Always the source that is furthest behind its share; the first of those on a tie."""
-    shares = [weight / sum(weights) for weight in weights]
     taken = [0] * len(streams)
-    while True:
-        behind = [share * (sum(taken) + 1) - count for share, count in zip(shares, taken, strict=True)]
-        index = max(range(len(streams)), key=lambda i: behind[i])
+    for index in _turns(weights):
         row = next(streams[index], None)
         if row is None:
             parts = ", ".join(f"{count:,} of {name}" for count, name in zip(taken, names, strict=True))
@@ -59,6 +71,17 @@ def _by_weight(streams: list[Iterator[Row]], weights: list[float], names: list[s
             return
         taken[index] += 1
         yield row
+
+
+def _turns(weights: list[float]) -> Iterator[int]:
+    """Whose turn it is, without end."""
+    shares = [weight / sum(weights) for weight in weights]
+    taken = [0] * len(shares)
+    while True:
+        behind = [share * (sum(taken) + 1) - count for share, count in zip(shares, taken, strict=True)]
+        index = max(range(len(shares)), key=lambda i: behind[i])
+        taken[index] += 1
+        yield index
 
 
 def _shuffled(stream: Iterator[Row], seed: int, scratch: Path) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
-from ggufy.data import files, formats, mix, pool
+from ggufy.data import files, formats, mix, overlap, pool
 from ggufy.data.counts import Counts
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
@@ -57,7 +57,9 @@ def opened(
         raise DataError(
             f"data.overflow: split is for plain text, but {source.name} is {odd}", "truncate, drop or refuse"
         )
-    return Stage(plan, sources, processes or machine.cores()), splits(source, data, out)
+    sizes = _sizes(source, data)
+    overlap.refuse(source, data, *sizes)
+    return Stage(plan, sources, processes or machine.cores(), sizes), splits(source, data, out, sizes)
 
 
 def planned(source: Source, data: Data, base: Path, max_length: int, day: date) -> tuple[list[Source], Plan]:
@@ -68,17 +70,42 @@ def planned(source: Source, data: Data, base: Path, max_length: int, day: date) 
     return sources, Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
 
 
-def splits(source: Source, data: Data, scratch: Path) -> dict[str, Iterator[Row]]:
+Sizes = tuple[int | None, int | None]
+"""How many rows are trained on and held out; None is all there are."""
+
+
+def splits(source: Source, data: Data, scratch: Path, sizes: Sizes | None = None) -> dict[str, Iterator[Row]]:
     """The rows that are trained on, and those that are held out, to be read in this order."""
     sources = [source, *source.more]
+    train_size, eval_size = sizes or _sizes(source, data)
     rows = mix.rows(sources, data, scratch)
-    found: dict[str, Iterator[Row]] = {"train": islice(rows, data.train_size)}
+    found: dict[str, Iterator[Row]] = {"train": islice(rows, train_size)}
     if source.held_out is not None:
         held_out = ((len(sources), number, item) for number, item in source.held_out.raw())
-        found["eval"] = islice(held_out, data.eval_size or None)
-    elif data.eval_size:
-        found["eval"] = islice(rows, data.eval_size)
+        found["eval"] = islice(held_out, eval_size)
+    elif eval_size:
+        found["eval"] = islice(rows, eval_size)
     return found
+
+
+def _sizes(source: Source, data: Data) -> Sizes:
+    """A share is of what is held out apart, else of train_size; without that of all rows, and those before are left."""
+    if isinstance(data.eval_size, int):
+        return data.train_size, data.eval_size or None
+    share = float(data.eval_size.removesuffix("%")) / 100
+    if source.held_out is not None:
+        return data.train_size, max(1, round(share * source.held_out.count()))
+    if data.train_size is not None:
+        return data.train_size, max(1, round(share * data.train_size))
+    total = mix.count([source, *source.more], data)
+    held_out = max(1, round(share * total))
+    if held_out >= total:
+        raise DataError(
+            f"{source.name}: of {total:,} row{'s' * (total != 1)}, none is left to train on beside data.eval_size "
+            f"{data.eval_size}",
+            "hold out less, or name other rows with data.eval_source",
+        )
+    return total - held_out, held_out
 
 
 def format_of(source: Source, part: Any, data: Data) -> str:
@@ -88,7 +115,9 @@ def format_of(source: Source, part: Any, data: Data) -> str:
     for number, item in islice(source.raw(), _LOOK if data.on_bad_row == "skip" else 1):
         try:
             row = files.parse(item)
-            return formats.detect(row if isinstance(row, dict) else (), part, where(number))
+            if not isinstance(row, dict):
+                raise BadRow(f"a row is an object with columns, not {type(row).__name__}")
+            return formats.detect(row, part, where(number))
         except BadRow as problem:
             first = first or _bad(where(number), str(problem))
         except DataError as error:
@@ -99,21 +128,24 @@ def format_of(source: Source, part: Any, data: Data) -> str:
 class Stage:
     """The preparation of the splits of one data set."""
 
-    def __init__(self, plan: Plan, sources: list[Source], processes: int) -> None:
-        self.plan, self.sources, self.processes = plan, sources, processes
+    def __init__(self, plan: Plan, sources: list[Source], processes: int, sizes: Sizes) -> None:
+        self.plan, self.sources, self.processes, self.sizes = plan, sources, processes, sizes
         self.places: dict[int, Callable[[int], str]] = {}
         self.seen: set[tuple[int, int]] = set()
+        self.said = overlap.Seen()
 
     def split(self, name: str, rows: Iterator[Row], write: Callable[[Iterator[Result]], None]) -> Counts:
         """Prepare one split; `write` reads all the results."""
         counts = Counts()
         data, main = self.plan.data, self.sources[0].name
-        asked = data.train_size if name == "train" else data.eval_size
+        asked = self.sizes[name != "train"]
         apart = name == "eval" and bool(data.eval_split or data.eval_source)
         total = asked or sum(
             source.count() for source in (self.sources[-1:] if apart else self.sources[: 1 + len(data.more)])
         )
-        write(self._counted(rows, counts, total))
+        write(self._counted(name, rows, counts, total))
+        if name == "train" and data.holds_out:
+            counts.repeated = self.said.close()
         if not counts.rows and name == "eval" and not apart:
             raise DataError(
                 f"{main}: no rows left to hold out: all rows are used for training",
@@ -126,7 +158,7 @@ class Stage:
             log.info("%s: the recipe asks for %s %s rows, and there are %s", main, f"{asked:,}", name, counts.rows)
         return counts
 
-    def _counted(self, rows: Iterator[Row], counts: Counts, total: int) -> Iterator[Result]:
+    def _counted(self, name: str, rows: Iterator[Row], counts: Counts, total: int) -> Iterator[Result]:
         """The results, counted; a row that the recipe does not allow ends it all."""
         with closing(self._results(rows)) as results, progress.bar("preparing", total) as bar:
             for result in results:
@@ -134,6 +166,11 @@ class Stage:
                 counts.unread = sorted({*counts.unread, *result.unread})
                 for outcome in result.outcomes:
                     self._count(outcome, counts)
+                said = [outcome.said for outcome in result.outcomes if outcome.said is not None]
+                if name == "train":
+                    self.said.add(said)
+                elif said:
+                    counts.trained_on_too += self.said.count(said)
                 bar.update(counts.rows, f"{counts.rows:,} rows")
                 yield result
 
@@ -181,7 +218,11 @@ class Stage:
 
 def _bad(where: str, problem: str) -> DataError:
     hint = "fix the row, or set data.on_bad_row=skip to leave such rows out"
-    if problem.startswith("not JSON"):
+    if problem.startswith("a row is an object"):
+        hint = 'write it as {"text": "..."} or {"messages": [...]}, or set data.on_bad_row=skip to leave such rows out'
+    if problem.startswith("not JSON but Python"):
+        hint = "write each line with json.dumps(row), or set data.on_bad_row=skip to leave such lines out"
+    elif problem.startswith("not JSON"):
         hint = "write one JSON object on each line, or set data.on_bad_row=skip to leave such lines out"
     if problem.startswith("the template takes"):
         hint = "raise model.max_length by what the template takes, or set data.on_bad_row=skip to leave such rows out"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ggufy.data import prepare
+from ggufy.data import prepare, unread
+from ggufy.data.conversation import Conversation
 from ggufy.data.counts import Counts
+from ggufy.data.files import BadRow
+from ggufy.data.mix import Row
 from ggufy.data.source import Source
-from ggufy.data.tokenize import IGNORED, Tokenizer
+from ggufy.data.tokenize import IGNORED, Example, Tokenizer
+from ggufy.data.unread import Unread
+from ggufy.data.work import Worker
 from ggufy.recipe.schema import Data
 from ggufy.system import plots
 
@@ -24,6 +29,7 @@ _BARS = 16
 _WIDTH = 40
 # Of one stretch of the example.
 _SHOWN = 1500
+_BESIDE = {"system": "a system turn", "tools": "tools", "thinking": "thinking"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,21 @@ class Report:
     splits: dict[str, Counts]
     example: list[tuple[str, bool]]
     """A row's text in stretches, and whether each is trained on."""
+    with_tools: bool
+    """Whether the example is the first row with tools, as there are some."""
+    not_read: list[Unread]
+    files: list[str]
+    """Which files of folders are read for what, and which are not, where that is not plain."""
+
+    @property
+    def formats(self) -> dict[str, int]:
+        """How many usable rows, of all splits, were read in which format."""
+        return dict(sum((counts.formats for counts in self.splits.values()), Counter()))
+
+    @property
+    def columns_not_read(self) -> list[str]:
+        """Columns, and keys of turns, that are set in some row and are not read."""
+        return sorted({name for counts in self.splits.values() for name in counts.unread})
 
     @property
     def lengths(self) -> Counter[int]:
@@ -79,6 +100,11 @@ class Report:
         return {
             "source": self.source,
             "format": self.format,
+            "formats": self.formats,
+            "not_read": [{"source": one.source, "files": list(one.files), "why": one.why} for one in self.not_read],
+            "columns_not_read": self.columns_not_read,
+            "held_out_and_trained_on": self.splits["eval"].trained_on_too if "eval" in self.splits else None,
+            "repeated": self.splits["train"].repeated if "eval" in self.splits else None,
             "rendered_by": self.rendered_by,
             "max_length": self.max_length,
             "splits": {name: counts.values() for name, counts in self.splits.items()},
@@ -94,6 +120,7 @@ class Report:
             "suggested_max_length": self.suggested,
             "histogram": [{"from": low, "to": high, "rows": count} for low, high, count in self.bars()],
             "example": [{"text": text, "trained": trained} for text, trained in self.example],
+            "example_has_tools": self.with_tools,
         }
 
     def lines(self, mark: Callable[[str], str]) -> Iterator[str]:
@@ -101,6 +128,11 @@ class Report:
         yield f"{self.source}: format {self.format}, rendered by {self.rendered_by}"
         for name, counts in self.splits.items():
             yield f"{name}: {counts.text()}"
+        yield f"rows by format: {', '.join(f'{count:,} {form}' for form, count in self.formats.items())}"
+        yield from self._contents()
+        if "eval" in self.splits and not self.splits["eval"].trained_on_too:
+            yield "no held-out conversation is trained on too"
+        yield from self.files
         total = self.lengths.total()
         yield ""
         yield (
@@ -114,8 +146,19 @@ class Report:
         yield ""
         yield from self._histogram()
         yield ""
-        yield f"the first row, with {mark('what is trained on')} marked:"
+        which = "the first row with tools" if self.with_tools else "the first row"
+        yield f"{which}, with {mark('what is trained on')} marked:"
         yield "".join(mark(_short(text)) if trained else _short(text) for text, trained in self.example)
+
+    def _contents(self) -> Iterator[str]:
+        train = self.splits["train"]
+        beside = [f"{train.has[name]:,} with {said}" for name, said in _BESIDE.items() if train.has[name]]
+        if beside:
+            yield f"training rows: {', '.join(beside)}"
+        if train.answers:
+            yield f"answers that keep their end: {train.ended:,} of {train.answers:,}"
+        if self.columns_not_read:
+            yield f"not read: columns {', '.join(self.columns_not_read)}"
 
     def _histogram(self) -> Iterator[str]:
         bars = self.bars()
@@ -144,7 +187,14 @@ def make(source: Source, data: Data, base: Path, max_length: int, day: date, scr
     form = prepare.format_of(source, data, data)
     plain = form == "text" or (form == "prompt-completion" and not tokenizer.chat)
     how = "no template" if plain else "the base's chat template" if tokenizer.chat else "Alpaca's template"
-    return Report(source.name, form, how, max_length, splits, _first(scratch / "train.arrow", tokenizer))
+    with_tools = splits["train"].has["tools"] > 0
+    if with_tools:
+        _, plan = prepare.planned(source, data, base, max_length, day)
+        example = _first_with_tools(Worker(plan), prepare.splits(source, data, scratch)["train"])
+    else:
+        example = _first(scratch / "train.arrow", tokenizer)
+    files = [text for _, text in unread.lines(source)]
+    return Report(source.name, form, how, max_length, splits, example, with_tools, unread.find(source), files)
 
 
 def _first(path: Path, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
@@ -152,7 +202,22 @@ def _first(path: Path, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
 
     with pa.OSFile(path.as_posix()) as file, pa.ipc.open_stream(file) as stream:
         row = stream.read_next_batch().slice(0, 1).to_pylist()[0]
-    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    return _marked(Example(row["input_ids"], row["labels"]), tokenizer)
+
+
+def _first_with_tools(worker: Worker, rows: Iterable[Row]) -> list[tuple[str, bool]]:
+    for row in rows:
+        try:
+            sample = worker.sample(row)
+        except BadRow:
+            continue
+        if isinstance(sample, Conversation) and (sample.tools or any("tool_calls" in turn for turn in sample)):
+            return _marked(worker.tokenizer.encode(sample), worker.tokenizer)
+    return []
+
+
+def _marked(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    pairs = zip(example.input_ids, example.labels, strict=True)
     stretches = groupby(pairs, key=lambda pair: pair[1] != IGNORED)
     return [(tokenizer.decode([token for token, _ in stretch]), trained) for trained, stretch in stretches]
 

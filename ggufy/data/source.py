@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files as resources
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ggufy.data import files, splits
+from ggufy.data import files, folders, splits
 from ggufy.data.files import BadRow
-from ggufy.errors import DataError, MissingExtra
+from ggufy.data.folders import Folder
+from ggufy.data.splits import Slice
+from ggufy.errors import DataError
 from ggufy.model import download
 from ggufy.recipe.schema import Data, Part
 from ggufy.system import digest
@@ -19,6 +22,9 @@ from ggufy.system import digest
 BUILTIN = "builtin:samples"
 REPHRASED = "builtin:rephrased"
 """The first twenty sample questions in other words: what the demonstration holds out."""
+
+# The number of a row of a folder is its number in its file, and this many times which file that is.
+_ROWS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -48,51 +54,82 @@ class Source:
 
     def raw(self) -> Iterator[tuple[int, Any]]:
         """The rows of the split, unparsed, each with its number (see `where`). Raises DataError."""
-        named = self._splits()
-        for part in splits.parse(self.split):
-            if part.name not in named:
-                raise self._no_split(part.name, list(named))
-            paths = named[part.name]
+        for part, paths in self.parts():
             start, stop = part.bounds(lambda paths=paths: sum(map(files.count, paths)))  # type: ignore[misc]
             yield from islice(self._numbered(paths), start, stop)
 
+    def parts(self) -> Iterator[tuple[Slice, list[Path]]]:
+        """The parts of the split, and the files that each is of. Raises DataError."""
+        for part in splits.parse(self.split):
+            if part.name not in self.folder.splits:
+                raise self._no_split(part.name)
+            paths = self.folder.splits[part.name]
+            if self.path.is_dir():
+                for path in paths:
+                    folders.check_kind(self.name, self.path, path)
+            yield part, paths
+
     def count(self) -> int:
         """How many rows the split has, without reading more than that takes."""
-        named, total = self._splits(), 0
+        total = 0
         for part in splits.parse(self.split):
-            there = sum(map(files.count, named.get(part.name, [])))
+            there = sum(map(files.count, self.folder.splits.get(part.name, [])))
             start, stop = part.bounds(lambda there=there: there)  # type: ignore[misc]
             total += max(0, min(there, there if stop is None else stop) - start)
         return total
 
     def where(self) -> Callable[[int], str]:
-        """From the number of a row to its place, for people."""
-        if self.path.is_dir():
-            before = f"{self.name} ({self.split}): row "
-        else:
-            before = f"{self.path.as_posix()}{':' if files.by_line(self.path) else ': row '}"
-        return lambda number: f"{before}{number}"
-
-    def _no_split(self, asked: str, named: list[str]) -> DataError:
+        """From the number of a row to its place, for people: the file, and the line or the row in it."""
         if not self.path.is_dir():
-            hint = "a single file is the split train; name another file in data.eval_source"
-        else:
-            from datasets.data_files import SPLIT_KEYWORDS
+            before = f"{self.path.as_posix()}{':' if files.by_line(self.path) else ': row '}"
+            return lambda number: f"{before}{number}"
+        paths = self._paths
+        before_row: dict[int, str] = {}
 
-            meant = next((str(split) for split, words in SPLIT_KEYWORDS.items() if asked in words), "")
-            called = f", and files called {asked}-* are the split {meant}, unless README.md names them"
-            hint = f"it has {', '.join(named)}{called if meant in named else ''}; set data.split or data.eval_split"
-        return DataError(f"{self.name}: there is no split {asked!r}", hint)
+        def place(number: int) -> str:
+            which, row = divmod(number, _ROWS)
+            if which not in before_row:
+                mark = ":" if files.by_line(paths[which]) else ": row "
+                before_row[which] = f"{self.name}/{folders.within(self.path, paths[which])}{mark}"
+            return f"{before_row[which]}{row}"
+
+        return place
+
+    @cached_property
+    def folder(self) -> Folder:
+        """The files of each split, as they were when this was first asked. Raises DataError."""
+        if not self.path.is_dir():
+            return Folder({"train": [self.path]})
+        return folders.find(self.name, self.path, self.subset)
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return list(dict.fromkeys(path for paths in self.folder.splits.values() for path in paths))
 
     def _numbered(self, paths: list[Path]) -> Iterator[tuple[int, Any]]:
-        if not self.path.is_dir():
-            return files.read(self.path)
-        return ((number, item) for number, (_, item) in enumerate((r for p in paths for r in files.read(p)), 1))
+        """The rows of files, each with its number in its file; in a folder which file that is is in the number too."""
+        for path in paths:
+            before = _ROWS * self._paths.index(path)
+            for number, item in files.read(path):
+                yield before + number, item
 
-    def _splits(self) -> dict[str, list[Path]]:
+    def _no_split(self, asked: str) -> DataError:
+        named = self.folder.splits
         if not self.path.is_dir():
-            return {"train": [self.path]}
-        return _splits_of(self.name, self.path, self.subset)
+            hint = "one file is the split train; data.eval_source names another file"
+            return DataError(f"{self.name}: there is no split {asked!r}", hint)
+        from datasets.data_files import SPLIT_KEYWORDS
+
+        meant = next((str(split) for split, words in SPLIT_KEYWORDS.items() if asked in words), "")
+        called = f", and files called {asked}-* are the split {meant}, unless README.md names them"
+        hint = f"it has {', '.join(named)}{called if meant in named else ''}; set data.split or data.eval_split"
+        held = [f"the split {split} is {self._listed(paths)}" for split, paths in named.items()]
+        if self.folder.others:
+            held.append(f"no split is {self._listed(self.folder.others)}")
+        return DataError(f"{self.name}: there is no split {asked!r}: {', '.join(held)}", hint)
+
+    def _listed(self, paths: Iterable[Path]) -> str:
+        return folders.listed([folders.within(self.path, path) for path in paths])
 
 
 def locate(data: Data, *, offline: bool) -> Source:
@@ -151,10 +188,14 @@ def _locate(part: Part, *, offline: bool) -> Source:
         return Source(name, digest.of_file(path), path, part.split)
     patterns = ("README.md", *(f"**/*{suffix}" for suffix in files.SUFFIXES))
     if path.is_dir():
+        if folders.saved(name, path):
+            patterns = (*patterns, "**/*.arrow")
         contents = sorted({p for pattern in patterns for p in path.glob(pattern) if p.is_file()})
         if not contents:
             kinds = ", ".join(files.SUFFIXES)
-            raise DataError(f"{name}: the folder holds no {kinds}", "check data.source in the recipe")
+            raise DataError(
+                f"{name}: the folder holds no {kinds}{folders.what_else(path)}", "check data.source in the recipe"
+            )
         held = {p.relative_to(path).as_posix(): digest.of_file(p) for p in contents}
         return Source(name, digest.of_values(held), path, part.split, None, part.subset)
     if not _can_be_on_the_hub(name):
@@ -162,25 +203,3 @@ def _locate(part: Part, *, offline: bool) -> Source:
     patterns = (*patterns, *(f"*{suffix}" for suffix in files.SUFFIXES))
     folder, commit = download.snapshot(name, part.revision, "dataset", patterns, offline=offline)
     return Source(name, digest.of_values([name, commit, part.split]), folder, part.split, commit, part.subset)
-
-
-def _splits_of(name: str, folder: Path, subset: str | None) -> dict[str, list[Path]]:
-    """The files of each split, by the rules of the datasets library: the names of files, or what README.md says."""
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise MissingExtra("reading a Hub data set", "train", "datasets") from None
-    try:
-        found = datasets.load_dataset_builder(folder.as_posix(), name=subset).config.data_files
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{name}: cannot be read: {reason}", "check data.source and data.subset") from None
-    named = {str(split): [Path(path) for path in paths] for split, paths in (found or {}).items()}
-    for paths in named.values():
-        for path in paths:
-            if not files.is_known(path):
-                raise DataError(
-                    f"{name}: {path.name} is not a kind of file that can be read",
-                    f"convert it to one of {', '.join(files.SUFFIXES)}",
-                )
-    return named

@@ -16,7 +16,7 @@ from ggufy.data.conversation import Plain, Sample
 from ggufy.data.files import BadRow
 from ggufy.data.formats import Reader
 from ggufy.data.mix import Row
-from ggufy.data.tokenize import Example, Tokenizer
+from ggufy.data.tokenize import IGNORED, Example, Tokenizer
 from ggufy.recipe.schema import Data, Part
 
 
@@ -63,6 +63,8 @@ class Outcome(NamedTuple):
     """The format it was read in."""
     has: tuple[str, ...] = ()
     """What it has beside turns: tools, system, thinking."""
+    said: int | None = None
+    """A hash of its ids as they are before any are cut off; of a row that is used, where rows are held out."""
 
 
 def _numbers() -> array[int]:
@@ -127,7 +129,7 @@ class Worker:
         length = len(example.input_ids)
         if length > self.plan.max_length and self.plan.data.overflow == "refuse":
             return Outcome(source, number, refused=True, length=length)
-        kept = [part for part in self._fit(example) if part.trained]
+        kept = [part for part in self._fit(example) if _predicts(part)]
         for part in kept:
             result.sizes.append(len(part.input_ids))
             result.input_ids.extend(part.input_ids)
@@ -151,6 +153,7 @@ class Worker:
             trimmed=example.trimmed if kept else 0,
             form=reader.name_of_form,
             has=_has(sample),
+            said=_hash(array("i", example.input_ids).tobytes()) if kept and self.plan.data.holds_out else None,
         )
 
     def _fit(self, example: Example) -> list[Example]:
@@ -163,10 +166,20 @@ class Worker:
             return []
         if overflow == "truncate":
             return [Example(example.input_ids[:longest], example.labels[:longest])]
-        return [
+        pieces = [
             Example(example.input_ids[at : at + longest], example.labels[at : at + longest])
             for at in range(0, length, longest)
         ]
+        if len(pieces[-1].input_ids) == 1:
+            # A token alone is predicted from nothing. It gets the ones before it, which are learnt where they are.
+            ids, label = example.input_ids[-longest:], example.labels[-1]
+            pieces[-1] = Example(ids, [*[IGNORED] * (len(ids) - 1), label])
+        return pieces
+
+
+def _predicts(part: Example) -> bool:
+    """Whether something in it is learnt: the first token is predicted from nothing."""
+    return part.trained > (part.labels[0] != IGNORED)
 
 
 def _has(sample: Sample) -> tuple[str, ...]:
@@ -184,4 +197,8 @@ def _identity(row: Any) -> int | None:
     value = row.get("id") if isinstance(row, dict) else None
     if value is None or value == "":
         return None
-    return int.from_bytes(hashlib.blake2b(repr(value).encode("utf-8", "replace"), digest_size=8).digest(), "little")
+    return _hash(repr(value).encode("utf-8", "replace"))
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from string import Formatter
@@ -36,6 +37,16 @@ def template_fields(template: str) -> list[str]:
             raise ValueError(f"{{{name}}} is not the name of a column; to write a brace, double it: {{{{")
         fields.append(name)
     return fields
+
+
+def rows_or_share(value: Any) -> int | str:
+    """A number of rows as an int, or a share of them as it was written. Raises ValueError."""
+    text = str(value).strip().removesuffix(".0")
+    if text.isdecimal():
+        return int(text)
+    if not re.fullmatch(r"\d{1,2}(\.\d+)?%", text) or not float(text[:-1]):
+        raise ValueError(f"expected a number of rows such as 500, or a share such as 10%, not {value!r}")
+    return text
 
 
 class Section(BaseModel):
@@ -134,8 +145,8 @@ class Data(Part):
     """Shuffle the rows before train_size and eval_size are counted off; null keeps their order."""
     train_size: Positive | None = None
     """The first N rows; all of them if not given."""
-    eval_size: Annotated[int, Field(ge=0)] = 0
-    """The N rows after those are held out; with eval_split or eval_source the first N of that, 0 being all."""
+    eval_size: int | str = 0
+    """The N rows after those are held out, or a share such as 10%; of eval_split or eval_source the first N, 0: all."""
     eval_split: str | None = None
     """Hold out a split of the same source instead."""
     eval_source: str | None = None
@@ -152,6 +163,16 @@ class Data(Part):
     """skip: leave unusable rows out, and say how many."""
     unique_ids: bool = True
     """A row whose `id` already appeared in the same file is unusable; false: ids are ignored."""
+
+    @field_validator("eval_size", mode="before")
+    @classmethod
+    def _rows_or_a_share(cls, value: Any) -> int | str:
+        return rows_or_share(value)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether rows are held out."""
+        return bool(self.eval_size or self.eval_split or self.eval_source)
 
 
 class Train(Section):

@@ -51,10 +51,12 @@ def _fits_together(document: Document) -> dict[Key, str]:
 
     found: dict[Key, str] = {}
     apart = value("data", "eval_split") or value("data", "eval_source")
-    if value("data", "eval_size") and value("data", "train_size") is None and not apart:
+    held_out = str(value("data", "eval_size") or "").strip()
+    if held_out.isdecimal() and int(held_out) and value("data", "train_size") is None and not apart:
         key: Key = ("data", "eval_size")
         found[key] = (
-            f"{document.place(key)}: data.eval_size: takes the rows after the training rows: set data.train_size"
+            f"{document.place(key)}: data.eval_size: takes the rows after the training rows: set data.train_size,"
+            " or hold out a share: 10%"
         )
     if value("data", "eval_split") and value("data", "eval_source"):
         key = ("data", "eval_split")

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ggufy.data import prepare, source
+from ggufy.data import prepare, source, unread
 from ggufy.data.source import Source
 from ggufy.hub import dataset, push
 from ggufy.model import bases
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("ggufy")
 
 
-def of_run(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str, Any]) -> Artifact:
-    """The prepared data of a run: made, or found made. The caller holds its lock."""
+def of_run(
+    this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str, Any], *, rehash: bool = False
+) -> Artifact:
+    """The prepared data of a run: made, or found made. The caller holds its lock.
+
+    With `rehash` every byte of what is found is read; else its sizes and times are looked at.
+    """
     inputs = {
         "source": rows.fingerprint,
         "settings": _settings(wanted),
@@ -36,8 +41,13 @@ def of_run(this: Run, wanted: Recipe, base: Base, rows: Source, frozen: dict[str
         "date": frozen["date"],
     }
 
+    if rehash and this.valid("data", inputs) and (damage := this.damage("data")):
+        log.warning("%s since it was prepared; preparing it again", damage)
+        this.discard("data")
+
     def build(places: dict[str, Path]) -> None:
         day = date.fromisoformat(frozen["date"])
+        _say_unread(rows)
         report = prepare.prepare(rows, wanted.data, base.path, wanted.model.max_length, day, places["data"])
         for name, counts in report.items():
             log.info("%s: %s", name, counts.text())
@@ -60,6 +70,7 @@ def send(wanted: Recipe, options: dataset.DatasetOptions) -> push.Pushed:
     may = dataset.check(options)
     with _opened(wanted) as (rows, tokenizer, scratch):
         frozen = {"recipe": wanted.model_dump(mode="json"), "data": provenance.places(wanted, rows)}
+        _say_unread(rows)
         day, check_row = provenance.today(), dataset.checker()
         made = publish.publish(rows, wanted.data, tokenizer, wanted.model.max_length, day, scratch, check_row)
         return dataset.send(options, may, scratch, dataset.contents(frozen, made.columns, made.rows, made.counts))
@@ -72,6 +83,11 @@ def _settings(wanted: Recipe) -> dict[str, Any]:
         if not part["roles"]:
             del part["roles"]
     return values
+
+
+def _say_unread(rows: Source) -> None:
+    for by_choice, text in unread.lines(rows):
+        log.log(logging.INFO if by_choice else logging.WARNING, "%s", text)
 
 
 @contextmanager

@@ -41,6 +41,10 @@ def train(wanted: Recipe, run_name: str | None, *, fresh: bool, change_gpus: boo
         frozen = provenance.frozen(this, wanted, base, rows, fresh=fresh)
         prepared = data.of_run(this, wanted, base, rows, frozen)
         identity = {"recipe": provenance.identity(wanted), "base": base.fingerprint, "data": prepared.sha256}
+        if prepared.reused and this.valid("adapter", identity) is None:
+            # What a training goes on with has to be what it began with, to the byte.
+            prepared = data.of_run(this, wanted, base, rows, frozen, rehash=True)
+            identity["data"] = prepared.sha256
         if fresh:
             # Only now: whatever could refuse the new run has had its say.
             this.clear(keep="data")

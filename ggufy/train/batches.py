@@ -71,6 +71,20 @@ def lengths(rows: datasets.Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.concatenate([np.asarray(part, dtype=np.int64) for part in counted])
 
 
+def unlabelled(path: Path) -> int:
+    """How many rows of prepared data have nothing to predict: the first token of a row is predicted from nothing."""
+    found = 0
+    with pa.memory_map(path.as_posix()) as mapped:
+        for batch in pa.ipc.open_stream(mapped):
+            labels = batch.column("labels")
+            starts = np.asarray(labels.offsets)
+            counts = np.asarray(labels.values) != IGNORED
+            counts[starts[:-1][starts[:-1] < starts[1:]]] = False
+            before = np.concatenate([[0], np.cumsum(counts)])
+            found += int(np.count_nonzero(before[starts[1:]] == before[starts[:-1]]))
+    return found
+
+
 def bins(sizes: Sequence[int], room: int) -> list[list[int]]:
     """Put items together so that no bin holds more than `room`: the longest first, each where it fits best."""
     filled: list[list[int]] = []

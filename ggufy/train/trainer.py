@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import time
 import warnings
@@ -76,7 +77,7 @@ class _Trainer(SFTTrainer):
         done = super().evaluation_loop(*rest, **named)
         sums = torch.tensor([[self.heard, self.counted]], dtype=torch.float64, device=self.args.device)
         heard, counted = self.accelerator.gather(sums).sum(dim=0).tolist()
-        done.metrics["eval_loss"] = heard / counted
+        done.metrics["eval_loss"] = heard / counted if counted else math.nan
         return done
 
     def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:

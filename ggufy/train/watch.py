@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ggufy.errors import Diverged, Interrupted
+from ggufy.errors import Diverged, Interrupted, TrainError
 from ggufy.system.interrupts import StopSignals
 from ggufy.system.progress import Bar
-from ggufy.train import checkpoints, distributed, loss_curve, memory
+from ggufy.train import batches, checkpoints, distributed, loss_curve, memory
 from ggufy.train.job import Job
 
 log = logging.getLogger("ggufy")
@@ -184,6 +184,7 @@ class Watch(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del args, control
         if self.lost is not None:
+            self._refuse_unlabelled(state)
             last = checkpoints.last_sealed(self.job.checkpoints)
             good = (
                 f"; the last good checkpoint is {last.as_posix()}" if last else "; there is no checkpoint before that"
@@ -198,6 +199,18 @@ class Watch(TrainerCallback):
                 f"stopped at step {state.global_step} of {state.max_steps}, with a checkpoint saved",
                 "run the same command again to continue from there",
                 code=128 + self.signals.asked,
+            )
+
+    def _refuse_unlabelled(self, state: Any) -> None:
+        """Raise TrainError where there was no loss because there was nothing to predict."""
+        folder = self.job.data
+        empty = sum(
+            batches.unlabelled(path) for path in (folder / "train.arrow", folder / "eval.arrow") if path.is_file()
+        )
+        if empty:
+            raise TrainError(
+                f"{self.lost} at step {state.global_step}: {empty:,} prepared rows have nothing to predict",
+                f"remove {folder.as_posix()}/, so that they are prepared again, and start over with --fresh",
             )
 
 

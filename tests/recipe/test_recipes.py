@@ -201,8 +201,9 @@ def test_each_format_trains(
         ("1b_r16_10k", {**small, **plain, "data.source": files["alpaca"], "run": "alpaca"}),
         ("1b_r16_10k", {**small, **chat, "data.source": files["text"], "run": "text", "data.overflow": "split"}),
     ]
-    jobs[1][1]["data.eval_source"] = files["messages"]
-    for key, value in {"data.eval_split": "train", "data.eval_size": 2, "eval.steps": 1}.items():
+    jobs[1][1]["data.eval_source"] = write(tmp_path / "held-out.jsonl", tasks(9, 12))
+    parts = {"data.split": "train[:7]", "data.eval_split": "train[7:]"}
+    for key, value in {**parts, "data.eval_size": 2, "eval.steps": 1}.items():
         jobs[2][1][key] = value
     for at in (3, 4):
         jobs[at][1].update({"data.train_size": 7, "data.eval_size": 2})

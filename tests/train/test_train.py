@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.torch
 from safetensors.numpy import load_file, save_file
@@ -62,6 +65,49 @@ def test_an_eval_loss_that_is_no_number_ends_a_training(run: Run, tmp_path: Path
     assert "error: training diverged: the eval loss became nan at step " in done.stderr
     assert "NaN" not in (tmp_path / "runs/tiny/metrics.jsonl").read_text()
     assert not (tmp_path / "runs/tiny/adapter").exists()
+
+
+def test_no_loss_because_nothing_is_labelled_is_not_called_divergence(run: Run, tmp_path: Path) -> None:
+    """As rows of one token, which an earlier version made of a text's last one, in prepared data that is used again."""
+    changes = ("--set", "data.train_size=2", "--set", "train.max_steps=2", "--set", "train.batch_size=1")
+    words = ("train", "--recipe", "tiny", *changes, "--set", "train.gradient_accumulation=1")
+    assert run(*words, cwd=tmp_path).returncode == 0
+    made = tmp_path / "runs/tiny"
+    path, stamp = made / "data/train.arrow", made / "stamps/data.json"
+    with pa.OSFile(path.as_posix()) as file:
+        rows = pa.ipc.open_stream(file).read_all()
+    alone = pa.table({name: [[9], rows[name][0].as_py()] for name in ("input_ids", "labels")}, schema=rows.schema)
+    with pa.OSFile(path.as_posix(), "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(alone)
+    facts = json.loads(stamp.read_text())
+    size, content = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+    [(name, held)] = [(name, held) for name, held in facts["files"].items() if name.endswith("train.arrow")]
+    facts["files"][name] = {**held, "size": size, "sha256": content, "mtime_ns": path.stat().st_mtime_ns}
+    stamp.write_text(json.dumps(facts))
+    done = run(*words, "--fresh", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "diverged" not in done.stderr
+    assert "1 prepared rows have nothing to predict" in done.stderr
+    assert "hint: remove runs/tiny/data/, so that they are prepared again" in done.stderr
+
+
+def test_prepared_data_that_has_changed_is_not_trained_on(run: Run, tmp_path: Path) -> None:
+    """A byte of it, and neither its size nor its time."""
+    words = ("train", "--recipe", "tiny", "--set", "data.train_size=8", "--set", "train.save_steps=1")
+    assert run(*words, "--set", "train.max_steps=2", cwd=tmp_path).returncode == 0
+    path = tmp_path / "runs/tiny/data/train.arrow"
+    good, state = path.read_bytes(), path.stat()
+    bad = bytearray(good)
+    bad[len(bad) // 2] ^= 1
+    path.write_bytes(bad)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    # What is trained does not look at it again; what goes on does.
+    assert run(*words, "--set", "train.max_steps=2", cwd=tmp_path).returncode == 0
+    done = run(*words, "--set", "train.max_steps=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "runs/tiny/data/train.arrow was changed since it was prepared; preparing it again" in done.stderr
+    assert "resuming from step 2" in done.stderr
+    assert path.read_bytes() == good
 
 
 def test_starting_over_loses_nothing_if_it_cannot_start(quick: Path, run: Run, quick_again: tuple[str, ...]) -> None:
