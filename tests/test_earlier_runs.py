@@ -143,7 +143,7 @@ def test_its_exports_are_up_to_date(earlier: Path, light_run: Run) -> None:
 def test_it_is_verified_against_the_training_model(earlier: Path, run: Run) -> None:
     before = {name: facts for name, facts in state(earlier).items() if "/stamps/" not in name}
     said = right(run("verify", "done", cwd=earlier)).stdout.splitlines()
-    made = {line.partition(":")[0] for line in said if line.endswith(": as it was made")}
+    made = {line.partition(":")[0] for line in said if line.endswith(": unchanged since it was made")}
     stamps = (json.loads(path.read_text("utf-8")) for path in earlier.glob("runs/done/stamps/*.json"))
     assert made == {f"runs/done/{stamp['output']}" for stamp in stamps}
     for quant in ("q4_0", "q8_0"):
@@ -193,14 +193,18 @@ def test_runs_are_listed_and_shown(earlier: Path, light_run: Run) -> None:
     [("lora.r=8", "lora.r was 4 and is 8"), ("train.seed=1", "train.seed was 3407 and is 1")],
 )
 def test_another_recipe_is_refused(setting: str, named: str, earlier: Path, fails: Fails) -> None:
-    naming = (f"runs/done is a run of something else: {named}",)
+    naming = (f"runs/done was made with another recipe, base or data: {named}",)
     fails(*TRAIN, "--set", setting, cwd=earlier, naming=naming, hinting=("--fresh", "--run NAME"))
 
 
 def test_other_data_is_refused(earlier: Path, fails: Fails, row: Callable[..., str]) -> None:
     with (earlier / "data.jsonl").open("a", encoding="utf-8") as file:
         file.write(row("one more"))
-    fails(*TRAIN, cwd=earlier, naming=("runs/done is a run of something else: the data data.jsonl has changed",))
+    fails(
+        *TRAIN,
+        cwd=earlier,
+        naming=("runs/done was made with another recipe, base or data: the data data.jsonl has changed",),
+    )
 
 
 def test_a_stopped_training_goes_on_from_its_checkpoint(earlier: Path, run: Run, tmp_path: Path) -> None:
@@ -213,7 +217,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(earlier: Path, run: Run,
 
     said = right(run(*STOPPED, cwd=earlier)).stderr
     assert "taking over the lock of process" in said
-    assert "passing over runs/stopped/checkpoints/checkpoint-6: it was not finished" in said
+    assert "skipping runs/stopped/checkpoints/checkpoint-6: it was not finished" in said
     assert "resuming from step 3" in said
     assert not re.search(r"^(train|eval): ", said, re.MULTILINE), "its data was prepared again"
     figures = lines(stopped / "metrics.jsonl")
@@ -245,7 +249,7 @@ def test_a_folder_of_exports_is_up_to_date(earlier: Path, light_run: Run) -> Non
     assert state(earlier) == before
     for place in ("exports/mine", FILE):
         checked = right(light_run("verify", place, cwd=earlier)).stdout
-        assert f"{FILE}: as it was made" in checked
+        assert f"{FILE}: unchanged since it was made" in checked
         assert "rows of weights as merged" in checked
     assert state(earlier) == before
 
@@ -297,7 +301,7 @@ def test_a_sweep_goes_on(earlier: Path, run: Run) -> None:
 
 def test_another_sweep_is_refused(earlier: Path, fails: Fails) -> None:
     pytest.importorskip("optuna", reason="ggufy[sweep] is not installed")
-    naming = ("the sweep sweep is of something else: train.max_steps was 8 and is 9",)
+    naming = ("the sweep sweep was started with other options: train.max_steps was 8 and is 9",)
     fails(*SWEEP, "--set", "train.max_steps=9", cwd=earlier, naming=naming)
 
 
