@@ -40,7 +40,16 @@ finder.find_spec = lambda name, path=None, target=None: None if name == "torch" 
 """
 
 # The files that take longest, so that none of them is begun last, when the other processes have nothing left to do.
-_LONG = ("test_train_chaos", "test_demo", "test_kernels", "test_pull", "test_imatrix", "test_export_kill", "test_sweep")
+_LONG = (
+    "test_chaos",
+    "test_earlier_runs",
+    "test_demo",
+    "test_kernels",
+    "test_pull",
+    "test_imatrix",
+    "test_kill",
+    "test_sweep",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

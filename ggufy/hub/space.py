@@ -29,10 +29,10 @@ _MODULES = (
     "errors.py",
     *("chat/__init__.py", "chat/conversation.py", "chat/model.py", "chat/prompts.py", "chat/session.py"),
     "chat/threads.py",
-    *("llamacpp/__init__.py", "llamacpp/evaluate_gguf.py", "llamacpp/gguf_reader.py", "llamacpp/graph.py"),
+    *("llamacpp/evaluate_gguf.py", "llamacpp/gguf_reader.py", "llamacpp/graph.py"),
     "llamacpp/library.py",
-    *("model/__init__.py", "model/template.py"),
-    *("system/__init__.py", "system/interrupts.py", "system/machine.py", "system/user_folders.py"),
+    *("model/template.py"),
+    *("system/interrupts.py", "system/machine.py", "system/user_folders.py"),
 )
 _CONTEXT = 4096
 

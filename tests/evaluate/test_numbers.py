@@ -205,9 +205,9 @@ def test_the_page_shows_and_names_everything() -> None:
     assert len(section.values["tuned"]["unread"]) == 6
     text = str(section.parts)
     assert "6 answers without a number are not drawn" in text
-    assert "1 answers beyond" in text
+    assert "1 guesses beyond" in text
     # A point for each number that was read, in each model's plot.
-    scatter = [part for part in section.parts if "answer against truth" in getattr(part, "caption", "")]
+    scatter = [part for part in section.parts if "guess against truth" in getattr(part, "caption", "")]
     assert [plot.svg.count("<circle") for plot in scatter] == [60, 54]
     assert section.parts[0] == "tuned: no number in 6 of 60 answers: rows 10, 20, 30, 40, 50 and 1 more."
 

@@ -146,5 +146,5 @@ def test_without_the_extra_it_says_what_to_install(module: str, package: str, mo
     assert (found.bleu, found.chrf, found.rouge_l) == (None, None, None)
     assert (found.exact, found.exact_normalised) == (0, 20)
     section = scores_section.likeness({"tuned": found}, None)
-    assert f"need the package {package}, which is not installed: pip install 'ggufy[eval]'" in str(section.parts[0])
+    assert f"need the package {package}, which is not there: pip install 'ggufy[eval]'" in str(section.parts[0])
     assert section.values["tuned"]["bleu"] is None

@@ -55,7 +55,7 @@ def _about(where: Endpoint, estimate: Estimate, replies: Replies, price: Price |
         "other order; an answer's grade is the mean of both. A difference is given with its 95% interval, by a "
         'bootstrap over the questions; where that holds 0 it says "no difference".'
     )
-    yield f"{replies.asked:,} questions were asked now, {estimate.known:,} replies were known from before."
+    yield f"{replies.asked:,} questions were asked now, {estimate.known:,} replies were there from before."
     if replies.tokens_in or replies.tokens_out:
         cost = f", {price.of(replies.tokens_in, replies.tokens_out):.2g} by the price given" if price else ""
         least = "at least " if replies.uncounted else ""
@@ -95,7 +95,7 @@ def _summary(verdicts: Sequence[Verdict]) -> Table:
     return Table(
         (*columns, "turned"),
         tuple(rows),
-        caption='"turned": how often the judge preferred the other answer once the two had changed places.',
+        caption='"turned": how often the judge took the other side once the answers had changed places.',
         formats={"base": ".2f", "tuned": ".2f"},
     )
 

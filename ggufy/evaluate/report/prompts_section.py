@@ -44,7 +44,7 @@ def section(questions: Sequence[Question], models: Sequence[Model], source: str)
         ),
         wide=True,
     )
-    told = f"{len(questions)} questions ({source}), each asked once, always taking the likeliest token."
+    told = f"{len(questions)} questions ({source}), each asked once, always the likeliest token."
     flags = f"Flags are rules, not judgements. {meanings}." if meanings else "No answer was flagged."
     values = {
         "source": source,

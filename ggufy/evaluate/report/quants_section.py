@@ -98,7 +98,7 @@ def recommendation(group: Group) -> str:
     """Which file to use, and why."""
     best, closest = group.best, group.closest
     if closest is None:
-        return f"There is no file beside {group.reference}: make some with `ggufy export --quant q4_k_m --quant q8_0`."
+        return f"There is no file beside {group.reference}: `ggufy export --quant q4_k_m --quant q8_0` makes some."
     limit = f"{group.limit:g} nats a token (--max-kl)"
     if best is None:
         return (

@@ -33,17 +33,15 @@ def likeness(scores: Mapping[str, References], base: str | None, told: str = "",
         rows.append((*cells, *(_change(found.get(shown), digits=1) if base else ())))
     complete = all(score.complete for score in scores.values())
     about = (
-        f"{told} How similar the answers are to those in the data: 0 is nothing in common, 100 the same text. A "
+        f"{told} How like the answers are to those in the data: 0 is nothing in common, 100 the same text. A "
         "difference to base is the mean over the answers one by one, with its 95% interval by a bootstrap."
     )
     parts: list[Part] = []
     if not complete:
         gone = references.missing()
-        parts.append(
-            f"BLEU, chrF and ROUGE-L need the package {gone}, which is not installed: pip install 'ggufy[eval]'."
-        )
+        parts.append(f"BLEU, chrF and ROUGE-L need the package {gone}, which is not there: pip install 'ggufy[eval]'.")
     elif any(score.bleu is None for score in scores.values()):
-        parts.append("There is no BLEU: it counts sequences of four words, and no answer in the data has four.")
+        parts.append("There is no BLEU: it counts runs of four words, and no answer in the data has four.")
     compared = TITLES["chrf" if complete else "exact_normalised"]
     names: tuple[str, ...] = ("model", "answers", *(TITLES[metric] for metric in METRICS))
     names += (f"{compared} against base", "verdict") if base else ()
@@ -133,7 +131,7 @@ def _left_out(scores: Mapping[str, Numbers]) -> list[Part]:
     if not gone:
         return []
     named = ", ".join(f"row {number} ({why})" for number, why in gone[:_NAMED])
-    return [f"{len(gone)} rows are left out because there is no number in the data's own answer: {named}."]
+    return [f"{len(gone)} rows are left out, as there is no number in the data's own answer: {named}."]
 
 
 def _scatter(model: str, score: Numbers) -> Plot:
@@ -148,9 +146,9 @@ def _scatter(model: str, score: Numbers) -> Plot:
     rest = [row for row in score.read if not row.within(FAR)]
     named = (("within 20%", near, "good"), ("20 to 40%", middle, "two"), ("further off", rest, "bad"))
     drawn = [plots.Series(f"{name}: {len(rows)}", points(rows), color=f"var(--{color})") for name, rows, color in named]
-    beyond = f" {len(far)} answers beyond {edge:,.4g} are drawn at the edge." if far else ""
+    beyond = f" {len(far)} guesses beyond {edge:,.4g} are drawn at the edge." if far else ""
     unread = f" {len(score.unread)} answers without a number are not drawn." if score.unread else ""
-    caption = f"{model}: answer against truth, with the diagonal of right answers.{beyond}{unread}"
+    caption = f"{model}: guess against truth, with the diagonal of right answers.{beyond}{unread}"
     return Plot(plots.xy(drawn, "truth", "guess", diagonal=True), caption)
 
 
