@@ -31,7 +31,7 @@ _MODULES = (
     "chat/threads.py",
     *("llamacpp/evaluate_gguf.py", "llamacpp/gguf_reader.py", "llamacpp/graph.py"),
     "llamacpp/library.py",
-    *("model/template.py"),
+    "model/template.py",
     *("system/interrupts.py", "system/machine.py", "system/user_folders.py"),
 )
 _CONTEXT = 4096
