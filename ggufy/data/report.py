@@ -10,11 +10,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ggufy.data import prepare, unread
+from ggufy.data import prepare
+from ggufy.data.checks import unread
+from ggufy.data.checks.unread import Unread
 from ggufy.data.counts import Counts
 from ggufy.data.source import Source
 from ggufy.data.tokenize import IGNORED, Tokenizer
-from ggufy.data.unread import Unread
 from ggufy.recipe.schema import Data
 from ggufy.system import plots
 

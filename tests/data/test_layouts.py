@@ -213,6 +213,15 @@ def test_text_that_parquet_calls_bytes_is_text(base: Path, tmp_path: Path, kind:
         prepare.prepare(source.locate(data, offline=True), data, base, 96, date(2026, 3, 7), tmp_path / "out")
 
 
+def test_turns_that_were_written_as_a_dict_of_lists(tmp_path: Path) -> None:
+    """What the datasets library makes of Sequence({"role": ..., "content": ...})."""
+    kind = pa.struct([("role", pa.list_(pa.string())), ("content", pa.list_(pa.string()))])
+    cells = [{"role": ["user", "assistant"], "content": ["Who?", "Me."]}, None, {"role": ["user"], "content": None}]
+    parquet.write_table(pa.table({"messages": pa.array(cells, kind)}), tmp_path / "rows.parquet")
+    found = source.locate(Data(source=(tmp_path / "rows.parquet").as_posix()), offline=True)
+    assert [row["messages"] for _, row in found.rows()] == [TURNS, *cells[1:]]
+
+
 @pytest.mark.parametrize("opened", [pa.ipc.new_stream, pa.ipc.new_file])
 def test_an_arrow_file(tmp_path: Path, opened: Any) -> None:
     table = pa.Table.from_pylist(ROWS * 300)
