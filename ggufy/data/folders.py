@@ -176,7 +176,7 @@ def _why(path: Path, kinds: set[str], subset: str | None, *, listed: bool) -> st
     if not files.is_known(path):
         return _OTHER_KIND
     if listed:
-        return f"README.md does not list them for the subset {subset}" if subset else "README.md does not list them"
+        return f"README.md does not list them for {f'the subset {subset}' if subset else 'this subset'}"
     if kinds and _kind(path.suffix) not in map(_kind, kinds):
         return f"{_ONE_KIND} {' and '.join(sorted(kinds))} files"
     return NO_SPLIT

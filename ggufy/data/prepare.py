@@ -15,7 +15,8 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
-from ggufy.data import files, formats, mix, overlap, pool
+from ggufy.data import files, formats, mix, pool
+from ggufy.data.checks import overlap
 from ggufy.data.counts import Counts
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row

@@ -10,14 +10,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ggufy.data import prepare, unread
+from ggufy.data import prepare
+from ggufy.data.checks import unread
+from ggufy.data.checks.unread import Unread
 from ggufy.data.conversation import Conversation
 from ggufy.data.counts import Counts
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
 from ggufy.data.source import Source
 from ggufy.data.tokenize import IGNORED, Example, Tokenizer
-from ggufy.data.unread import Unread
 from ggufy.data.work import Worker
 from ggufy.recipe.schema import Data
 from ggufy.system import plots

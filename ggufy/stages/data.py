@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ggufy.data import prepare, source, unread
+from ggufy.data import prepare, source
+from ggufy.data.checks import unread
 from ggufy.data.source import Source
 from ggufy.hub import dataset, push
 from ggufy.model import bases

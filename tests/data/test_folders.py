@@ -11,7 +11,8 @@ from typing import Any
 import datasets
 import pytest
 
-from ggufy.data import prepare, source, unread
+from ggufy.data import prepare, source
+from ggufy.data.checks import unread
 from ggufy.errors import DataError
 from ggufy.model import tiny
 from ggufy.recipe.schema import Data

@@ -112,19 +112,19 @@ REFUSED: dict[str, tuple[str, str, str, str]] = {
         ".jsonl",
         '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": "b", "completion": "c"}\n',
         ":2: the key 'completion' is there twice, with different values",
-        "mend the row",
+        "fix the row",
     ),
     "a key twice in a turn": (
         ".jsonl",
         '{"messages": [{"role": "user", "content": "a", "content": "b"}]}\n',
         ":1: the key 'content' is there twice",
-        "mend the row",
+        "fix the row",
     ),
     "a key twice in a list": (
         ".json",
         '[{"prompt": "a", "completion": "b"},\n {"prompt": "a", "prompt": "c", "completion": "b"} ]',
         ": row 2: the key 'prompt' is there twice",
-        "mend the row",
+        "fix the row",
     ),
     "Python": (".jsonl", "{'prompt': 'a', 'completion': 'b'}\n", ":1: not JSON but Python: ", "json.dumps"),
     "a Python list": (".json", "[{'prompt': 'a'}]", ": not JSON but Python: ", "list of rows"),
@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[str, str, str, str]] = {
         ".jsonl",
         '{"prompt": "a", "completion": NaN}\n',
         ":1: the column 'completion' is null, not a string",
-        "mend the row",
+        "fix the row",
     ),
     "rows under another name": (
         ".json",
@@ -211,6 +211,15 @@ def test_text_that_parquet_calls_bytes_is_text(base: Path, tmp_path: Path, kind:
     data = Data(source=(tmp_path / "rows.parquet").as_posix())
     with pytest.raises(DataError, match=r"rows\.parquet: row 1: the column 'completion' is bytes, not a string"):
         prepare.prepare(source.locate(data, offline=True), data, base, 96, date(2026, 3, 7), tmp_path / "out")
+
+
+def test_turns_that_were_written_as_a_dict_of_lists(tmp_path: Path) -> None:
+    """What the datasets library makes of Sequence({"role": ..., "content": ...})."""
+    kind = pa.struct([("role", pa.list_(pa.string())), ("content", pa.list_(pa.string()))])
+    cells = [{"role": ["user", "assistant"], "content": ["Who?", "Me."]}, None, {"role": ["user"], "content": None}]
+    parquet.write_table(pa.table({"messages": pa.array(cells, kind)}), tmp_path / "rows.parquet")
+    found = source.locate(Data(source=(tmp_path / "rows.parquet").as_posix()), offline=True)
+    assert [row["messages"] for _, row in found.rows()] == [TURNS, *cells[1:]]
 
 
 @pytest.mark.parametrize("opened", [pa.ipc.new_stream, pa.ipc.new_file])

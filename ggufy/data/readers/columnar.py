@@ -37,10 +37,13 @@ def _numbered(path: Path, kind: str, batches: Any) -> Iterator[tuple[int, Any]]:
     try:
         for batch in batches():
             texts = [field.name for field in batch.schema if _is_bytes(pa, field.type)]
+            turned = [field.name for field in batch.schema if _is_lists(pa, field.type)]
             for row in batch.to_pylist():
                 number += 1
                 for name in texts:
                     row[name] = _as_text(row[name])
+                for name in turned:
+                    row[name] = _as_dicts(row[name])
                 yield number, row
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _bad(path, kind, error, f" after row {number}" if number else "") from None
@@ -56,6 +59,19 @@ def _as_text(cell: bytes | None) -> str | bytes | None:
         return cell.decode("utf-8") if cell is not None else None
     except UnicodeDecodeError:
         return cell
+
+
+def _is_lists(pa: Any, kind: Any) -> bool:
+    inner = [kind.field(number).type for number in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+    return bool(inner) and all(pa.types.is_list(one) or pa.types.is_large_list(one) for one in inner)
+
+
+def _as_dicts(cell: dict[str, list[Any] | None] | None) -> Any:
+    """A list of dicts, which the datasets library writes as a dict of lists, the right way round again."""
+    lists = list(cell.values()) if cell is not None else []
+    if cell is None or any(one is None or len(one) != len(lists[0] or ()) for one in lists):
+        return cell
+    return [dict(zip(cell, values, strict=True)) for values in zip(*map(list, lists), strict=True)]  # type: ignore[arg-type]
 
 
 def _parquet(path: Path) -> Any:
