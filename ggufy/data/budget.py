@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ggufy.data.conversation import Plain, Sample
 from ggufy.data.files import BadRow
+from ggufy.data.rows.conversation import Plain, Sample
 from ggufy.data.tokenize import Example, Tokenizer
 from ggufy.model.template import Message
 from ggufy.recipe.schema import Data

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ggufy.data.conversation import UNTRAINED, Conversation
 from ggufy.data.files import BadRow
+from ggufy.data.rows.conversation import UNTRAINED, Conversation
 from ggufy.errors import ModelError
 from ggufy.model.template import Message
 

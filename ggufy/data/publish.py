@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data import prepare
-from ggufy.data.conversation import Plain, Sample
 from ggufy.data.counts import Counts
 from ggufy.data.mix import Row
+from ggufy.data.rows.conversation import Plain, Sample
 from ggufy.data.source import Source
 from ggufy.data.work import Result, Worker
 from ggufy.errors import DataError, MissingExtra

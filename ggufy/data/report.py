@@ -13,10 +13,10 @@ from typing import Any
 from ggufy.data import prepare
 from ggufy.data.checks import unread
 from ggufy.data.checks.unread import Unread
-from ggufy.data.conversation import Conversation
 from ggufy.data.counts import Counts
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
+from ggufy.data.rows.conversation import Conversation
 from ggufy.data.source import Source
 from ggufy.data.tokenize import IGNORED, Example, Tokenizer
 from ggufy.data.work import Worker

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data import labels
-from ggufy.data.conversation import Conversation, Plain, Sample
 from ggufy.data.files import BadRow
-from ggufy.data.formats import ALPACA_INPUT
 from ggufy.data.labels import Answer
+from ggufy.data.rows.conversation import Conversation, Plain, Sample
+from ggufy.data.rows.formats import ALPACA_INPUT
 from ggufy.errors import ModelError
 from ggufy.model import stops
 from ggufy.model.template import ChatTemplate, Message, text_of

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from ggufy.data import files
 from ggufy.data.budget import Budget
-from ggufy.data.conversation import Plain, Sample
 from ggufy.data.files import BadRow
-from ggufy.data.formats import Reader
 from ggufy.data.mix import Row
+from ggufy.data.rows.conversation import Plain, Sample
+from ggufy.data.rows.formats import Reader
 from ggufy.data.tokenize import IGNORED, Example, Tokenizer
 from ggufy.recipe.schema import Data, Part
 

@@ -12,8 +12,9 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-from ggufy.data import formats, source, tokenize
-from ggufy.data.formats import BadRow
+from ggufy.data import source, tokenize
+from ggufy.data.rows import formats
+from ggufy.data.rows.formats import BadRow
 from ggufy.errors import ExportError, MissingExtra
 from ggufy.recipe.schema import Data
 from ggufy.stages.model_source import ModelSource

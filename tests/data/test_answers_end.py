@@ -16,8 +16,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from ggufy.data import prepare, source
-from ggufy.data.conversation import Conversation
 from ggufy.data.files import BadRow
+from ggufy.data.rows.conversation import Conversation
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import DataError, ModelError
 from ggufy.model import tiny

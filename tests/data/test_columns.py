@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from ggufy.data import formats, prepare, source
+from ggufy.data import prepare, source
 from ggufy.data.files import BadRow
-from ggufy.data.formats import Reader
+from ggufy.data.rows import formats
+from ggufy.data.rows.formats import Reader
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import DataError
 from ggufy.model import tiny

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from ggufy.data import formats, prepare, source
-from ggufy.data.formats import BadRow
+from ggufy.data import prepare, source
+from ggufy.data.rows import formats
+from ggufy.data.rows.formats import BadRow
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import DataError
 from ggufy.model import tiny

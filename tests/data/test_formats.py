@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from ggufy.data import formats, source
-from ggufy.data.formats import BadRow, Plain, Reader
+from ggufy.data import source
+from ggufy.data.rows import formats
+from ggufy.data.rows.formats import BadRow, Plain, Reader
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import DataError, RecipeError
 from ggufy.model import tiny

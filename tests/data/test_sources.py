@@ -237,7 +237,7 @@ def test_a_process_that_dies_is_said(base: Path) -> None:
     process = pool._Process(Plan(base, DAY, Data(source="x"), 64, ((Data(source="x"), "alpaca"),)))
     assert process.batch([(0, 1, pairs(0, 1)[0])]).outcomes[0].examples == 1
     process.kill()
-    with pytest.raises(DataError, match=r"was ended \(signal 9\)"):
+    with pytest.raises(DataError, match=r"ended early \(signal 9\)"):
         process.batch([(0, 1, pairs(0, 1)[0])])
     process.close()
 

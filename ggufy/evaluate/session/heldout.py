@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ggufy.data import prepare, source
-from ggufy.data.formats import BadRow, Reader
+from ggufy.data.rows.formats import BadRow, Reader
 from ggufy.data.tokenize import Tokenizer
 from ggufy.data.work import Worker
 from ggufy.errors import DataError, EvalError, MissingExtra

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from ggufy.data import tools
-from ggufy.data.conversation import UNTRAINED, Conversation
 from ggufy.data.files import BadRow
+from ggufy.data.rows import tools
+from ggufy.data.rows.conversation import UNTRAINED, Conversation
 from ggufy.model.template import Message
 
 ROLES = {

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ggufy.data import tools
-from ggufy.data.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.data.files import BadRow
-from ggufy.data.turns import Turns, check_order, text_of, with_system
+from ggufy.data.rows import tools
+from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
+from ggufy.data.rows.turns import Turns, check_order, text_of, with_system
 from ggufy.errors import DataError
 from ggufy.model.template import Message
 from ggufy.recipe.schema import Part, template_fields

@@ -1,0 +1,1 @@
+"""What a row says: formats, turns, tools, as the conversation that a chat template takes."""
