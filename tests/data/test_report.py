@@ -61,7 +61,7 @@ def test_what_a_user_reads(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "train: 20 of 20 conversations" in done.stdout
     assert "eval: 3 of 4 conversations" in done.stdout
-    assert "4 truncated, 1 without an answer once truncated" in done.stdout
+    assert "4 truncated, 4 of 4 answers cut before their end, 1 without an answer once truncated" in done.stdout
     assert "<- model.max_length" not in done.stdout
     assert "\x1b[" not in done.stdout
     # Only what the assistant says, and its end, stands between the marks.
