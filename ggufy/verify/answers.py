@@ -17,9 +17,9 @@ IGNORED = -100
 ROWS = 300
 """Among so many rows of the training data prompts are chosen."""
 _ASKED = 3
-# A file of 3 billion weights takes two cores a second for one to five tokens: no answer may be long, and all prompts
-# together no longer than what is read in about a minute.
-_LONGEST, _SHORTEST, _PROMPTS = 64, 16, 1024
+# Of a file of 1 billion weights one core reads 20 tokens of a prompt a second, and says 8; of 3 billion a third of that.
+# So no answer may be long, all prompts together no longer than this, and one alone no longer than that.
+_LONGEST, _SHORTEST, _PROMPTS, _PROMPT = 64, 16, 384, 1024
 _SHOWN = 4
 
 
@@ -97,8 +97,8 @@ class Answers:
         """What is wrong with them, what it means and what to do, in a line. None: nothing is."""
         if self.endless_data:
             return (
-                f"the data never ends an answer with a token that stops the model ({self.endless_data}), so what "
-                "learnt it goes on without end: either the chat template does not end a turn with such a token, or "
+                f"the data never ends an answer with a token that stops the model ({self.endless_data}), and what "
+                "learns that goes on without end: either the chat template does not end turns with such a token, or "
                 "model.max_length cuts it off; `ggufy data` shows a row"
             )
         found = []
@@ -144,7 +144,8 @@ def choose(rows: Iterable[tuple[Any, Any]]) -> Questions:
         ends[one.answer[-1]] = ends.get(one.answer[-1], 0) + 1
     asked: list[Question] = []
     for one in sorted(found.values(), key=lambda one: (not one.is_short, one.size)):
-        if len(asked) < _ASKED and sum(len(other.prompt) for other in [*asked, one]) <= _PROMPTS:
+        length = sum(len(other.prompt) for other in [*asked, one])
+        if len(asked) < _ASKED and length <= (_PROMPTS if asked else _PROMPT):
             asked.append(one)
     return Questions(tuple(asked), frozenset(trained), max(ends, key=lambda token: ends[token], default=None))
 
