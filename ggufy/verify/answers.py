@@ -17,7 +17,7 @@ IGNORED = -100
 ROWS = 300
 """Among so many rows of the training data prompts are chosen."""
 _ASKED = 3
-# Of a file of 1 billion weights one core reads 20 tokens of a prompt a second, and says 8; of 3 billion a third of that.
+# Of a file of 1 billion weights one core reads 20 tokens of a prompt a second and says 8, of 3 billion a third of that.
 # So no answer may be long, all prompts together no longer than this, and one alone no longer than that.
 _LONGEST, _SHORTEST, _PROMPTS, _PROMPT = 64, 16, 384, 1024
 _SHOWN = 4
@@ -90,7 +90,7 @@ class Answers:
         if self.endless:
             found += f", {self.endless} {_verb(self.endless, 'do')} not within {self.most} tokens"
         if long := self.asked - self.stopped - self.empty - self.endless:
-            found += f", {long} {_verb(long, 'be')} too long to wait for"
+            found += f", {long} {_verb(long, 'be')} not waited for"
         return found
 
     def warning(self) -> str | None:
@@ -116,7 +116,7 @@ class Answers:
 
 
 def _verb(count: int, verb: str) -> str:
-    forms = {"stop": ("stops", "stop"), "do": ("does", "do"), "be": ("is", "are")}
+    forms = {"stop": ("stops", "stop"), "do": ("does", "do"), "be": ("was", "were")}
     return forms[verb][count != 1]
 
 

