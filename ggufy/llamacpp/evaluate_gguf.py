@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ggufy.errors import ModelError
-from ggufy.llamacpp import graph, library
+from ggufy.llamacpp import graph, greedy, library
 from ggufy.system import interrupts
 
 BATCH = 128
@@ -164,6 +164,13 @@ class Forward:
                 yield np.ctypeslib.as_array(found, shape=(count * self.width,)).reshape(count, self.width)
         finally:
             lib.llama_batch_free(held)
+
+    def answer(self, prompt: Sequence[int], most: int) -> list[int]:
+        """What the model says to a prompt, always the likeliest token: at most so many, the one that ends it included.
+
+        Prompt and answer have to fit into the context.
+        """
+        return greedy.answer(self.path, self.context, prompt, most)
 
     def _watcher(self, watch: Watch | None) -> Callable[[int, bool, Any], bool]:
         def step(address: int, ask: bool, data: Any) -> bool:

@@ -1,7 +1,7 @@
 """The texts for an importance matrix, and for comparing a file with the training model.
 
-Of a run: its own training conversations, as they were tokenized for training. Else a file: plain text, cut as
-llama.cpp's tool cuts it, or conversations in a known format.
+Also the prompts that a file is asked. Of a run: its own training conversations, as they were tokenized for training.
+Else a file: plain text, cut as llama.cpp's tool cuts it, or conversations in a known format.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ggufy.data import source, tokenize
 from ggufy.data.rows import formats
@@ -19,6 +20,8 @@ from ggufy.errors import ExportError, MissingExtra
 from ggufy.recipe.schema import Data
 from ggufy.stages.model_source import ModelSource
 from ggufy.system import digest
+from ggufy.verify import answers
+from ggufy.verify.answers import Questions
 
 TOKENS = 10_000
 """About how many tokens are used if nothing is said."""
@@ -77,15 +80,35 @@ def probes(this: ModelSource) -> list[list[int]]:
 _PROBE = 96
 
 
+def questions(this: ModelSource) -> Questions:
+    """A few of a run's own prompts, to see whether a file's answers to them stop. None where they cannot be read."""
+    data = this.output_folder.valid("data") if this.subfolder else None
+    if data is None:
+        return answers.NOTHING
+    try:
+        return answers.choose(
+            (ids.values.to_numpy(), labels.values.to_numpy())
+            for ids, labels in _columns(data.path / "train.arrow", "input_ids", "labels")
+        )
+    except (MissingExtra, OSError, ValueError, KeyError):
+        # Data that this ggufy did not prepare. This is one check more, and costs nobody the file.
+        return answers.NOTHING
+
+
 def _rows(path: Path) -> Iterator[list[int]]:
+    for (ids,) in _columns(path, "input_ids"):
+        yield ids.as_py()
+
+
+def _columns(path: Path, *names: str) -> Iterator[tuple[Any, ...]]:
+    """The values of these columns, row by row. Raises MissingExtra."""
     try:
         import pyarrow as pa
     except ModuleNotFoundError:
         raise MissingExtra("reading the training data", "train", "pyarrow") from None
     with pa.memory_map(path.as_posix()) as mapped, pa.ipc.open_stream(mapped) as stream:
         for batch in stream:
-            for ids in batch.column("input_ids"):
-                yield ids.as_py()
+            yield from zip(*(batch.column(name) for name in names), strict=True)
 
 
 def _conversations(file: Path, base: Path, day: date) -> Iterator[list[int]]:

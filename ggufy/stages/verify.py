@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Container, Iterator
 from contextlib import suppress
@@ -15,29 +16,40 @@ from ggufy.runs.run import Run
 from ggufy.stages import calibration, exported, model_source
 from ggufy.stages.model_source import ModelSource
 from ggufy.system import machine
-from ggufy.verify import checks, reference
+from ggufy.verify import answers, checks, reference
 from ggufy.verify.checks import Verified
 from ggufy.verify.expected import Expected
 from ggufy.verify.reference import Reference
+
+log = logging.getLogger("ggufy")
 
 
 class Verifier:
     """Verifies files of one model source, each part of which is made ready once.
 
-    With `logits` against the training model too, which takes its memory.
+    With `logits` against the training model too, which takes its memory. What is wrong with its answers is logged.
     """
 
     def __init__(self, this: ModelSource, threads: int, *, logits: bool) -> None:
         self.this, self.threads = this, threads
         self._reference = None if logits else reference.NOTHING
         self._expected: Expected | None = None
+        self._questions = answers.NOTHING
         self._opened = False
+        self._said: set[str] = set()
 
     def verify(self, path: Path) -> Verified:
         """Check one GGUF: a file, or a folder of the files it is split into. Raises Unverified."""
         if not self._opened:
             self._expected, self._opened = Expected.of(self.this.base.path, self.this.adapter), True
-        return checks.verify(path, self.this.base.path, self.threads, self._logits(), self._expected)
+            self._questions = calibration.questions(self.this)
+        found = checks.verify(path, self.this.base.path, self.threads, self._logits(), self._expected, self._questions)
+        warning = found.answers.warning() if found.answers else None
+        # Of several files of the same kind once; how many answers each has is in its own line.
+        if warning and warning not in self._said:
+            self._said.add(warning)
+            log.warning("%s: %s", path.name, warning)
+        return found
 
     def _logits(self) -> Reference:
         if self._reference is None:

@@ -2,7 +2,8 @@
 
 The data of every tensor is checked with llama.cpp's validator, llama.cpp loads the file, and then llama.cpp's
 tokenizer and the file's own chat template are compared with those of the model folder it was made from, rows of its
-weights with the merged ones, and its logits with those of the training model.
+weights with the merged ones, and its logits with those of the training model. Then it answers a few
+training prompts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ggufy.errors import ModelError, Unverified
 from ggufy.llamacpp import gguf_reader, library
 from ggufy.llamacpp.evaluate_gguf import Forward
 from ggufy.model.template import ChatTemplate, text_of
-from ggufy.verify import closeness
+from ggufy.verify import answers, closeness
+from ggufy.verify.answers import Answers, Questions
 from ggufy.verify.closeness import Closeness
 from ggufy.verify.expected import Expected
 from ggufy.verify.probes import PROBES, rendered
@@ -46,6 +48,8 @@ class Verified:
     adapter_tensors: int = 0
     """Tensors of an adapter's file that are those of the adapter, byte for byte."""
     loaded: bool = True
+    answers: Answers | None = None
+    """To prompts that it was trained on; nothing bad is raised. None: there were none."""
 
     def text(self) -> str:
         compared = f", {self.probes} probe texts tokenized as the base does" if self.probes else ""
@@ -53,7 +57,8 @@ class Verified:
         loads = ", loads in llama.cpp" if self.loaded else ""
         same = f", {self.rows} rows of weights as merged" if self.rows else ""
         same += f", {self.adapter_tensors} of them the adapter's, byte for byte" if self.adapter_tensors else ""
-        return f"{self.path.name}: {self.tensors} tensors valid{loads}{compared}{same}{near}"
+        ends = f"; {said}" if self.answers and (said := self.answers.text()) else ""
+        return f"{self.path.name}: {self.tensors} tensors valid{loads}{compared}{same}{near}{ends}"
 
 
 def verify(
@@ -62,10 +67,12 @@ def verify(
     threads: int,
     reference: Reference | None = None,
     expected: Expected | None = None,
+    questions: Questions = answers.NOTHING,
 ) -> Verified:
     """Check one GGUF: a file, a folder of the files it is split into, or one of these, which stands for them all.
 
-    Raises Unverified, naming the cause: data, loading, tokenizer, template or weights.
+    Raises Unverified, naming the cause: data, loading, tokenizer, template or weights. What it answers to `questions`
+    is told, and never refused: a short training may not have learnt to stop.
     """
     parts = files(path)
     try:
@@ -79,18 +86,22 @@ def verify(
     if texts.get("general.type") in ("adapter", "imatrix"):
         same = expected.check_adapter(path, headers[0]) if expected and texts["general.type"] == "adapter" else 0
         return Verified(path, len(tensors), 0, adapter_tensors=same, loaded=False)
-    context = max((len(text) for text in reference.texts), default=_CONTEXT) if reference else _CONTEXT
+    read = [len(text) for text in reference.texts] if reference else []
     try:
-        model = Forward(parts[0], max(context, _CONTEXT), threads)
+        model = Forward(parts[0], max(_CONTEXT, questions.context, *read), threads)
     except ModelError as error:
         raise Unverified(error.message, error.hint) from None
     with model:
         probes = _compare(model, texts.get(TEMPLATE, ""), base, path) if base else 0
         rows = expected.check(path, headers, threads) if expected else 0
         near = closeness.measure(model, reference) if reference and reference.texts else None
-    if near:
-        closeness.judge(path, near, {library.type_name(tensor.type) for tensor in tensors})
-    return Verified(path, len(tensors), probes, near, rows)
+        if near:
+            closeness.judge(path, near, {library.type_name(tensor.type) for tensor in tensors})
+        try:
+            said = answers.ask(model, questions)
+        except ModelError as error:
+            raise Unverified(error.message, error.hint) from None
+    return Verified(path, len(tensors), probes, near, rows, answers=said)
 
 
 def files(path: Path) -> list[Path]:

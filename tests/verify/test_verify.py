@@ -133,7 +133,7 @@ def test_verify_one_file(quick: Path, run: Run) -> None:
     assert done.stdout == (
         "runs/quick/export/quick-q8_0.gguf: as it was made\n"
         "quick-q8_0.gguf: 39 tensors valid, loads in llama.cpp, 15 probe texts tokenized as the base does, "
-        "126 rows of weights as merged\n"
+        "126 rows of weights as merged; 3 of 3 answers to training prompts stop\n"
     )
     shutil.copyfile(quick / "runs/quick/export/quick-q8_0.gguf", quick / "alone.gguf")
     done = run("verify", "alone.gguf", cwd=quick)

@@ -6,7 +6,6 @@ The question is the row's own tokens, as they were trained on, so this works for
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 from ggufy.errors import EvalError
 from ggufy.evaluate.metrics.texts import IGNORED, Text
-from ggufy.llamacpp import library
+from ggufy.llamacpp import greedy, library
 from ggufy.llamacpp.evaluate_gguf import cannot_load
 from ggufy.system import interrupts
 
@@ -100,25 +99,12 @@ class Completer:
                 f"{self.context:,}",
                 "give a larger --context",
             )
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        said: list[str] = []
-        count, ended = 0, False
-        # From nothing: what was computed for the row before would be reused, and round in another way.
-        self.llama.reset()
-        for token in self.llama.generate(list(one.prompt), temp=0.0):
-            count += 1
-            ended = self._ends(token)
-            if not ended:
-                said.append(decoder.decode(library.piece(self._vocab, token)))
-            if ended or count >= room:
-                break
-        said.append(decoder.decode(b"", final=True))
-        return Completion(self.text(one.answer), "".join(said), count, ended)
+        said = greedy.answer(self.path, self.llama.ctx, one.prompt, room)
+        return Completion(self.text(one.answer), self.text(said), len(said), self._ends(said[-1]))
 
     def speed(self, prompt: Sequence[int], count: int) -> float:
         """Tokens a second while it goes on from a prompt, after the first, whose time is the prompt's."""
-        self.llama.reset()
-        stream = self.llama.generate(list(prompt), temp=0.0)
+        stream = greedy.tokens(self.path, self.llama.ctx, prompt)
         next(stream)
         start = time.perf_counter()
         for _ in range(count - 1):
