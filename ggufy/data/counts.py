@@ -12,7 +12,7 @@ from ggufy.data.work import Outcome
 # A row of more than so many times model.max_length is no conversation that is a little long: most of it is lost.
 _ABSURD = 10
 # So that the report of the same rows stays the same, which is a part of what a training is of.
-_LATER = ("repeated", "trained_on_too")
+_LATER = ("repeated", "trained_on_too", "trimmed")
 
 
 @dataclass
@@ -97,10 +97,22 @@ class Counts:
             self.longest_truncated = [where(outcome), outcome.length]
 
     def values(self) -> dict[str, Any]:
-        """For JSON. What a later version began to count is left out where there is none of it."""
+        """For report.json. What a later version began to count is left out where there is nothing to say of it."""
         lengths = {str(length): self.lengths[length] for length in sorted(self.lengths)}
-        absent = {"lengths", "by_source", *(name for name in _LATER if not getattr(self, name))}
+        absent = {"lengths", "by_source", "formats", "has", "unread"}
+        absent |= {name for name in _LATER if not getattr(self, name)}
+        absent |= {"answers", "ended"} if self.ended == self.answers else set()
         return {**{name: value for name, value in vars(self).items() if name not in absent}, "lengths": lengths}
+
+    def contents(self) -> dict[str, Any]:
+        """For `ggufy data --json`: what is in the rows, beside what became of them."""
+        return {
+            "formats": dict(self.formats),
+            "rows_with": {name: self.has[name] for name in ("system", "tools", "thinking")},
+            "answers": self.answers,
+            "answers_that_keep_their_end": self.ended,
+            "columns_not_read": self.unread,
+        }
 
     def text(self, *, places: bool = True) -> str:
         """One line for people; without `places` it names no file."""

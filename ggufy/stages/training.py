@@ -14,7 +14,7 @@ from ggufy.plan import doctor, estimate, planner
 from ggufy.recipe.schema import Recipe
 from ggufy.runs import run
 from ggufy.runs.run import Run
-from ggufy.stages import data, provenance
+from ggufy.stages import data, provenance, special_tokens
 from ggufy.system import digest
 from ggufy.train import distributed, job
 
@@ -62,6 +62,7 @@ def train(wanted: Recipe, run_name: str | None, *, fresh: bool, change_gpus: boo
                 identity=digest.of_values({**identity, "recipe": provenance.training(wanted)}),
                 change_gpus=change_gpus,
             )
+            special_tokens.check(wanted, base.path, prepared.path)
             beforehand.check_counted(wanted, this)
             sending.enter_context(checkpoints.uploading(this, wanted))
             distributed.fit(work, places["adapter"])
