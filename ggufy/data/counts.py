@@ -12,7 +12,7 @@ from ggufy.data.work import Outcome
 # A row of more than so many times model.max_length is no conversation that is a little long: most of it is lost.
 _ABSURD = 10
 # So that the report of the same rows stays the same, which is a part of what a training is of.
-_LATER = ("repeated", "trained_on_too", "trimmed")
+_LATER = ("repeated", "trained_on_too")
 
 
 @dataclass
@@ -99,9 +99,8 @@ class Counts:
     def values(self) -> dict[str, Any]:
         """For report.json. What a later version began to count is left out where there is nothing to say of it."""
         lengths = {str(length): self.lengths[length] for length in sorted(self.lengths)}
-        absent = {"lengths", "by_source", "formats", "has", "unread"}
+        absent = {"lengths", "by_source", "formats", "has", "unread", "answers", "ended", "trimmed"}
         absent |= {name for name in _LATER if not getattr(self, name)}
-        absent |= {"answers", "ended"} if self.ended == self.answers else set()
         return {**{name: value for name, value in vars(self).items() if name not in absent}, "lengths": lengths}
 
     def contents(self) -> dict[str, Any]:
@@ -111,6 +110,7 @@ class Counts:
             "rows_with": {name: self.has[name] for name in ("system", "tools", "thinking")},
             "answers": self.answers,
             "answers_that_keep_their_end": self.ended,
+            "answers_that_lose_leading_spaces": self.trimmed,
             "columns_not_read": self.unread,
         }
 
