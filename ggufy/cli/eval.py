@@ -46,7 +46,7 @@ class _Price(click.ParamType[tuple[float, float]]):
     "--only",
     type=_Sections(),
     metavar="SECTIONS",
-    help="heldout, quants, prompts, references, numbers, judge; with commas.",
+    help="heldout, quants, prompts, references, tools, numbers, judge; with commas.",
 )
 @click.option("--data", type=_FILE, metavar="FILE", help="Conversations or a .txt, instead of what the run held out.")
 @click.option(
