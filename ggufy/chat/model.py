@@ -84,15 +84,20 @@ class ChatModel:
     def close(self) -> None:
         self.llama.close()
 
-    def tokens(self, conversation: Sequence[Message]) -> list[int]:
+    def tokens(self, conversation: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
         """The prompt for the next answer."""
-        return self.prompts.tokens(conversation, self._said)
+        return self.prompts.tokens(conversation, self._said, tools)
 
-    def answer(self, conversation: Sequence[Message], sampling: Sampling) -> Generator[str, None, None]:
-        """The next answer, piece by piece. `figures` holds its cost, from the first token on."""
+    def answer(
+        self, conversation: Sequence[Message], sampling: Sampling, tools: list[Any] | None = None
+    ) -> Generator[str, None, None]:
+        """The next answer, piece by piece; a call of one of the `tools` is the text that the model writes.
+
+        `figures` holds its cost, from the first token on.
+        """
         import llama_cpp
 
-        prompt = self.tokens(conversation)
+        prompt = self.tokens(conversation, tools)
         if len(prompt) >= self.context:
             raise ChatError(
                 f"the conversation is {len(prompt):,} tokens long, and the context holds {self.context:,}",

@@ -46,7 +46,7 @@ class _Price(click.ParamType[tuple[float, float]]):
     "--only",
     type=_Sections(),
     metavar="SECTIONS",
-    help="Only these parts, separated by commas: heldout, quants, prompts, references, numbers, judge.",
+    help="Only these parts, separated by commas: heldout, quants, prompts, references, tools, numbers, judge.",
 )
 @click.option(
     "--data", type=_FILE, metavar="FILE", help="Conversations or a .txt file to use instead of what the run held out."

@@ -20,6 +20,8 @@ from ggufy.recipe.schema import Data, Part
 from ggufy.system import digest
 
 BUILTIN = "builtin:samples"
+TOOLS = "builtin:tools"
+"""Conversations of an assistant that may call functions: calls, what came of them, and answers without one."""
 REPHRASED = "builtin:rephrased"
 """The first twenty sample questions in other words: what the demonstration holds out."""
 
@@ -164,7 +166,7 @@ def samples_file(name: str = BUILTIN) -> Path:
     return Path(str(resources("ggufy") / "data" / "samples" / _SAMPLES[name]))
 
 
-_SAMPLES = {BUILTIN: "conversations.jsonl", REPHRASED: "rephrased.jsonl"}
+_SAMPLES = {BUILTIN: "conversations.jsonl", TOOLS: "tools.jsonl", REPHRASED: "rephrased.jsonl"}
 
 
 def sample_texts() -> list[str]:
@@ -178,7 +180,7 @@ def _locate(part: Part, *, offline: bool) -> Source:
     splits.parse(part.split)
     if name.startswith("builtin:"):
         if name not in _SAMPLES:
-            raise DataError(f"unknown built-in data {name!r}", f"choose {' or '.join(_SAMPLES)}")
+            raise DataError(f"unknown built-in data {name!r}", f"choose one of {', '.join(_SAMPLES)}")
         path = samples_file(name)
         return Source(name, digest.of_file(path), path, part.split)
     path = Path(name).expanduser()

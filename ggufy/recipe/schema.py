@@ -110,7 +110,7 @@ class Part(Section):
     """Rows of one place, and how they are read."""
 
     source: str = Field(min_length=1)
-    """Hub data set, local file (.jsonl, .json, .parquet, .csv) or folder of such, or builtin:samples."""
+    """Hub data set, local file (.jsonl, .json, .parquet, .csv) or folder of such, builtin:samples or builtin:tools."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set."""
     subset: str | None = None

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import http.client
 import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ggufy.chat.model import ChatModel, Sampling
+from tests.chat.served import Server
 
 openai = pytest.importorskip("openai", reason="needs the extra dev: pip install 'ggufy[dev]'")
 pytest.importorskip("llama_cpp.server.app", reason="needs the extra serve: pip install 'ggufy[serve]'")
@@ -36,49 +31,6 @@ LONG = {
 @pytest.fixture(scope="module")
 def file(quick_made: Path) -> Path:
     return quick_made / "runs" / "quick" / "export" / "quick-q8_0.gguf"
-
-
-class Server:
-    """`ggufy serve` with these arguments, and the address it printed."""
-
-    def __init__(self, *args: str, cwd: Path, env: dict[str, str]) -> None:
-        command = ["env", "--default-signal=INT", sys.executable, "-m", "ggufy", "serve", *args]
-        self.process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.line = self.process.stdout.readline()
-        found = re.search(r"http://\S+/v1", self.line)
-        assert found, (self.line, self.process.communicate())
-        self.url = found[0]
-        self.clients: list[Any] = []
-        self.port = int(self.url.rsplit(":", 1)[1].removesuffix("/v1"))
-
-    @functools.cache  # noqa: B019 - until end() closes them
-    def client(self, key: str = "none") -> Any:
-        self.clients.append(openai.OpenAI(base_url=self.url, api_key=key, max_retries=0))
-        return self.clients[-1]
-
-    def post(self, body: bytes, path: str = "/v1/chat/completions", **headers: str) -> tuple[int, Any]:
-        """What a client that is not OpenAI's may send."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
-            connection.request("POST", path, body, {"Content-Type": "application/json", **headers})
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-
-    def end(self, number: int = signal.SIGINT) -> tuple[int, str]:
-        """Its exit code and what it said."""
-        for client in self.clients:
-            client.close()
-        self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=60)
-        return self.process.returncode, said
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +148,7 @@ def test_a_stop_text_ends_the_answer(server: Server) -> None:
         ({"text": "word " * 600}, 400, "the context holds 512"),
         ({"text": "word " * 9000}, 413, "20,000 bytes"),
         ({"messages": []}, 400, "messages"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, 400, "role"),
+        ({"messages": [{"role": "function", "content": "x", "name": "f"}]}, 400, "role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]},
             400,
@@ -207,7 +159,8 @@ def test_a_stop_text_ends_the_answer(server: Server) -> None:
         ({"n": 2}, 400, "n:"),
         ({"stop": [""]}, 400, "stop"),
         ({"logprobs": True}, 400, "logprobs"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools is not supported"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "template has no place for tools"),
+        ({"functions": [{"name": "f"}]}, 400, "functions is not supported"),
         ({"extra_body": {"grammar": "root ::= x"}}, 400, "grammar is not supported"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#/a"}}}},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from datetime import date
 from pathlib import Path
 
@@ -47,6 +49,41 @@ def test_ids_are_transformers_ids(base: Path, samples: list[list[Message]]) -> N
     for conversation in samples:
         expected = theirs.apply_chat_template(conversation, tokenize=True, date_string="07 Mar 2026")
         assert ours.encode(conversation).input_ids == expected["input_ids"]
+
+
+def test_the_samples_with_tools_are_varied_and_rendered_as_transformers_does(base: Path, tmp_path: Path) -> None:
+    """By Llama 3.2's own template. The labels are the calls and texts of the assistant, and nothing of the tools."""
+    template = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates/meta-llama-Llama-3.2-3B-Instruct.jinja"
+    if not template.is_file():
+        pytest.skip("`make vendor` brings Llama 3.2's own template")
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    shutil.copy(template, folder / "chat_template.jinja")
+    ours, theirs = Tokenizer(folder, DAY, "responses"), AutoTokenizer.from_pretrained(folder)
+    reader = formats.Reader("messages")
+    rows = [row for _, row in source.Source(source.TOOLS, "", source.samples_file(source.TOOLS)).rows()]
+    kinds, called = Counter[str](), set()
+    for row in rows:
+        example = ours.encode(reader.read(row))
+        # What OpenAI's form has as a text, templates take as an object.
+        turns, said = [], []
+        for turn in row["messages"]:
+            calls = [call["function"] for call in turn.get("tool_calls") or []]
+            made = [{"type": "function", "function": {**c, "arguments": json.loads(c["arguments"])}} for c in calls]
+            turns.append({**turn, "content": turn["content"] or "", **({"tool_calls": made} if made else {})})
+            if turn["role"] == "assistant":
+                said += [f'{{"name": "{c["name"]}", "parameters": {c["arguments"]}}}' for c in calls] or [
+                    turn["content"]
+                ]
+            kinds["tool" if turn["role"] == "tool" else "call" if calls else turn["role"]] += 1
+            called |= {call["name"] for call in calls}
+        how = {"tokenize": True, "date_string": "07 Mar 2026"}
+        assert example.input_ids == theirs.apply_chat_template(turns, tools=row["tools"], **how)["input_ids"]
+        trained = ours.decode([label for label in example.labels if label != IGNORED])
+        assert trained == "".join(f"{text}<|eot_id|>" for text in said)
+    assert len(rows) >= 40
+    assert len(called) >= 10
+    assert min(kinds["tool"], kinds["call"], kinds["assistant"]) >= 10
+    assert sum(not any(turn.get("tool_calls") for turn in row["messages"]) for row in rows) >= 8
 
 
 def test_labels_are_what_the_assistant_says_and_its_end(base: Path, samples: list[list[Message]]) -> None:

@@ -114,6 +114,35 @@ def test_finetome(name: str, chat_base: Path, tmp_path: Path) -> None:
     assert told[7][1] == "8.<|eot_id|>"
 
 
+def test_tools(chat_base: Path, tmp_path: Path) -> None:
+    """Rows in the form that the set has, by Llama 3.2's own template; one that calls two at once is left out."""
+    template = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates/meta-llama-Llama-3.2-3B-Instruct.jinja"
+    if not template.is_file():
+        pytest.skip("`make vendor` brings Llama 3.2's own template")
+    base = Path(shutil.copytree(chat_base, tmp_path / "base"))
+    shutil.copy(template, base / "chat_template.jinja")
+    listed = [{"name": "clock", "description": "The time.", "parameters": {"type": "object", "properties": {}}}]
+
+    def row(*turns: tuple[str, str], tools: str = json.dumps(listed)) -> dict[str, Any]:
+        return {"conversations": [{"from": who, "value": text} for who, text in turns], "tools": tools}
+
+    call, two = '{"name": "clock", "arguments": {"at": "Rome"}}', '[{"name": "clock"}, {"name": "clock"}]'
+    answer = (("observation", '{"time": "7:00"}'), ("gpt", "It is seven."))
+    rows = [
+        row(("human", "Hi"), ("gpt", "Hello!"), tools="[]"),
+        row(("human", "Time in Rome?"), ("function_call", call), *answer),
+        row(("human", "Twice?"), ("function_call", two), *answer),
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    recipe = pipeline.check("3b_tools", [f"data.source={file}", "data.train_size=3", "data.eval_size=0"])
+    assert (recipe.train.epochs, recipe.train.max_steps) == (1, None)
+    report, told = prepared(recipe, base, tmp_path / "out")
+    assert (report["train"].kept, report["train"].skipped_bad) == (2, 1)
+    assert '"name": "clock"' not in told[0][0]
+    assert '"name": "clock"' in told[1][0]
+    assert told[1][1] == '{"name": "clock", "parameters": {"at": "Rome"}}<|eot_id|>It is seven.<|eot_id|>'
+
+
 def test_tasks(chat_base: Path, tmp_path: Path) -> None:
     files = {
         "source": write(tmp_path / "a.jsonl", tasks(0, 9)),

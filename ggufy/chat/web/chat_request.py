@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from ggufy.chat.model import Sampling
+from ggufy.chat.web.tools import Called, Named, Tool, check_choice
 from ggufy.errors import ChatError
 from ggufy.model.template import Message
 
@@ -39,23 +40,31 @@ def _kind(content: Any) -> str:
 class _Said(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[Annotated[str, Tag("text")] | Annotated[list[_Part], Tag("parts")], Discriminator(_kind)]
+    tool_calls: list[Called] = Field(default=[])
+    tool_call_id: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_empty(cls, values: Any) -> Any:
         """Clients send what they do not use as null, and an answer back with the lists that were empty in it."""
-        return (
-            {key: value for key, value in values.items() if value or key in ("role", "content")}
-            if isinstance(values, dict)
-            else values
-        )
+        if not isinstance(values, dict):
+            return values
+        found = {key: value for key, value in values.items() if value or key in ("role", "content")}
+        return {**found, "content": ""} if found.get("tool_calls") and found.get("content") is None else found
+
+    @model_validator(mode="after")
+    def _fits_role(self) -> _Said:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only an assistant has tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a message of a tool, and no other, has the tool_call_id of the call that it answers")
+        return self
 
     @property
-    def message(self) -> Message:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class _StreamOptions(BaseModel):
@@ -90,6 +99,12 @@ class ChatRequest(BaseModel):
     stop: str | list[str] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
     response_format: _Format | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Annotated[
+        Annotated[Literal["none", "auto", "required"], Tag("word")] | Annotated[Named, Tag("named")],
+        Discriminator(lambda choice: "word" if isinstance(choice, str) else "named"),
+    ] = "auto"
+    parallel_tool_calls: bool | None = None
     n: Literal[1] | None = 1
     logprobs: Literal[False] | None = None
     # llama.cpp's own
@@ -104,9 +119,51 @@ class ChatRequest(BaseModel):
             raise ValueError("an empty text would stop at once")
         return stop
 
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _usual(cls, choice: Any) -> Any:
+        return "auto" if choice is None else choice
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ChatRequest:
+        check_choice(self.tools, self.tool_choice)
+        if self.offered and self.response_format is not None and self.response_format.type != "text":
+            raise ValueError("an answer in the response_format could be no call: leave it out, or tools")
+        return self
+
     @property
     def conversation(self) -> list[Message]:
-        return [said.message for said in self.messages]
+        """Raises ChatError where a tool answers what was not asked of it."""
+        found: list[Message] = []
+        names: dict[str, str] = {}
+        for number, said in enumerate(self.messages):
+            message: Message = {"role": "system" if said.role == "developer" else said.role, "content": said.text}
+            if said.role != "tool":
+                names = {call.id: call.function.name for call in said.tool_calls}
+            if said.tool_calls:
+                message["tool_calls"] = [call.message for call in said.tool_calls]
+            if said.tool_call_id is not None:
+                if said.tool_call_id not in names:
+                    raise ChatError(
+                        f"messages.{number}: the tool_call_id {said.tool_call_id!r} is of no call in the assistant's "
+                        "message before",
+                        "invalid_tool_call_id",
+                    )
+                message |= {"tool_call_id": said.tool_call_id, "name": names[said.tool_call_id]}
+            found.append(message)
+        return found
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The functions that the model is shown: none where it may call none."""
+        return [] if self.tool_choice == "none" else list(self.tools or ())
+
+    @property
+    def allowed(self) -> list[Tool]:
+        """Of these, those of which the answer has to call one; none where it may be a text."""
+        if isinstance(self.tool_choice, Named):
+            return [tool for tool in self.offered if tool.function.name == self.tool_choice.function.name]
+        return self.offered if self.tool_choice == "required" else []
 
     @property
     def length(self) -> int | None:
@@ -121,7 +178,8 @@ class ChatRequest(BaseModel):
         """The fields of llama-cpp-python's own request."""
         return {
             "model": self.model,
-            "messages": self.conversation,
+            # They go to the model by another way: the type of llama-cpp-python would leave out a part of them.
+            "messages": [],
             "stream": self.stream,
             "max_tokens": length,
             "temperature": _USUAL.temperature if self.temperature is None else self.temperature,
@@ -149,6 +207,10 @@ def read(body: bytes) -> ChatRequest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            # Of the whole: what it is about comes first in it.
+            raise ChatError(said) from None
         if first["type"] == "extra_forbidden":
             raise ChatError(f"{place} is not supported by this server", str(first["loc"][0])) from None
-        raise ChatError(f"{place}: {first['msg']}", str(first["loc"][0]) if first["loc"] else None) from None
+        raise ChatError(f"{place}: {said}", str(first["loc"][0])) from None

@@ -12,14 +12,17 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from ggufy.chat.model import ChatModel
 from ggufy.chat.web import chat_request, listener
-from ggufy.chat.web.grammar import of_format
+from ggufy.chat.web.grammar import of_calls, of_format
 from ggufy.chat.web.limits import Limits, LimitsMiddleware, error, is_loopback
+from ggufy.chat.web.tool_answers import Offer
 from ggufy.errors import ChatError, GgufyError, MissingExtra
+from ggufy.model.tool_calls import Syntax
 
 log = logging.getLogger("ggufy")
 
@@ -28,11 +31,24 @@ _PARAMETERS = {
     "max_tokens_too_large": "max_tokens",
     "context_length_exceeded": "messages",
     "invalid_json_schema": "response_format",
+    "invalid_parameters": "tools",
+    "invalid_tool_call_id": "messages",
+    "parallel_tool_calls": "parallel_tool_calls",
 }
 
-# For the answer that the task is about: llama-cpp-python's server has no place for these.
-_usage: ContextVar[bool] = ContextVar("usage", default=False)
-_grammar: ContextVar[Any] = ContextVar("grammar", default=None)
+
+@dataclass(frozen=True)
+class Asked:
+    """Of a request, what llama-cpp-python's server has no place for."""
+
+    prompt: list[int]
+    grammar: Any
+    offer: Offer | None
+    usage: bool
+
+
+# For the answer that the task is about.
+_asked: ContextVar[Asked] = ContextVar("asked")
 
 
 def check(host: str, key: str | None) -> None:
@@ -113,8 +129,8 @@ class Service:
         except ChatError as problem:
             return error(400, problem.message, "invalid_request", problem.hint)
         try:
-            length = self._length(wanted)
-            _grammar.set(of_format(self.model.llama, wanted.response_format))
+            asked = self._understood(wanted)
+            length = self._length(wanted, len(asked.prompt))
         except GgufyError as problem:
             code = problem.hint or "invalid_request"
             return error(400, problem.message, code, _PARAMETERS.get(code))
@@ -122,7 +138,7 @@ class Service:
             return error(
                 404, f"there is no model {wanted.model!r} here, only {self.name!r}", "model_not_found", "model"
             )
-        _usage.set(wanted.usage)
+        _asked.set(asked)
         try:
             # Not validated: it was, and this type lets pass what it then leaves out.
             body = CreateChatCompletionRequest.model_construct(**wanted.values(length))
@@ -132,14 +148,31 @@ class Service:
             return error(500, f"{type(problem).__name__}: {problem}")
         return JSONResponse(answer) if isinstance(answer, dict) else answer
 
-    def _length(self, wanted: chat_request.ChatRequest) -> int:
+    def _understood(self, wanted: chat_request.ChatRequest) -> Asked:
+        """Raises ChatError or ModelError for what the model's template, or a grammar, cannot do."""
+        llama, offered = self.model.llama, wanted.offered
+        offer = None
+        grammar = of_format(llama, wanted.response_format)
+        if offered:
+            syntax = Syntax.of(self.model.template, self.model.day)
+            if wanted.parallel_tool_calls and not syntax.several:
+                raise ChatError(
+                    "parallel_tool_calls: the model's chat template writes one call a turn", "parallel_tool_calls"
+                )
+            names = frozenset(tool.function.name for tool in wanted.allowed or offered)
+            offer = Offer(syntax, names, syntax.several and wanted.parallel_tool_calls is not False)
+            grammar = of_calls(llama, wanted.allowed, syntax) if wanted.allowed else grammar
+        shown = [tool.shown for tool in offered] or None
+        prompt = self.model.prompts.tokens(wanted.conversation, tools=shown)
+        return Asked(prompt, grammar, offer, wanted.usage)
+
+    def _length(self, wanted: chat_request.ChatRequest, tokens: int) -> int:
         """How long the answer may be. Raises ChatError where there is no room, or more is asked for than is given."""
         if wanted.length is not None and wanted.length > self.limits.max_tokens:
             raise ChatError(
                 f"max_tokens is {wanted.length:,}; this server gives at most {self.limits.max_tokens:,}",
                 "max_tokens_too_large",
             )
-        tokens = len(self.model.prompts.tokens(wanted.conversation))
         if tokens >= self.model.context:
             raise ChatError(
                 f"the messages are {tokens:,} tokens long, and the context holds {self.model.context:,}",
@@ -147,30 +180,32 @@ class Service:
             )
         return min(wanted.length or self.limits.max_tokens, self.model.context - tokens)
 
-    def _answer(self, *, llama: Any, messages: list[dict[str, str]], stream: bool, seed: int | None, **how: Any) -> Any:
+    def _answer(self, *, llama: Any, stream: bool, seed: int | None, **how: Any) -> Any:
         """The chat handler of llama-cpp-python: a prompt of ggufy's, then its own completion."""
         from llama_cpp import StoppingCriteriaList
         from llama_cpp.llama_chat_format import _convert_completion_to_chat
 
-        prompt = self.model.prompts.tokens(messages)
+        asked = _asked.get()
         wanted = (
             *("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
             *("stop", "max_tokens"),
         )
         made = llama.create_completion(
-            prompt=prompt,
+            prompt=asked.prompt,
             stream=stream,
             # Without one it would take the same for every request.
             seed=secrets.randbits(31) if seed is None else seed,
             model=self.name,
-            grammar=_grammar.get(),
+            grammar=asked.grammar,
             stopping_criteria=StoppingCriteriaList([lambda *_: self.ending.is_set()]),
             **{name: how[name] for name in wanted},
         )
-        answer = _convert_completion_to_chat(made, stream=stream)
-        return self._watched(answer, llama, len(prompt)) if stream else answer
+        answer: Any = _convert_completion_to_chat(made, stream=stream)
+        if not stream:
+            return asked.offer.whole(answer) if asked.offer else answer
+        return self._watched(asked.offer.stream(answer) if asked.offer else answer, llama, asked)
 
-    def _watched(self, chunks: Iterator[Any], llama: Any, prompt: int) -> Iterator[Any]:
+    def _watched(self, chunks: Iterator[Any], llama: Any, asked: Asked) -> Iterator[Any]:
         """The pieces; at their end what was used, if that was asked for, or what went wrong."""
         last: dict[str, Any] = {}
         try:
@@ -180,7 +215,8 @@ class Service:
             log.warning("%s: %s", type(problem).__name__, problem)
             yield {"error": {"message": str(problem), "type": "server_error", "param": None, "code": None}}
             return
-        if _usage.get():
+        if asked.usage:
+            prompt = len(asked.prompt)
             # The last token of an answer that was cut is not evaluated any more.
             used = llama.n_tokens - prompt + (last["choices"][0]["finish_reason"] == "length")
             counts = {"prompt_tokens": prompt, "completion_tokens": used, "total_tokens": prompt + used}

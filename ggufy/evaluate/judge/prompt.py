@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ggufy.model.template import Message
+from ggufy.model.tool_calls import said
 
 CRITERIA = ("correctness", "completeness", "faithfulness")
 LETTERS = ("A", "B")
@@ -60,7 +61,7 @@ def messages(conversation: Sequence[Message], answers: Sequence[str], expected: 
     grades = ", ".join(f'"{name}": 1' for name in CRITERIA)
     form = ", ".join(f'"{letter}": {{"reason": "...", {grades}}}' for letter, _ in zip(LETTERS, answers, strict=False))
     system = _SYSTEM.format(reference=_REFERENCE if expected else "", fence=fence, form=f"{{{form}}}")
-    turns = "\n".join(f"[{message['role']}]\n{message['content']}" for message in conversation)
+    turns = "\n".join(f"[{message['role']}]\n{said(message)}" for message in conversation)
     shown = [("conversation", turns), *([("reference", expected)] if expected else [])]
     shown += [(f"answer_{letter}", answer) for letter, answer in zip(LETTERS, answers, strict=False)]
     material = "\n\n".join(f"<{name} {fence}>\n{text}\n</{name} {fence}>" for name, text in shown)

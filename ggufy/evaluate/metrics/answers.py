@@ -25,6 +25,8 @@ class Question:
     """The right answer, where there is one."""
     language: str | None = None
     """The language an answer should be in, as "es"; None: that of the question."""
+    tools: list[Any] | None = None
+    """JSON schemas of the functions that may be called."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ Ask = Callable[[Question], Answer]
 
 def identity(model: str, sampling: Mapping[str, Any], question: Question) -> str:
     """The key of an answer. `model` says which by content; `sampling` is all else that an answer depends on."""
-    return digest.of_values([model, dict(sampling), question.conversation])
+    offered = [question.tools] if question.tools else []
+    return digest.of_values([model, dict(sampling), question.conversation, *offered])
 
 
 def collect(

@@ -1,17 +1,21 @@
-"""The report's sections on answers against those of the data set: similarity of texts, errors of numbers."""
+"""The report's sections on answers against those of the data set: likeness of texts, calls of functions, numbers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
+from ggufy.evaluate.metrics import calls as tools
 from ggufy.evaluate.metrics import numbers, references
+from ggufy.evaluate.metrics.calls import Calls
 from ggufy.evaluate.metrics.intervals import Interval
 from ggufy.evaluate.metrics.numbers import FAR, NEAR, Numbers, Row
 from ggufy.evaluate.metrics.references import METRICS, TITLES, References
 from ggufy.evaluate.report import plots
 from ggufy.evaluate.report.report import Cell, Kind, Marked, Note, Part, Plot, Section, Table
+from ggufy.model.tool_calls import Call
 
-# Answers without a number that are shown, of each model.
+# Wrong answers that are shown, of each model.
 _NAMED = 10
 # A guess beyond so many times the largest truth is drawn at the edge: one would hide all others.
 _EDGE = 2.0
@@ -51,6 +55,41 @@ def likeness(scores: Mapping[str, References], base: str | None, told: str = "",
     values = {model: {**score.values(), "against_base": changes[model]} for model, score in scores.items()}
     table = Table(names, tuple(rows), caption, formats)
     return Section("references", "Against the data's own answers", [*parts, Note(about.strip()), table], values)
+
+
+def calls(scores: Mapping[str, Calls], base: str | None, told: str = "", seed: int = 0) -> Section:
+    """The section on calls of functions."""
+    rows: list[tuple[Cell, ...]] = []
+    changes: dict[str, Interval | None] = {}
+    for model, score in scores.items():
+        right = (f"{score.functions} of {len(score.rows)}", f"{score.arguments} of {len(score.rows)}")
+        change = tools.difference(score, scores[base], seed) if base and model != base else None
+        changes[model] = change
+        compared = _change(change, digits=1) if base else ()
+        rows.append((model, *right, f"{score.needless} of {score.texts}", *compared))
+    about = (
+        f"{told} Rows whose answer in the data is a call: of the same functions, and with the same arguments as JSON. "
+        "Needless is a call where the data has a text. The difference is of the share with the right arguments, in "
+        "points, with its 95% interval by a bootstrap."
+    )
+    names: tuple[str, ...] = ("model", "right function", "right arguments", "needless calls")
+    names += ("arguments against base", "verdict") if base else ()
+    wrong = [(model, row) for model, score in scores.items() for row in score.rows if not row.arguments]
+    parts: list[Part] = [Note(about.strip()), Table(names, tuple(rows))]
+    for model in dict.fromkeys(model for model, _ in wrong):
+        missed = [row for one, row in wrong if one == model]
+        shown = tuple((row.number, _calls(row.wanted), row.text[:200]) for row in missed[:_NAMED])
+        caption = f"{model}: {len(missed)} answers without the right call"
+        parts.append(Table(("row", "in the data", "answer"), shown, caption, wide=True))
+    values = {
+        model: {**score.values(), "arguments_against_base": change.values() if (change := changes[model]) else None}
+        for model, score in scores.items()
+    }
+    return Section("tools", "Calls of functions", parts, values)
+
+
+def _calls(made: Sequence[Call]) -> str:
+    return "; ".join(f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}" for call in made)
 
 
 def errors(scores: Mapping[str, Numbers], base: str | None, told: str = "", seed: int = 0) -> Section:

@@ -15,7 +15,7 @@ SPEED_TOKENS = 64
 def check_room(chat: ChatModel, questions: Sequence[Question]) -> None:
     """Raise EvalError before the first is asked, where one does not fit."""
     for question in questions:
-        if (length := len(chat.tokens(question.conversation))) >= chat.context:
+        if (length := len(chat.tokens(question.conversation, question.tools))) >= chat.context:
             raise EvalError(
                 f"the question {question.id} is {length:,} tokens long, and the context holds {chat.context:,}",
                 "give a larger --context where the model has it, or shorten the question",
@@ -24,7 +24,7 @@ def check_room(chat: ChatModel, questions: Sequence[Question]) -> None:
 
 def answer(chat: ChatModel, question: Question, sampling: Sampling) -> Answer:
     """What a model says to one question."""
-    text = "".join(chat.answer(question.conversation, sampling))
+    text = "".join(chat.answer(question.conversation, sampling, question.tools))
     figures = chat.figures
     return Answer(
         question.id,

@@ -246,7 +246,7 @@ class Evaluator:
         """What is plainly wrong with an answer."""
         fixed: Sequence[str] = ()
         if self.template:
-            rendered = self.template.render(question.conversation, self.day, generate=True)
+            rendered = self.template.render(question.conversation, self.day, generate=True, tools=question.tools)
             fixed = flags.fixed_texts(rendered, [turn["content"] for turn in question.conversation])
         return flags.of(answer, fixed=fixed, asked=question.language)
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ggufy.data import prepare, source
+from ggufy.data.rows.conversation import Conversation
 from ggufy.data.rows.formats import BadRow, Reader
 from ggufy.data.tokenize import Tokenizer
 from ggufy.data.work import Worker
@@ -16,6 +17,7 @@ from ggufy.errors import DataError, EvalError, MissingExtra
 from ggufy.evaluate.metrics.answers import Question
 from ggufy.evaluate.metrics.texts import HeldOut, Text
 from ggufy.model.template import Message
+from ggufy.model.tool_calls import said
 from ggufy.recipe import recipe
 from ggufy.recipe.schema import Data, template_fields
 from ggufy.runs.run import Run
@@ -86,7 +88,9 @@ def questions(this: ModelSource, file: Path | None, limit: int) -> list[Question
         last = next((n for n in range(len(sample) - 1, -1, -1) if sample[n]["role"] == "assistant"), None)
         # A text without turns asks nothing.
         if last:
-            found.append(Question(str(len(found) + 1), sample[:last], sample[last]["content"]))
+            asked = sample[:last]
+            conversation, offered = (asked.shown(), asked.tools) if isinstance(asked, Conversation) else (asked, None)
+            found.append(Question(str(len(found) + 1), conversation, said(sample[last]), tools=offered))
         if len(found) == limit:
             break
     if not found:

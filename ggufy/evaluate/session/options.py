@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from ggufy.system import machine
 
-SECTIONS = ("heldout", "quants", "prompts", "references", "numbers", "judge")
+SECTIONS = ("heldout", "quants", "prompts", "references", "tools", "numbers", "judge")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ggufy.errors import EvalError
+from ggufy.errors import EvalError, ModelError
+from ggufy.evaluate.metrics import calls as tools
 from ggufy.evaluate.metrics import numbers, prompts, references
 from ggufy.evaluate.metrics.completions import Completion
 from ggufy.evaluate.report import scores_section
@@ -13,6 +14,7 @@ from ggufy.evaluate.report.report import Section
 from ggufy.evaluate.session.evaluator import Evaluator
 from ggufy.evaluate.session.model_files import ModelFile
 from ggufy.evaluate.session.options import EvalOptions
+from ggufy.model.tool_calls import Syntax
 
 Compared = Sequence[tuple[Evaluator, Sequence[ModelFile]]]
 """Each run, with the models of it that answer."""
@@ -58,6 +60,33 @@ def errors(compared: Compared, options: EvalOptions) -> Section | None:
     if not next(iter(scores.values())).rows:
         raise EvalError("none of the data's own answers holds a number", "leave numbers out of --only")
     return scores_section.errors(scores, found.base, found.told, options.seed)
+
+
+def calls(compared: Compared, options: EvalOptions) -> Section | None:
+    """The right function and the right arguments; None where the data calls none, unless somebody insists."""
+    syntax = _syntax(compared[0][0], options)
+    found = _answered(compared, options) if syntax else None
+    if syntax is None or found is None:
+        _miss("tools", options)
+        return None
+    scores = {model: tools.score(said, found.expected, syntax) for model, said in found.said.items()}
+    if not next(iter(scores.values())).rows:
+        if "tools" in options.insisted:
+            raise EvalError("none of the data's own answers calls a function", "leave tools out of --only")
+        return None
+    return scores_section.calls(scores, found.base, found.told, options.seed)
+
+
+def _syntax(one: Evaluator, options: EvalOptions) -> Syntax | None:
+    """How the model's template writes calls. Raises ModelError where it cannot be told and somebody insists."""
+    if one.template is None:
+        return None
+    try:
+        return Syntax.of(one.template, one.day)
+    except ModelError as error:
+        if "tools" in options.insisted:
+            raise EvalError(error.message, "leave tools out of --only") from None
+        return None
 
 
 def _answered(compared: Compared, options: EvalOptions) -> Answered | None:

@@ -157,6 +157,10 @@ def _references(opened: Sequence[Evaluator], options: EvalOptions) -> Section | 
     return scoring.likeness([(one, _asked(one)) for one in opened], options)
 
 
+def _tools(opened: Sequence[Evaluator], options: EvalOptions) -> Section | None:
+    return scoring.calls([(one, _asked(one)) for one in opened], options)
+
+
 def _numbers(opened: Sequence[Evaluator], options: EvalOptions) -> Section | None:
     return scoring.errors([(one, _asked(one)) for one in opened], options)
 
@@ -166,6 +170,7 @@ SECTIONS: dict[str, Callable[[Sequence[Evaluator], EvalOptions], Section | None]
     "quants": _quants,
     "prompts": _prompts,
     "references": _references,
+    "tools": _tools,
     "numbers": _numbers,
 }
 """In the order of the report; last comes the judge, who is asked when all else is done."""
@@ -218,7 +223,7 @@ def _file(what: str | os.PathLike[str] | Run | None) -> Path | None:
 def _check_together(opened: Sequence[Evaluator]) -> None:
     """Raise EvalError where several cannot be measured on the same conversations, or one has none."""
     options = opened[0].options
-    rows = {"references", "numbers"} if not options.prompts else set()
+    rows = {"references", "tools", "numbers"} if not options.prompts else set()
     if not ({"heldout", "quants"} | rows) & set(options.only):
         return
     for one in opened:
