@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ggufy.errors import RecipeError
-from ggufy.recipe.schema import Recipe, Section
+from ggufy.recipe.schema import Recipe
+from ggufy.recipe.section import Section
 from ggufy.recipe.yaml_file import Document
 
 _HINT = '`lora={"r": 8}` and `**{"lora.r": 8}` name the section; see all keys with `ggufy recipes show NAME`'

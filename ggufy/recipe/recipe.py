@@ -14,7 +14,8 @@ from typing import Any
 
 from ggufy.errors import RecipeError
 from ggufy.recipe import python_values, yaml_file
-from ggufy.recipe.schema import LATE_SECTIONS, Data, Recipe, Section, Train
+from ggufy.recipe.schema import LATE_SECTIONS, Data, Recipe, Train
+from ggufy.recipe.section import Section
 from ggufy.recipe.validation import validate
 from ggufy.recipe.yaml_file import Document, Key
 

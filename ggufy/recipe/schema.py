@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Mapping
-from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator
+
+from ggufy.recipe.section import Section, rows_or_share, template_fields
+from ggufy.recipe.sharing import Hub, Space
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -25,43 +25,6 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Column = Literal[
     "conversations", "messages", "instruction", "input", "output", "prompt", "completion", "text", "role", "content"
 ]
-
-
-def template_fields(template: str) -> list[str]:
-    """The columns that a prompt template names. Raises ValueError where it is none."""
-    fields = []
-    for _, name, form, conversion in string.Formatter().parse(template):
-        if name is None:
-            continue
-        if form or conversion or not name or set(name) & set(".["):
-            raise ValueError(f"{{{name}}} is not the name of a column; to write a brace, double it: {{{{")
-        fields.append(name)
-    return fields
-
-
-def rows_or_share(value: Any) -> int | str:
-    """A number of rows as an int, or a share of them as it was written. Raises ValueError."""
-    text = str(value).strip().removesuffix(".0")
-    if text.isdecimal():
-        return int(text)
-    if not re.fullmatch(r"\d{1,2}(\.\d+)?%", text) or not float(text[:-1]):
-        raise ValueError(f"expected a number of rows such as 500, or a share such as 10%, not {value!r}")
-    return text
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_and_false_are_a_kind_of_their_own(cls, value: Any, info: ValidationInfo) -> Any:
-        is_flag = cls.model_fields[str(info.field_name)].annotation is bool
-        if isinstance(value, bool) and not is_flag:
-            raise ValueError(f"expected a value other than true or false, not {str(value).lower()}")
-        if is_flag and not isinstance(value, bool):
-            # A text or a number that could be meant as one is more often a slip: in YAML "no" is no boolean, no is.
-            raise ValueError(f"expected true or false, without quotes, not {value!r}")
-        return value
 
 
 class Model(Section):
@@ -119,9 +82,9 @@ class Part(Section):
     """Split, or a part of one: train[:10000], train[10%:20%], train[-500:]."""
     format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion", "text"] = "auto"
     """auto: detected from the columns."""
-    columns: dict[Column, str] = {}
+    columns: dict[Column, str] = Field(default={})
     """Maps the usual column names to the data's own, as in {instruction: question, output: answer}."""
-    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = {}
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(default={})
     """Maps the data's own names of roles, as in {agent: assistant}, to system, user, assistant or tool."""
     prompt: str | None = None
     """What the user says, made of a row's columns: "[{TASK}] {instruction}"; {prompt} is the original text."""
@@ -227,125 +190,6 @@ class Export(Section):
     """llama.cpp's names: f16, q8_0, q4_k_m, ..."""
     imatrix: bool = False
     """Weigh the quants by an importance matrix, computed from the training conversations."""
-
-
-# What may stand in braces in the names of a recipe's hub section.
-PLACEHOLDERS = ("recipe", "run", "r", "n")
-
-
-def check_placeholders(text: str) -> None:
-    """Raises ValueError for a name that cannot be filled in."""
-    try:
-        wanted = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
-    except ValueError as error:
-        raise ValueError(f"{text!r} cannot be filled in: {error}") from None
-    for name, form, conversion in wanted:
-        if name not in PLACEHOLDERS or form or conversion:
-            known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
-            raise ValueError(f"{{{name}}} is nothing that can be filled in; there are {known}")
-
-
-class Hub(Section):
-    """The Hugging Face Hub. In names {recipe}, {run}, {r} (rank) and {n} (training conversations) are filled in."""
-
-    offline: bool = False
-    """Use only what is in the local cache."""
-    repo: str | None = None
-    """Where `ggufy push` sends a run, as user/name."""
-    branch: str = Field(default="main", min_length=1)
-    """Created if it does not exist, for example 3B_QLoRA_N{n}."""
-    private: bool = False
-    """A new repository is created as private."""
-    what: tuple[Literal["adapter", "gguf", "merged"], ...] = Field(default=("adapter", "gguf"), min_length=1)
-    """Which of adapter, gguf and merged are sent."""
-    tag: str | None = None
-    """Tag to set on the commit."""
-    message: str | None = None
-    """The commit's message."""
-    language: tuple[Annotated[str, Field(pattern=r"^([a-z]{2,3}|multilingual|code)$")], ...] = ()
-    """Languages of the data, for the card: en, de, ...; if not given, what the data sets' own cards on the Hub say."""
-    examples: tuple[str, ...] = ()
-    """Questions that a Space offers."""
-    checkpoints: Literal["every_save", "end", "off"] = "off"
-    """Checkpoints go to the branch `checkpoints` in the background: each that is saved, the last one, or none."""
-
-    @field_validator("checkpoints", mode="before")
-    @classmethod
-    def _yaml_reads_off_as_false(cls, value: Any) -> Any:
-        return "off" if value is False else value
-
-    @field_validator("repo", "branch", "tag", "message")
-    @classmethod
-    def _known_placeholders(cls, value: str | None) -> str | None:
-        check_placeholders(value or "")
-        return value
-
-
-class TaskInput(Section):
-    """One field of a task's form."""
-
-    name: str = Field(pattern=r"^[A-Za-z]\w*$")
-    """Name by which the task's prompt refers to it."""
-    label: str = ""
-    """Label above the field; its name if not given."""
-    choices: tuple[str, ...] = ()
-    """A list to choose from, instead of a text."""
-    lines: Annotated[int, Field(ge=1, le=50)] = 1
-    """Height of a text field, in lines."""
-
-
-class Task(Section):
-    """A form that makes one prompt, instead of a chat."""
-
-    title: str = Field(min_length=1)
-    inputs: tuple[TaskInput, ...]
-    """Its fields, each a list item with name, label, and choices or lines."""
-    prompt: str = Field(min_length=1)
-    """What the model is asked, as in training, with the fields in braces: "[{task}] {text}"."""
-    output: Literal["text", "markdown", "cards"] = "markdown"
-    """How the answer is shown; cards: parts between empty lines, each a card whose first line is its front."""
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 512
-    """Longest answer, in tokens."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
-    examples: tuple[dict[str, str], ...] = ()
-    """Fields filled in, to choose from: {topic: Photosynthesis}."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_is_a_template(cls, value: str) -> str:
-        template_fields(value)
-        return value
-
-    @model_validator(mode="after")
-    def _fields_fit(self) -> Task:
-        if not self.inputs:
-            raise ValueError("needs at least one input")
-        names = [one.name for one in self.inputs]
-        if double := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"two inputs have the name {double}")
-        wanted = template_fields(self.prompt)
-        for name in wanted:
-            if name not in names:
-                raise ValueError(f"the prompt names {{{name}}}, and the inputs are {', '.join(names)}")
-        if unused := next((name for name in names if name not in wanted), None):
-            raise ValueError(f"the prompt does not name the input {{{unused}}}")
-        choices = {one.name: one.choices for one in self.inputs if one.choices}
-        for example in self.examples:
-            if example.keys() != set(names):
-                raise ValueError(f"an example fills in {', '.join(example)}, and the inputs are {', '.join(names)}")
-            for name, known in choices.items():
-                if example[name] not in known:
-                    raise ValueError(f"an example has {example[name]!r} for {name}, which is none of its choices")
-        return self
-
-
-class Space(Section):
-    """What a Gradio Space (`ggufy space`) shows."""
-
-    system: str = ""
-    """Its system prompt, which a visitor may change."""
-    task: Task | None = None
-    """A form: title, inputs, prompt, output, max_tokens, temperature, examples."""
 
 
 class Tracking(Section):

@@ -13,7 +13,8 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 
 from ggufy.errors import RecipeError
-from ggufy.recipe.schema import Model, Recipe, Section
+from ggufy.recipe.schema import Model, Recipe
+from ggufy.recipe.section import Section
 from ggufy.recipe.yaml_file import Document, Key
 
 

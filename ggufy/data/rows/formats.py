@@ -12,7 +12,8 @@ from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.data.rows.turns import Turns, check_order, text_of, with_system
 from ggufy.errors import DataError
 from ggufy.model.template import Message
-from ggufy.recipe.schema import Part, template_fields
+from ggufy.recipe.schema import Part
+from ggufy.recipe.section import template_fields
 
 __all__ = ["FORMATS", "BadRow", "Conversation", "Format", "Plain", "Reader", "Sample", "detect"]
 

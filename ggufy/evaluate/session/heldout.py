@@ -19,7 +19,8 @@ from ggufy.evaluate.metrics.texts import HeldOut, Text
 from ggufy.model.template import Message
 from ggufy.model.tool_calls import said
 from ggufy.recipe import recipe
-from ggufy.recipe.schema import Data, template_fields
+from ggufy.recipe.schema import Data
+from ggufy.recipe.section import template_fields
 from ggufy.runs.run import Run
 from ggufy.stages import calibration, provenance
 from ggufy.stages.model_source import ModelSource

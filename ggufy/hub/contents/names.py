@@ -8,7 +8,8 @@ from string import Formatter
 from typing import Any
 
 from ggufy.errors import HubError
-from ggufy.recipe.schema import Recipe, check_placeholders
+from ggufy.recipe.schema import Recipe
+from ggufy.recipe.sharing import check_placeholders
 
 _PART = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 _REF = re.compile(r"[A-Za-z0-9_](?:[\w./+-]*[A-Za-z0-9_+])?", re.ASCII)
