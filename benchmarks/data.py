@@ -1,6 +1,7 @@
 """Preparing conversations for training: trl's own way against ggufy, in turn, on the same file and tokenizer.
 
     python benchmarks/data.py [--conversations 20000] [--rounds 2] [--base FOLDER]
+    python benchmarks/data.py --before CHECKOUT     # against ggufy as it is in another checkout, instead of trl
 
 Both start from a JSON lines file of FineTome-sized conversations and end with token ids on the disk, where only what
 the assistant says is to be trained on. trl's way is its documented one: load_dataset, then SFTTrainer's preparation
@@ -26,7 +27,10 @@ import resource, sys, time
 from datetime import date
 from pathlib import Path
 from ggufy.data import prepare, source
-from ggufy.recipe.schema import Data
+try:
+    from ggufy.recipe.schema import Data
+except ImportError:  # before the rooms
+    from ggufy.recipe import Data
 rows, base, out, count = sys.argv[1:]
 data = Data(source=rows, train_size=int(count))
 begun = time.perf_counter()
@@ -78,11 +82,12 @@ def write(path: Path, count: int) -> None:
             file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
 
 
-def measure(code: str, rows: Path, base: Path, count: int) -> tuple[float, int, int, float]:
+def measure(code: str, rows: Path, base: Path, count: int, checkout: Path) -> tuple[float, int, int, float]:
     """Seconds, tokens, tokens trained on, and the peak memory of the main process in MB."""
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(checkout.resolve())}
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-W", "ignore", "-c", code, str(rows), str(base), out, str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         sys.exit(done.stderr)
     seconds, tokens, trained, memory = done.stdout.split()[-4:]
@@ -94,7 +99,10 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--base", type=Path, help="a folder with a model; the built-in one if not given")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="compare with ggufy as it is there")
     given = parser.parse_args()
+    here = Path(__file__).parents[1]
+    peer = ("before", OURS, given.before) if given.before else ("trl", THEIRS, here)
     base = given.base or tiny.ensure(source.sample_texts())
     count = given.conversations
     with tempfile.TemporaryDirectory() as folder:
@@ -103,16 +111,16 @@ def main() -> None:
         print(f"{count:,} conversations, {rows.stat().st_size / 1e6:,.0f} MB, {os.cpu_count()} cores")
         best: dict[str, float] = {}
         for _ in range(given.rounds):
-            for name, code in (("trl", THEIRS), ("ggufy", OURS)):
-                seconds, tokens, trained, memory = measure(code, rows, base, count)
+            for name, code, checkout in (peer, ("ggufy", OURS, here)):
+                seconds, tokens, trained, memory = measure(code, rows, base, count, checkout)
                 best[name] = min(seconds, best.get(name, seconds))
                 print(
                     f"{name:<6} {seconds:7.1f} s  {count / seconds:8,.0f} conversations/s  "
                     f"{tokens:,} tokens  {trained:,} trained on  {memory:,.0f} MB"
                 )
-        quarter = measure(OURS, rows, base, count // 4)[3]
+        quarter = measure(OURS, rows, base, count // 4, here)[3]
         print(f"ggufy's peak memory for a quarter of them: {quarter:,.0f} MB")
-        print(f"ratio, best of each: {best['trl'] / best['ggufy']:.2f}")
+        print(f"ratio, best of each: {best[peer[0]] / best['ggufy']:.2f}")
 
 
 if __name__ == "__main__":
