@@ -74,17 +74,18 @@ def _answer(
     at = written.find(content)
     if at < 0 or (message.get("tool_calls") and not _has_calls(message, written)):
         raise BadRow(f"{turn}: the chat template leaves out a part of the answer: {_missing(message, written)}")
-    if reasoning := message.get("reasoning_content", "").strip():
-        if reasoning not in written:
-            raise BadRow(f"{turn}: the chat template leaves out the reasoning: {_short(reasoning)}")
-    elif (not content or written[:at].strip()) and render(conversation[:index], False) == before:
+    reasoning = message.get("reasoning_content", "").strip()
+    if reasoning not in written:
+        raise BadRow(f"{turn}: the chat template leaves out the reasoning: {_short(reasoning)}")
+    if (not content or written[:at].strip()) and render(conversation[:index], False) == before:
         # What the template writes before an answer would be left to the model to say.
         raise ModelError(
             f"{where}: the chat template has no generation prompt: with add_generation_prompt it ends as without, "
             f"so the model would be asked without {_short(written[:at] or written)}",
             "end the template with {% if add_generation_prompt %}, then how an answer begins, then {% endif %}",
         )
-    lead = message["content"][: len(message["content"]) - len(message["content"].lstrip(" \t"))]
+    # The indentation of the first line that says something.
+    lead = message["content"][: len(message["content"]) - len(message["content"].lstrip())].rpartition("\n")[2]
     return Answer(
         turn=index + 1,
         start=len(before),
@@ -96,14 +97,29 @@ def _answer(
     )
 
 
-def check_said(conversation: Conversation, text: str) -> None:
-    """Raise BadRow where something that is given to the assistant is not in the text."""
+def check_said(conversation: Conversation, text: str, *, answers_too: bool = False) -> None:
+    """Raise BadRow where something that is given to the assistant, or with `answers_too` what it says, is not there.
+
+    Turns are looked for one after the other; a system text anywhere, as some templates write it into a later turn.
+    """
+    at = 0
     for number, message in enumerate(conversation, 1):
         content = message["content"].strip()
-        if message["role"] == "assistant" or not content or content in text:
+        if not content or (message["role"] == "assistant" and not answers_too):
             continue
-        if message["role"] == "tool" and json.dumps(content, ensure_ascii=False)[1:-1] in text:
-            continue
+        if message["role"] == "system":
+            others = sum(other["content"].count(content) for other in conversation if other is not message)
+            if text.count(content) > others:
+                continue
+        else:
+            found, spelt = text.find(content, at), content
+            if found < 0 and message["role"] == "tool":
+                # Llama 3.2's template writes a result as JSON.
+                spelt = json.dumps(content, ensure_ascii=False)[1:-1]
+                found = text.find(spelt, at)
+            if found >= 0:
+                at = found + len(spelt)
+                continue
         raise BadRow(
             f"turn {number}: the chat template leaves out what the {message['role']} turn says: {_short(content)}"
         )
@@ -147,8 +163,17 @@ def _has_calls(message: Message, written: str) -> bool:
 
 
 def _has_values(call: dict[str, Any], written: str) -> bool:
-    names = call["function"]["arguments"]
-    return all(name in written for name in names)
+    """Whether names and plain values of the arguments are there, as they are or as JSON writes them."""
+
+    def is_there(value: Any) -> bool:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            return True
+        spelt = str(value)
+        as_json = (json.dumps(spelt, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
+        return any(one in written for one in (spelt, *as_json))
+
+    arguments = call["function"]["arguments"]
+    return all(name in written and is_there(value) for name, value in arguments.items())
 
 
 def _moved(

@@ -11,6 +11,7 @@ apart, as the prompt will be when it is asked, and the labels are the completion
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ from typing import Any
 from ggufy.data import labels
 from ggufy.data.files import BadRow
 from ggufy.data.labels import Answer
-from ggufy.data.rows.conversation import Conversation, Plain, Sample
+from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.data.rows.formats import ALPACA_INPUT
 from ggufy.errors import ModelError
 from ggufy.model import stops
@@ -133,13 +134,15 @@ class Tokenizer:
         for number, message in enumerate(conversation, 1):
             for text in labels.texts_of(message):
                 self._refuse_marks(text, f"turn {number}")
+        if conversation.tools:
+            self._refuse_marks(json.dumps(conversation.tools, ensure_ascii=False), "a tool")
         conversation = labels.fit_to(conversation, self.template.text)
         text = self._render(conversation)
-        labels.check_said(conversation, text)
+        labels.check_said(conversation, text, answers_too=self.train_on == "all")
         if self.train_on == "all":
-            ids = list(self.rust.encode(text, add_special_tokens=False).ids)
-            ends = self._last_end(ids)
-            return self._with_bos(ids, list(ids), ends)
+            return self._whole(conversation, text)
+        if all(UNTRAINED in message for message in conversation if message["role"] == "assistant"):
+            raise BadRow("every answer has the weight 0, so there is nothing to learn")
         found = labels.answers(conversation, text, self._render, self.template.where)
         ids, offsets = self._pieces(text, found)
         marked = [IGNORED] * len(ids)
@@ -152,6 +155,20 @@ class Tokenizer:
                 ended.append(end)
                 trimmed += answer.trimmed
         return self._with_bos(ids, marked, ended, trimmed)
+
+    def _whole(self, conversation: Conversation, text: str) -> Example:
+        """A row of which every token is trained on."""
+        if any(UNTRAINED in message for message in conversation):
+            raise BadRow("a turn has the weight 0, and data.train_on is all: set it to responses")
+        encoding = self.rust.encode(text, add_special_tokens=False)
+        ids = list(encoding.ids)
+        ends = [at for at in range(len(ids) - 1, -1, -1) if self.stops(ids[at])][:1]
+        if not ends:
+            answers = [message["content"].strip() for message in conversation if message["role"] == "assistant"]
+            said = text.rfind(answers[-1]) + len(answers[-1])
+            first = bisect_left(encoding.offsets, said, key=itemgetter(0))
+            raise self._endless(text[said:], ids[first:], list(encoding.offsets[first:]), len(text))
+        return self._with_bos(ids, list(ids), ends)
 
     def _render(self, conversation: Conversation, generate: bool = False) -> str:
         try:
@@ -224,10 +241,6 @@ class Tokenizer:
     def stops(self, token: int) -> bool:
         """Whether an answer ends at this token."""
         return token in self.stopping
-
-    def _last_end(self, ids: list[int]) -> list[int]:
-        """Of a row that is trained on as a whole: where its last answer ends."""
-        return [at for at in range(len(ids) - 1, -1, -1) if self.stops(ids[at])][:1]
 
     def cut(self, text: str, budget: int, side: str) -> str:
         """The text, without its end, middle or start where it is longer than so many tokens."""

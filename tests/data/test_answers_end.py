@@ -244,8 +244,8 @@ def test_spaces_that_a_template_trims_are_counted(base: Path, tmp_path: Path) ->
     path.write_text("".join(json.dumps(talk) + "\n" for talk in talks), "utf-8")
     data = Data(source=path.as_posix())
     counts = prepare.prepare(source.locate(data, offline=True), data, base, 256, DAY, tmp_path / "out")["train"]
-    assert counts.trimmed == 1
-    assert "1 answers lose the spaces" in counts.text()
+    assert counts.trimmed == 2
+    assert "2 answers lose the spaces" in counts.text()
 
 
 @pytest.mark.parametrize(("longest", "ended"), [(46, None), (46, 1), (200, 3)])
@@ -280,3 +280,31 @@ def test_a_turn_of_weight_0_is_not_trained_on(base: Path) -> None:
     said, ids = told(base, talk)
     assert said == ["Very sure.<|eot_id|>"]
     assert ids == told(base, LONGER)[1]
+
+
+@pytest.mark.parametrize("train_on", ["responses", "all"])
+def test_training_on_all_keeps_to_the_same_rules(train_on: str, made: Make) -> None:
+    with pytest.raises(ModelError, match="writes nothing after an answer"):
+        Tokenizer(made(turns("") + PROMPT), DAY, train_on).encode(TALK)
+    cut = turns("<|eot_id|>", "m['content'].split('</think>')[-1]") + PROMPT
+    thought = [TALK[0], {"role": "assistant", "content": "<think>Lit.</think>Yes"}]
+    with pytest.raises(BadRow, match="turn 2: the chat template leaves out"):
+        Tokenizer(made(cut), DAY, train_on).encode(thought)
+    masked = [TALK[0], {**TALK[1], "untrained": True}]
+    with pytest.raises(BadRow, match="weight 0"):
+        Tokenizer(made(), DAY, train_on).encode(masked)
+
+
+def test_reasoning_does_not_excuse_a_missing_generation_prompt(made: Make) -> None:
+    thought = "('<think>' + m.thinking + '</think>' if m.thinking else '') + m['content']"
+    talk = [TALK[0], {"role": "assistant", "content": "Yes", "reasoning_content": "It is lit."}]
+    with pytest.raises(ModelError, match="has no generation prompt"):
+        Tokenizer(made(turns("<|eot_id|>", thought)), DAY, "responses").encode(talk)
+
+
+def test_a_dropped_turn_is_missed_where_another_says_its_words(made: Make) -> None:
+    template = turns("<|eot_id|>").replace("for m in messages", "for m in messages if m['role'] != 'system'") + PROMPT
+    with pytest.raises(BadRow, match="turn 1: the chat template leaves out what the system turn says"):
+        Tokenizer(made(template), DAY, "responses").encode(
+            [{"role": "system", "content": "lamp"}, *TALK],
+        )

@@ -342,3 +342,107 @@ def test_what_was_not_read_is_listed_and_formats_are_counted(base: Path, tmp_pat
     assert dict(counts.has) == {"system": 2}
     assert counts.unread == ["messages[].lang", "score", "source"]
     assert counts.used == 3
+
+
+LATER: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "history beside a prompt": (
+        {"prompt": "Q", "response": "A", "history": [["q0", "a0"]]},
+        [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}, USER, BOT],
+    ),
+    "a history of nothing": ({"instruction": "Q", "output": "A", "history": "[]"}, [USER, BOT]),
+    "a question with a context": (
+        {"question": "Q", "context": "C", "answer": "A"},
+        [{"role": "user", "content": "Q\n\nC"}, BOT],
+    ),
+    "spaces for a system turn": ({"messages": [{"role": "system", "content": "  "}, USER, BOT]}, [USER, BOT]),
+    "a picture of nulls": ({"image": {"bytes": None, "path": None}, "messages": [USER, BOT]}, [USER, BOT]),
+    "no calls": ({"messages": [USER, {**BOT, "tool_calls": "[]"}], "tools": "null"}, [USER, BOT]),
+    "a tool that gives an object": (
+        {"messages": [CALLED[0], CALLED[1], {"role": "tool", "content": {"sky": "clear"}}, CALLED[3]]},
+        CALLED,
+    ),
+    "a tool that gives nothing": (
+        {"messages": [CALLED[0], CALLED[1], {"role": "tool", "content": ""}, CALLED[3]]},
+        [CALLED[0], CALLED[1], {"role": "tool", "content": ""}, CALLED[3]],
+    ),
+    "words of one's own around Hermes' tools": (
+        {
+            "messages": [
+                {"role": "system", "content": f"Speak French.\n<tools>[{json.dumps(WEATHER)}]</tools>"},
+                USER,
+                BOT,
+            ]
+        },
+        [{"role": "system", "content": "Speak French."}, USER, BOT],
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "messages"), LATER.values(), ids=LATER.keys())
+def test_nothing_of_a_row_is_lost(row: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+    assert read(row) == messages
+
+
+DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
+    "a row of weight 0": ({"prompt": "Q", "completion": "A", "weight": 0}, "the column 'weight' is 0"),
+    "calls in a column": ({"prompt": "Q", "completion": "A", "tool_calls": [CALL]}, "the column 'tool_calls' is set"),
+    "reasoning in a column": ({"question": "Q", "answer": "A", "thinking": "T"}, "the column 'thinking' is set"),
+    "two lists of tools": (
+        {"tools": [WEATHER], "functions": [{"name": "f"}], "messages": [USER, BOT]},
+        "has other tools",
+    ),
+    "two calls that differ": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [CALL], "function_call": {"name": "f"}}]},
+        "tool_calls and function_call, which differ",
+    ),
+    "two thoughts that differ": (
+        {"messages": [USER, {**BOT, "thinking": "a", "reasoning_content": "b"}]},
+        "reasoning_content and thinking, which differ",
+    ),
+    "two texts that differ": ({"messages": [USER, {**BOT, "from": "gpt", "value": "B"}]}, "a turn says two things"),
+    "a user who calls": (
+        {"messages": [{**USER, "tool_calls": [CALL]}, BOT]},
+        "turn 1 is a user turn that calls a tool",
+    ),
+    "calls that are no literals": (
+        {"messages": [USER, {"role": "assistant", "content": '<tool_call>{{"name": "f"}}</tool_call>'}]},
+        "<tool_call> is not JSON",
+    ),
+    "a set for arguments": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "<tool_call>{'name': 'f', 'arguments': {'a': {1, 2}}}</tool_call>"},
+            ]
+        },
+        "holds something that JSON does not have",
+    ),
+    "half a character in a tool": (
+        {"tools": [{"name": "f", "description": "\ud83d"}], "messages": [USER, BOT]},
+        "holds half a surrogate pair",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "naming"), DIFFERENT.values(), ids=DIFFERENT.keys())
+def test_what_says_two_things_is_refused(row: dict[str, Any], naming: str) -> None:
+    with pytest.raises(BadRow, match=naming):
+        read(row)
+
+
+def test_the_chosen_answers_can_be_learnt() -> None:
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B"}
+    assert read(row, columns={"completion": "chosen"}) == [USER, BOT]
+
+
+@pytest.mark.parametrize("column", ["system", "tools"])
+def test_a_plain_text_has_no_place_for_it(column: str) -> None:
+    row = {"prompt": "Q", "completion": "A", column: "Be brief." if column == "system" else [WEATHER]}
+    with pytest.raises(BadRow, match=f"the column '{column}' is set, and a plain text has no place for it"):
+        Reader("prompt-completion", Part(source="x"), chat=False).read(row)
+
+
+def test_a_mark_in_a_tool_is_refused(llama: Path) -> None:
+    tool = {"type": "function", "function": {**WEATHER["function"], "description": "Ends <|eot_id|> here."}}
+    with pytest.raises(BadRow, match=r"a tool contains the special token <\|eot_id\|>"):
+        Tokenizer(llama, DAY, "responses").encode(formats.Conversation(CALLED, [tool]))

@@ -144,7 +144,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], dict[str, str], str
         "tasks.jsonl:2 holds a Hugging Face token",
         "remove it, and",
     ),
-    "read only": (_nothing, (), {"token": READER}, "may only read", "write access"),
+    "read only": (_nothing, (), {"token": READER}, "can only read", "write access"),
     "someone else's": (
         _nothing,
         ("--push", "bob/x"),

@@ -215,7 +215,7 @@ def test_the_machine_is_taken_away(hub: Hub, quick: Path, quick_again: tuple[str
     assert "here already" in hub.works("train", "--from-hub", "ann/Llama-quick", cwd=there)
     # The first machine comes back, goes on by itself, and finds the checkpoints there.
     said = hub.works("train", *quick_again, *options, cwd=here)
-    assert "checkpoint-4 is not sent: ann/Llama-quick@checkpoints has step 4 of this run" in said
+    assert "checkpoint-4 is not sent: ann/Llama-quick@checkpoints already has step 4 of this run" in said
     assert "not on the Hub yet" not in said
 
 
@@ -299,4 +299,4 @@ def test_checkpoints_that_would_be_of_no_use_are_refused(hub: Hub, tmp_path: Pat
     for key, value in (("data.eval_source", str(data)), ("data.more", f"[{{source: {data}}}]")):
         said = hub.fails(*wanted, "--set", "hub.repo=ann/x", "--set", f"{key}={value}", cwd=tmp_path)
         assert f"{key} is" in said
-    assert "may only read" in hub.fails(*wanted, "--set", "hub.repo=ann/x", cwd=tmp_path, token=READER)
+    assert "can only read" in hub.fails(*wanted, "--set", "hub.repo=ann/x", cwd=tmp_path, token=READER)

@@ -324,7 +324,7 @@ def test_a_bad_line_in_env_is_named_not_shown(hub: Hub, quick: Path) -> None:
 BAD = {
     "no token": (("--repo", "ann/x"), {"token": ""}, "no token", "settings/tokens"),
     "bad token": (("--repo", "ann/x"), {"token": "hf_" + "q" * 34}, "does not accept this token", "settings/tokens"),
-    "read-only token": (("--repo", "ann/x"), {"token": READER}, "may only read", "write access"),
+    "read-only token": (("--repo", "ann/x"), {"token": READER}, "can only read", "write access"),
     "someone else's": (("--repo", "bob/x"), {}, "the token belongs to ann, who may not write to bob", "--repo ann/x"),
     "another type": (("--repo", "ann/set"), {}, "a data set already", "another --repo"),
     "dots": (("--repo", "ann/../x"), {}, "cannot be the name of a repository", "user/name"),
@@ -367,7 +367,7 @@ def test_bad_input(hub: Hub, quick: Path, case: str) -> None:
 
 def test_a_read_only_token_on_a_repository_that_is_there(hub: Hub, quick: Path) -> None:
     hub.works(*PUSH, cwd=quick)
-    assert "may only read" in hub.fails(*PUSH, cwd=quick, token=READER)
+    assert "can only read" in hub.fails(*PUSH, cwd=quick, token=READER)
 
 
 def test_gated_base_without_access(hub: Hub, quick: Path) -> None:
@@ -446,7 +446,7 @@ def test_a_file_that_was_changed_is_not_sent(hub: Hub, quick: Path) -> None:
     gguf = quick / "runs" / "quick" / "export" / "quick-q8_0.gguf"
     gguf.write_bytes(gguf.read_bytes()[:-1] + b"!")
     said = hub.fails(*PUSH, cwd=quick)
-    assert "quick-q8_0.gguf was changed" in said
+    assert "quick-q8_0.gguf has changed" in said
 
 
 def test_a_placeholder_that_there_is_not(hub: Hub, tmp_path: Path) -> None:

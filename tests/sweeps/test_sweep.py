@@ -201,7 +201,7 @@ def test_what_is_wrong_with_the_machine_stops_the_sweep(tmp_path: Path, fails: F
         ({"sampler": "tpe", "ranges": ["lora.dropout=0..0.5:log"]}, "must begin above 0", ""),
         ({"sampler": "tpe", "ranges": ["lora.alpha=0.5..3:int"]}, "must be whole numbers", ""),
         ({"sampler": "tpe", "ranges": ["train.schedule=1..2"]}, "train.schedule", ""),
-        ({"sampler": "tpe", "ranges": ["train.packing=0..1"]}, "is no number", "--grid train.packing"),
+        ({"sampler": "tpe", "ranges": ["train.packing=0..1"]}, "is not a number", "--grid train.packing"),
         ({"prune": True}, "--prune needs the held-out loss", "eval.steps"),
         ({"name": "a/b"}, "'a/b' cannot be the name", ""),
         ({"storage": "sqlite://"}, "lost at the end of this process", "name a file"),

@@ -97,5 +97,5 @@ def test_a_step_that_cannot_be_shared_is_refused() -> None:
 def test_more_gpus_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(TrainError, match=r"train\.gpus is 2, and there are 1 GPUs here"):
+    with pytest.raises(TrainError, match=r"train\.gpus is 2, but there are 1 GPUs here"):
         distributed.check(recipe.load("tiny", ["train.gpus=2"]))

@@ -131,7 +131,7 @@ def test_verify_one_file(quick: Path, run: Run) -> None:
     """Where it lies in a run it is compared with what that was trained to; elsewhere with nothing."""
     done = run("verify", "runs/quick/export/quick-q8_0.gguf", "--no-logits", cwd=quick)
     assert done.stdout == (
-        "runs/quick/export/quick-q8_0.gguf: as it was made\n"
+        "runs/quick/export/quick-q8_0.gguf: unchanged since it was made\n"
         "quick-q8_0.gguf: 39 tensors valid, loads in llama.cpp, 15 probe texts tokenized as the base does, "
         "126 rows of weights as merged; 3 of 3 answers to training prompts stop\n"
     )

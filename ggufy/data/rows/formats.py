@@ -26,6 +26,8 @@ _SYSTEM = ("system", "system_prompt")
 _TOOLS = ("tools", "functions")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _PREFERENCES = ("chosen", "rejected")
+_OF_TURNS = ("tool_calls", "function_call", "reasoning_content", "thinking")
+_WEIGHTS = ("weight", "train")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Reader:
         self._fit(row)
         self._refuse_meaning(row)
         sample = self.form.convert(row, self)
-        if not isinstance(sample, Plain):
+        if isinstance(sample, Plain):
+            self._refuse_around(row)
+        else:
             sample = self._around(row, sample)
         self._note_unread(row)
         return sample
@@ -91,12 +95,24 @@ class Reader:
 
     def _refuse_meaning(self, row: Row) -> None:
         """Raises BadRow for a column that says what the row is, and that nothing here can do justice to."""
-        if lost := next((name for name in _MEDIA if row.get(name) and name not in self.fields), None):
+        own = {*self.fields, *self.names.values()}
+        if lost := next((name for name in _MEDIA if _is_set(row.get(name)) and name not in own), None):
             raise BadRow(f"the column {lost!r} is set, and this model reads text only")
-        if all(row.get(name) is not None for name in _PREFERENCES):
+        if lost := next((name for name in _OF_TURNS if _is_set(row.get(name)) and name not in own), None):
+            raise BadRow(f"the column {lost!r} is set; it is read as a key of a turn, in `messages`")
+        weights = {name: row[name] for name in _WEIGHTS if row.get(name) not in (None, 1, "") and name not in own}
+        if weights:
+            name, value = next(iter(weights.items()))
+            raise BadRow(f"the column {name!r} is {value!r}; weights are read as keys of turns, in `messages`")
+        if all(row.get(name) is not None for name in _PREFERENCES) and not own & set(_PREFERENCES):
             raise BadRow("the row is a preference (chosen and rejected), which supervised training does not learn from")
         if isinstance(row.get("label"), bool) and "label" not in self.fields:
             raise BadRow("the row is a rated completion (label is true or false); only good ones are to be learnt")
+
+    def _refuse_around(self, row: Row) -> None:
+        for name in (*_SYSTEM, *_TOOLS):
+            if _is_set(row.get(name)) and name not in self.fields and name not in self.names.values():
+                raise BadRow(f"the column {name!r} is set, and a plain text has no place for it")
 
     def _around(self, row: Row, sample: list[Message]) -> Conversation:
         """With the system text and the tools that columns of the row hold."""
@@ -106,8 +122,9 @@ class Reader:
                 found = with_system(found, text_of(system, f"the column {name!r}", needed=False))
         for name in _TOOLS:
             listed = tools.of_column(row.get(name), f"the column {name!r}") if row.get(name) is not None else None
-            if listed and found.tools is None:
-                found.tools = listed
+            if listed and found.tools not in (None, listed):
+                raise BadRow(f"the column {name!r} has other tools than the row names elsewhere")
+            found.tools = found.tools or listed
         return found
 
     def _note_unread(self, row: Row) -> None:
@@ -208,14 +225,16 @@ def _matching(columns: Iterable[str], names: Mapping[str, str], form: str) -> tu
         if all(names.get(column, column) in there for column in FORMATS[name].columns):
             return name, dict(names)
     plain = {column.lower(): column for column in there}
+    fitting: list[tuple[str, dict[str, str]]] = []
     for name in wanted:
         for others in ({column: column for column in FORMATS[name].columns}, *FORMATS[name].other_names):
             # A column that the recipe names itself is not looked for under another name.
             if all(column in names or other in plain for column, other in others.items()):
                 found = {column: plain[other] for column, other in others.items() if column not in names}
                 further = {column: plain[column] for column in FORMATS[name].may if column in plain}
-                return name, {**further, **found, **names}
-    return None
+                fitting.append((name, {**further, **found, **names}))
+    # The one that reads the most columns, and of equals the first.
+    return max(fitting, key=lambda one: len(one[1]), default=None)
 
 
 def names_of(columns: Iterable[str], part: Part, form: str) -> dict[str, str]:
@@ -253,7 +272,7 @@ def _history(row: Row) -> list[Message]:
     """The turns before an Alpaca row's instruction, each a pair of question and answer, which are trained on too."""
     found: list[Message] = []
     value = row.get("history")
-    if value is None:
+    if value in (None, "", "[]", "null"):
         return found
     if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         raise BadRow("the column 'history' is a list of pairs of question and answer")
@@ -268,7 +287,10 @@ def _prompt_completion(row: Row, reader: Reader) -> Sample:
     if isinstance(given, list) and isinstance(told, list):
         return _conversational(given, told, reader)
     prompt, completion = reader.asked(row, reader.text(row, "prompt")), reader.text(row, "completion")
-    return Conversation(_exchange(prompt, completion)) if reader.chat else Plain(prompt, completion)
+    before = _history(row)
+    if reader.chat or before:
+        return Conversation([*before, *_exchange(prompt, completion)])
+    return Plain(prompt, completion)
 
 
 def _conversational(given: list[Any], told: list[Any], reader: Reader) -> Conversation:
@@ -293,6 +315,7 @@ FORMATS: dict[str, Format] = {
         _prompt_completion,
         '{"prompt": "...", "completion": "..."}',
         ({"prompt": "question", "completion": "answer"}, {"prompt": "prompt", "completion": "response"}),
+        ("history",),
     ),
     "alpaca": Format(
         ("instruction", "output"),
@@ -301,11 +324,20 @@ FORMATS: dict[str, Format] = {
         (
             {"instruction": "instruction", "output": "response", "input": "context"},
             {"instruction": "instruction", "output": "response"},
+            {"instruction": "question", "output": "answer", "input": "context"},
+            {"instruction": "question", "output": "answer", "input": "input"},
         ),
         ("input", "history"),
     ),
     "text": Format(("text",), _plain_text, '{"text": "..."}'),
 }
+
+
+def _is_set(value: Any) -> bool:
+    """Whether a column holds something: not null, empty, or a struct that a joined table left without values."""
+    return (
+        any(map(_is_set, value.values())) if isinstance(value, Mapping) else value is not None and value not in ("", [])
+    )
 
 
 def _exchange(prompt: str, answer: str) -> list[Message]:

@@ -16,8 +16,7 @@ from ggufy.data.files import BadRow
 _HERMES_CALL = re.compile(r"\s*<tool_call>\s*(.*?)\s*</tool_call>\s*", re.DOTALL)
 _HERMES_RESULT = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
 _HERMES_TOOLS = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
-# Glaive, as published and as ShareGPT rows made of it.
-_GLAIVE_CALL = re.compile(r"\s*<functioncall>\s*(.*?)\s*$", re.DOTALL)
+_HERMES_WORDS = re.compile(r"<tool_call>|function calling AI model|function signatures")
 
 
 def of_column(value: Any, where: str) -> list[Any] | None:
@@ -28,6 +27,8 @@ def of_column(value: Any, where: str) -> list[Any] | None:
         if not value.strip():
             return None
         value = _json(value, where)
+    if value is None:
+        return None
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
@@ -36,8 +37,8 @@ def of_column(value: Any, where: str) -> list[Any] | None:
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:
-    tool = _json(tool, where) if isinstance(tool, str) else tool
-    tool = _without_nulls(tool)
+    # What is JSON has only the nulls that somebody wrote.
+    tool = _json(tool, where) if isinstance(tool, str) else _without_nulls(tool)
     if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
         function, rest = tool["function"], tool
     else:
@@ -48,6 +49,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
         function = {**function, "parameters": _json(function["parameters"], f"{where}: parameters")}
     if rest.get("type", "function") != "function":
         raise BadRow(f"{where} is of the type {rest['type']!r}; only functions can be called")
+    _check_text(function, where)
     return {"type": "function", "function": function}
 
 
@@ -56,13 +58,13 @@ def calls(value: Any, where: str) -> list[dict[str, Any]]:
     value = _json(value, where) if isinstance(value, str) else value
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list) or not value:
-        raise BadRow(f"{where} is {type(value).__name__}, not a list of calls")
+        raise BadRow(f"{where} is {'empty' if value == [] else type(value).__name__}, not a list of calls")
     return [_call(one, f"{where} {number}" if len(value) > 1 else where) for number, one in enumerate(value, 1)]
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
     call = _json(call, where) if isinstance(call, str) else call
-    function = call.get("function", call) if isinstance(call, dict) else None
+    function = (call.get("function") or call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow(f'{where} names no function; a call is {{"name": ..., "arguments": {{...}}}}')
     given: Any = next(
@@ -71,8 +73,10 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     arguments = _json(given, f"{where}: arguments") if isinstance(given, str) and given.strip() else given or {}
     if not isinstance(arguments, dict):
         raise BadRow(f"{where}: arguments are {type(arguments).__name__}, not an object")
-    # What Arrow has filled in: the arguments that other calls have.
-    arguments = {key: value for key, value in arguments.items() if value is not None}
+    if not isinstance(given, str):
+        # What Arrow has filled in: the arguments that other calls have.
+        arguments = {key: value for key, value in arguments.items() if value is not None}
+    _check_text(arguments, f"{where}: arguments")
     made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
 
@@ -92,26 +96,30 @@ def in_text(text: str, where: str) -> tuple[str, list[dict[str, Any]]]:
 
 def result(text: str) -> str:
     """What a tool gave back, without Hermes' marks around it."""
-    match = _HERMES_RESULT.fullmatch(text)
-    return match[1] if match else text
+    found = _HERMES_RESULT.findall(text)
+    return "\n".join(found) if found and not _HERMES_RESULT.sub("", text).strip() else text
 
 
 def in_system(text: str) -> tuple[str, list[Any] | None]:
     """A system turn without the tools that Hermes writes into it, and these tools."""
-    match = _HERMES_TOOLS.search(text)
-    if match is None:
-        return text, None
-    lines = match[1].strip()
-    try:
-        found = json.loads(lines)
-    except ValueError:
+    # The instructions around them name the marks too, with nothing between.
+    for match in _HERMES_TOOLS.finditer(text):
+        lines = match[1].strip()
         try:
-            found = [json.loads(line) for line in lines.splitlines() if line.strip()]
+            found = json.loads(lines)
         except ValueError:
-            return text, None
-    listed = found if isinstance(found, list) else [found]
-    # The instructions around them say how Hermes calls; the template says how this model does.
-    return "", [_tool(tool, f"<tools>: tool {number}") for number, tool in enumerate(listed, 1)]
+            try:
+                found = [json.loads(line) for line in lines.splitlines() if line.strip()]
+            except ValueError:
+                continue
+        listed = found if isinstance(found, list) else [found]
+        if not listed:
+            continue
+        rest = f"{text[: match.start()]}{text[match.end() :]}".strip()
+        # Hermes' own words say how Hermes calls; the template says how this model does. Anybody else's stay.
+        own = "" if _HERMES_WORDS.search(rest) else rest
+        return own, [_tool(tool, f"<tools>: tool {number}") for number, tool in enumerate(listed, 1)]
+    return text, None
 
 
 def _json(text: Any, where: str) -> Any:
@@ -126,8 +134,18 @@ def _json(text: Any, where: str) -> Any:
 
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise BadRow(f"{where} is not JSON: {text.strip()[:60]!r}") from None
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Raises BadRow for what a template could not write as JSON, or a tokenizer not read."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        lone = isinstance(error, UnicodeEncodeError)
+        reason = "half a surrogate pair, which is not a character" if lone else "something that JSON does not have"
+        raise BadRow(f"{where} holds {reason}") from None
 
 
 def _without_nulls(value: Any) -> Any:

@@ -104,17 +104,22 @@ class Turns:
         if lost := next((key for key in _MEDIA if turn.get(key)), None):
             raise BadRow(f"{where} has {lost!r}, and this model reads text only")
         said = turn.get(keys[1])
+        called = _one_of(turn, _CALLS, where)
+        reasoning = _one_of(turn, _REASONING, where)
+        if role not in ("assistant", "call") and (called is not None or reasoning is not None):
+            what = "calls a tool" if called is not None else "has reasoning"
+            raise BadRow(f"{where} is a {role} turn that {what}; only the assistant does")
         if role == "call":
-            return self._marked(
-                {"role": "assistant", "content": "", "tool_calls": tools.calls(said, where)}, turn, where
-            )
-        called = next((turn[key] for key in _CALLS if turn.get(key)), None)
-        if role == "system" and (said is None or said in ("", [])):
-            return None
-        if said is None and called is not None:
+            message: Message = {"role": "assistant", "content": "", "tool_calls": tools.calls(said, where)}
+            return self._marked(_with_reasoning(message, reasoning, where), turn, where)
+        if said is None and (called is not None or role == "system"):
             said = ""
-        text = text_of(said, where, needed=called is None)
-        message: Message = {"role": role, "content": text}
+        if role == "tool" and isinstance(said, dict | list) and not _is_parts(said):
+            said = json.dumps(said, ensure_ascii=False)
+        text = text_of(said, where, needed=called is None and role not in ("system", "tool"))
+        if role == "system" and not text.strip():
+            return None
+        message = {"role": role, "content": text}
         if role == "tool":
             message["content"] = tools.result(text)
             message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
@@ -123,9 +128,7 @@ class Turns:
             message["content"], written = tools.in_text(text, where)
             if made or written:
                 message["tool_calls"] = [*made, *written]
-            if reasoning := next((turn[key] for key in _REASONING if turn.get(key)), None):
-                message["reasoning_content"] = text_of(reasoning, f"{where}: the reasoning")
-        return self._marked(message, turn, where)
+        return self._marked(_with_reasoning(message, reasoning, where), turn, where)
 
     def _keys(self, turn: Any) -> tuple[str, str] | None:
         """The keys of role and text: the recipe's, the format's, or the other's, as many files mix the two.
@@ -136,6 +139,9 @@ class Turns:
             return None
         pairs = (self.keys,) if self.keys else (self.usual, *PAIRS)
         held = [keys for keys in pairs if turn.get(keys[0]) is not None and keys[1] in turn]
+        texts = [turn[keys[1]] for keys in held if turn[keys[1]] is not None]
+        if any(text != texts[0] for text in texts):
+            raise BadRow("a turn says two things, under the keys of two formats")
         called = [keys for keys in pairs if turn.get(keys[0]) is not None and any(turn.get(key) for key in _CALLS)]
         return next((keys for keys in held if turn[keys[1]] is not None), next(iter([*held, *called]), None))
 
@@ -152,6 +158,25 @@ class Turns:
             if not weight:
                 message[UNTRAINED] = True
         return message
+
+
+def _one_of(turn: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
+    """What one of these keys holds, None where none is set. Raises BadRow where two differ."""
+    held = {name: turn[name] for name in names if turn.get(name) and turn[name] != "[]"}
+    values = list(held.values())
+    if any(value != values[0] for value in values):
+        raise BadRow(f"{where} has {' and '.join(held)}, which differ")
+    return values[0] if values else None
+
+
+def _with_reasoning(message: Message, reasoning: Any, where: str) -> Message:
+    if reasoning is not None:
+        message["reasoning_content"] = text_of(reasoning, f"{where}: the reasoning")
+    return message
+
+
+def _is_parts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and "type" in part for part in value)
 
 
 def text_of(value: Any, what: str, *, needed: bool = True) -> str:
