@@ -54,7 +54,7 @@ def find(name: str, folder: Path, subset: str | None) -> Folder:
     folder = folder.expanduser().resolve()
     if by_split := saved(name, folder):
         return Folder(by_split)
-    there = {path for path in _walk(folder) if _is_data(path)}
+    there = {path for path in _walk(folder, also_private=True) if _is_data(path)}
     splits = _by_datasets(name, folder, subset, lambda _: True)
     kinds_read = {path for paths in splits.values() for path in paths if files.is_known(path) or _is_packed(path)}
     if len(kinds_read) < sum(map(len, splits.values())) and any(map(files.is_known, there)):
@@ -139,18 +139,20 @@ def check_kind(name: str, folder: Path, path: Path) -> None:
     )
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files but hidden ones, as datasets sees them."""
+def _walk(folder: Path, *, also_private: bool = False) -> Iterator[Path]:
+    """All files but hidden ones, as datasets sees them; with `also_private` those of folders such as __old too."""
     for place, inner, names in os.walk(folder, followlinks=True):
-        inner[:] = sorted(one for one in inner if not one.startswith((".", "__")))
+        hidden = (".", "__pycache__", "__MACOSX") if also_private else (".", "__")
+        inner[:] = sorted(one for one in inner if not one.startswith(hidden))
         yield from (Path(place) / one for one in sorted(names) if not one.startswith("."))
 
 
 def _is_data(path: Path) -> bool:
+    """Whether a file may hold rows: of the kinds that are read all but JSON about the rows, whatever their names."""
     stem = path.name.partition(".")[0].lower()
-    return not (
-        path.name in _NO_DATA or stem in _NO_DATA_STEMS or path.suffix.lower() in _NO_DATA_KINDS or stem.startswith("_")
-    )
+    if path.suffix == ".json" and (path.name in _NO_DATA or stem in _NO_DATA_STEMS):
+        return not _is_about(path)
+    return files.is_known(path) or not (stem in _NO_DATA_STEMS or path.suffix.lower() in _NO_DATA_KINDS)
 
 
 def _is_packed(path: Path) -> bool:

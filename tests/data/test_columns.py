@@ -446,3 +446,18 @@ def test_a_mark_in_a_tool_is_refused(llama: Path) -> None:
     tool = {"type": "function", "function": {**WEATHER["function"], "description": "Ends <|eot_id|> here."}}
     with pytest.raises(BadRow, match=r"a tool contains the special token <\|eot_id\|>"):
         Tokenizer(llama, DAY, "responses").encode(formats.Conversation(CALLED, [tool]))
+
+
+def test_the_format_of_a_row_does_not_depend_on_the_rows_before() -> None:
+    both = {
+        "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}],
+        "instruction": "q",
+        "output": "a",
+    }
+    only = {"conversations": both["conversations"], "instruction": None, "output": None}
+    for rows in ([both], [only, both], [both, only, both]):
+        reader = Reader("alpaca", Part(source="x"))
+        assert [reader.read(row) for row in rows][-1] == [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+        ]

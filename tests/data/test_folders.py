@@ -265,3 +265,18 @@ def test_the_stage_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
         stage._say_unread(source.locate(Data(source=folder.as_posix()), offline=True))
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "not read: more.jsonl (named for no split)" in caplog.records[0].getMessage()
+
+
+def test_no_name_hides_rows(tmp_path: Path) -> None:
+    """The datasets library passes over some of these; then they are named."""
+    train = files(tmp_path / "set", train_jsonl=2)
+    for name in ("_part2.jsonl", "changelog.jsonl", "notice.csv", "__old/b.jsonl"):
+        path = train / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(
+            "instruction,output\nq,a\n" if name.endswith("csv") else '{"instruction": "q", "output": "a"}\n', "utf-8"
+        )
+    (train / "config.json").write_text('[{"instruction": "q", "output": "a"}]', "utf-8")
+    (train / "metadata.json").write_text('{"license": "mit"}', "utf-8")
+    (train / "LICENSE").write_text("mit", "utf-8")
+    assert left_out(train).keys() == {"_part2.jsonl", "changelog.jsonl", "notice.csv", "__old/b.jsonl", "config.json"}

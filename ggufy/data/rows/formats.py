@@ -61,6 +61,8 @@ class Reader:
         self.unread: set[str] = set()
         """Columns, and keys of turns, that were set in a row and are not read."""
         self._seen: set[tuple[str, ...]] = set()
+        self._source_form = form
+        self._known: dict[tuple[str, ...], tuple[str, dict[str, str]] | None] = {}
         self._take(form, self.own)
 
     def _take(self, form: str, names: Mapping[str, str]) -> None:
@@ -81,12 +83,18 @@ class Reader:
         return sample
 
     def _fit(self, row: Row) -> None:
-        """Read this row in its own format, where tables were joined and each row has the columns of one of them."""
+        """Read this row in its own format, where tables were joined and each row has the columns of one of them.
+
+        That of the source comes first, whatever the rows before were, so that nothing depends on their order.
+        """
+        self._take(self._source_form, self.own)
         if all(row.get(self.name(ours)) is not None for ours in self.form.columns):
             return
         if self.part is not None:
-            there = [column for column, value in row.items() if value is not None]
-            if found := _matching(there, self.own, self.part.format):
+            there = tuple(column for column, value in row.items() if value is not None)
+            if there not in self._known:
+                self._known[there] = _matching(there, self.own, self.part.format)
+            if found := self._known[there]:
                 self._take(*found)
                 return
         for ours in self.form.columns:
