@@ -162,7 +162,7 @@ def test_answers_that_do_not_stop_or_stop_at_once(
     endless: list[list[int]] = []
     while len(endless) < 3:
         prompt = rng.integers(0, 700, 12).tolist()
-        if oracle.tokens(prompt, 32) is None and oracle.tokens(prompt, 16) is None:
+        if oracle.tokens(prompt, 64) is None:
             endless.append(prompt)
     put(taught_run, [row(prompt, [60, 61, 62, *eot]) for prompt in endless])
     text, warning = verified(light_run, taught)
@@ -181,8 +181,7 @@ def test_answers_that_do_not_stop_or_stop_at_once(
     put(taught_run, [row(empty, eot)])
     assert verified(light_run, taught) == ("; 1 of 1 answers to training prompts stops", "")
     # One that was as long as is waited for has not done anything wrong.
-    endless_long = next(prompt for prompt in endless if oracle.tokens(prompt, 64) is None)
-    put(taught_run, [row(endless_long, [60] * 50 + eot)])
+    put(taught_run, [row(endless[0], [60] * 50 + eot)])
     text, warning = verified(light_run, taught)
     assert (text, warning) == ("; 0 of 1 answers to training prompts stop, 1 was not waited for", "")
 
