@@ -29,7 +29,7 @@ _MODULES = (
     "errors.py",
     *("chat/__init__.py", "chat/conversation.py", "chat/model.py", "chat/prompts.py", "chat/session.py"),
     "chat/threads.py",
-    *("llamacpp/evaluate_gguf.py", "llamacpp/gguf_reader.py", "llamacpp/graph.py"),
+    *("llamacpp/evaluate_gguf.py", "llamacpp/gguf_reader.py", "llamacpp/graph.py", "llamacpp/greedy.py"),
     "llamacpp/library.py",
     "model/template.py",
     *("system/interrupts.py", "system/machine.py", "system/user_folders.py"),

@@ -183,5 +183,7 @@ def test_what_must_not_leave(hub: Hub, work: Path, case: str) -> None:
 
 def test_words_with_hyphens_are_no_keys_and_rows_may_name_folders(hub: Hub, work: Path) -> None:
     page = "https://example.org/sk-hn-what-are-your-favourite-books-of-2020-and-before-that"
-    (work / "tasks.jsonl").write_text(_row("ask", page, f"desk-With-A-Very-Long-Name-Of-2020-And-More, {work}/x"))
+    long = _row("ask", page, f"desk-With-A-Very-Long-Name-Of-2020-And-More, {work}/x")
+    # One that keeps its end: data of which none does is refused.
+    (work / "tasks.jsonl").write_text(long + _row("ask", "Who?", "Me."))
     hub.works(*PUSH, cwd=work)

@@ -332,8 +332,8 @@ BAD = {
     "branch with dots": (("--repo", "ann/x", "--branch", "a/../b"), {}, "name of a branch", "letters"),
     "no repository": ((), {}, "no repository to push to", "--repo"),
     "no merged": (("--repo", "ann/x", "--what", "merged"), {}, "no merged files yet", "--merged"),
-    "an unknown placeholder": (("--repo", "ann/x", "--message", "{rows}"), {}, "{rows} is nothing", "doubled"),
-    "half a placeholder": (("--repo", "ann/x", "--branch", "N{n"), {}, "cannot be filled in", "doubled"),
+    "an unknown placeholder": (("--repo", "ann/x", "--message", "{rows}"), {}, "{rows} is nothing", "double it"),
+    "half a placeholder": (("--repo", "ann/x", "--branch", "N{n"), {}, "cannot be filled in", "double it"),
     "public already": (("--repo", "ann/open", "--private"), {}, "ann/open already exists and is public", "settings"),
     "a key in the message": (("--repo", "ann/x", "--message", ANN), {}, "the commit's message holds", "remove it, and"),
     "a token that is none": (
@@ -446,7 +446,7 @@ def test_a_file_that_was_changed_is_not_sent(hub: Hub, quick: Path) -> None:
     gguf = quick / "runs" / "quick" / "export" / "quick-q8_0.gguf"
     gguf.write_bytes(gguf.read_bytes()[:-1] + b"!")
     said = hub.fails(*PUSH, cwd=quick)
-    assert "quick-q8_0.gguf has changed" in said
+    assert "quick-q8_0.gguf has been changed" in said
 
 
 def test_a_placeholder_that_there_is_not(hub: Hub, tmp_path: Path) -> None:
