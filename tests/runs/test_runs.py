@@ -102,7 +102,7 @@ def _flip(path: Path) -> None:
         ("run.json", lambda path: path.write_text("[1]"), "does not describe a ggufy run"),
         ("run.json", lambda path: path.write_text('{"recipe": {"lora": {"r": 0}}}'), "lora.r"),
         ("run.json", lambda path: path.write_text('{"recipe": 7}'), ""),
-        ("adapter/adapter_model.safetensors", Path.unlink, "adapter_model.safetensors was removed"),
+        ("adapter/adapter_model.safetensors", Path.unlink, "adapter_model.safetensors has been removed"),
         ("export/quick-q8_0.gguf", _cut, "quick-q8_0.gguf has been changed"),
         ("export/quick-q8_0.gguf", _flip, "quick-q8_0.gguf has been changed"),
         ("metrics.jsonl", lambda path: path.write_bytes(b"\xff\xfe\n\x00\n\x01\n"), "metrics.jsonl cannot be read"),
