@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ def open_at(url: str) -> optuna.storages.RDBStorage:
     options: Mapping[str, Any] = {"pool_pre_ping": True}
     if url.startswith("sqlite"):
         options = {"connect_args": {"timeout": 60}}
+        _make_whole(url, options)
     for attempt in range(3):
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=dict(options))
@@ -40,6 +43,28 @@ def open_at(url: str) -> optuna.storages.RDBStorage:
                 raise
             time.sleep(0.5)
     raise AssertionError
+
+
+def _make_whole(url: str, options: Mapping[str, Any]) -> None:
+    """Make an SQLite file with all its tables and indices at once, where there is none.
+
+    SQLite commits each table and index alone. A process killed between `studies` and its unique index leaves a file
+    that takes a name twice, and nothing makes up for an index that is missing beside a table.
+    """
+    import optuna
+    from sqlalchemy.engine import make_url
+
+    database = make_url(url).database
+    if database in (None, "", ":memory:") or str(database).startswith("file:") or os.path.lexists(str(database)):
+        return
+    path = Path(str(database))
+    # Without hard links, or in a folder that cannot be written to: opening it goes on as ever, and says what is wrong.
+    with suppress(OSError), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        at = make_url(url).set(database=whole.as_posix()).render_as_string(hide_password=False)
+        optuna.storages.RDBStorage(at, engine_kwargs=dict(options)).engine.dispose()
+        # Of two that begin at once, the first makes it.
+        os.link(whole, path)
 
 
 def masked(url: str) -> str:

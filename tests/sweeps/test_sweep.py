@@ -21,7 +21,7 @@ import yaml
 from ggufy import pipeline
 from ggufy.errors import GgufyError, RunError, SweepError
 from ggufy.recipe import recipe
-from ggufy.sweeps import definition, report, sampler, sweep, work
+from ggufy.sweeps import definition, report, sampler, storage, sweep, work
 from ggufy.sweeps.study import Study
 from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, OPEN, PRUNED
 
@@ -528,3 +528,35 @@ def test_a_best_value_at_the_end_of_the_grid_is_named(tmp_path: Path, monkeypatc
         study.finish(claim, DONE, 100.0 - claim.trial.point["lora.r"] + abs(claim.trial.point["lora.dropout"] - 0.1))
     said = [line for line in report.lines(report.result(study)) if "there may be" in line]
     assert said == ["the best lora.r is the highest tried, 32: there may be better ones beyond"]
+
+
+def test_a_storage_whose_making_was_killed_takes_no_name_twice(tmp_path: Path) -> None:
+    """Killed at each statement that makes a table or an index; SQLite keeps those before it."""
+    killed = """
+import os, sqlite3, sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from ggufy.sweeps import storage
+left = int(sys.argv[2])
+
+@event.listens_for(Engine, "before_cursor_execute")
+def before(connection, cursor, statement, *rest):
+    global left
+    left -= statement.lstrip().startswith("CREATE")
+    if left < 0:
+        os._exit(9)
+
+storage.open_at(f"sqlite:///{sys.argv[1]}")
+"""
+    import optuna
+
+    ends = []
+    for number in (0, 1, 2, 3, 99):
+        path = tmp_path / f"{number}.db"
+        ends.append(subprocess.run([sys.executable, "-c", killed, str(path), str(number)]).returncode)
+        for _ in range(2):
+            opened = storage.open_at(f"sqlite:///{path}")
+            optuna.create_study(storage=opened, study_name="one", load_if_exists=True)
+        assert len(opened.get_all_studies()) == 1
+    assert ends[0] == 9
+    assert ends[-1] == 0
