@@ -20,7 +20,7 @@ from ggufy.data.checks import overlap
 from ggufy.data.counts import Counts
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
-from ggufy.data.rows import formats
+from ggufy.data.rows import detect
 from ggufy.data.source import Source
 from ggufy.data.work import Outcome, Plan, Result, Worker
 from ggufy.errors import DataError, MissingExtra
@@ -119,7 +119,7 @@ def format_of(source: Source, part: Any, data: Data) -> str:
             row = files.parse(item)
             if not isinstance(row, dict):
                 raise BadRow(f"a row is an object with columns, not {type(row).__name__}")
-            return formats.detect(row, part, where(number))
+            return detect.detect(row, part, where(number))
         except BadRow as problem:
             first = first or _bad(where(number), str(problem))
         except DataError as error:

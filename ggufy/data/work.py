@@ -15,7 +15,7 @@ from ggufy.data.budget import Budget
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
 from ggufy.data.rows.conversation import Plain, Sample
-from ggufy.data.rows.formats import Reader
+from ggufy.data.rows.reader import Reader
 from ggufy.data.tokenize import IGNORED, Example, Tokenizer
 from ggufy.recipe.schema import Data, Part
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data import source, tokenize
-from ggufy.data.rows import formats
-from ggufy.data.rows.formats import BadRow
+from ggufy.data.files import BadRow
+from ggufy.data.rows.detect import detect
+from ggufy.data.rows.reader import Reader
 from ggufy.errors import ExportError, MissingExtra
 from ggufy.recipe.schema import Data
 from ggufy.stages.model_source import ModelSource
@@ -117,8 +118,8 @@ def _conversations(file: Path, base: Path, day: date) -> Iterator[list[int]]:
     reader = None
     for where, row in source.locate(data, offline=True).rows():
         if reader is None:
-            form = formats.detect(row if isinstance(row, dict) else (), data, where)
-            reader = formats.Reader(form, chat=tokenizer.chat)
+            form = detect(row if isinstance(row, dict) else (), data, where)
+            reader = Reader(form, chat=tokenizer.chat)
         try:
             yield tokenizer.encode(reader.read(row)).input_ids
         except BadRow as problem:

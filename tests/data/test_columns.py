@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 
 from ggufy.data import prepare, source
 from ggufy.data.files import BadRow
-from ggufy.data.rows import formats
-from ggufy.data.rows.formats import Reader
+from ggufy.data.rows.conversation import Conversation, Sample
+from ggufy.data.rows.detect import detect
+from ggufy.data.rows.reader import Reader
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import DataError
 from ggufy.model import tiny
@@ -57,9 +58,9 @@ def llama(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read(row: dict[str, Any], **part: Any) -> formats.Sample:
+def read(row: dict[str, Any], **part: Any) -> Sample:
     settings = Part(source="x", **part)
-    form = formats.detect([name for name, value in row.items() if value is not None], settings, "x:1")
+    form = detect([name for name, value in row.items() if value is not None], settings, "x:1")
     return Reader(form, settings).read(row)
 
 
@@ -223,7 +224,7 @@ TOOLS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("row", TOOLS.values(), ids=TOOLS.keys())
 def test_calls_are_rendered_as_transformers_does_and_trained_on(row: dict[str, Any], llama: Path) -> None:
     sample = read(row)
-    assert isinstance(sample, formats.Conversation)
+    assert isinstance(sample, Conversation)
     assert sample.tools == [WEATHER]
     theirs = AutoTokenizer.from_pretrained(llama)
     expected = theirs.apply_chat_template(CALLED, tools=[WEATHER], date_string="07 Mar 2026")["input_ids"]
@@ -235,7 +236,7 @@ def test_calls_are_rendered_as_transformers_does_and_trained_on(row: dict[str, A
 
 
 def test_several_calls_in_a_turn_are_refused_by_this_template(llama: Path) -> None:
-    talk = formats.Conversation([CALLED[0], {**CALLED[1], "tool_calls": [CALL, CALL]}, *CALLED[2:]], [WEATHER])
+    talk = Conversation([CALLED[0], {**CALLED[1], "tool_calls": [CALL, CALL]}, *CALLED[2:]], [WEATHER])
     with pytest.raises(BadRow, match="only supports single tool-calls at once"):
         Tokenizer(llama, DAY, "responses").encode(talk)
 
@@ -249,7 +250,7 @@ def test_several_calls_in_a_turn_are_refused_by_this_template(llama: Path) -> No
 )
 def test_tools_without_a_place_for_them_are_refused(messages: Any, tools: Any, naming: str, base: Path) -> None:
     with pytest.raises(BadRow, match=naming):
-        Tokenizer(base, DAY, "responses").encode(formats.Conversation(messages, tools))
+        Tokenizer(base, DAY, "responses").encode(Conversation(messages, tools))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -311,9 +312,9 @@ def test_pictures_that_are_not_there_are_no_reason_to_refuse() -> None:
 
 def test_preferences_are_named_where_nothing_else_is_there() -> None:
     with pytest.raises(DataError, match="these are preferences"):
-        formats.detect(["prompt", "chosen", "rejected"], Part(source="x"), "x:1")
+        detect(["prompt", "chosen", "rejected"], Part(source="x"), "x:1")
     chosen = Part(source="x", columns={"completion": "chosen"})
-    assert formats.detect(["prompt", "chosen", "rejected"], chosen, "x:1") == "prompt-completion"
+    assert detect(["prompt", "chosen", "rejected"], chosen, "x:1") == "prompt-completion"
 
 
 def test_roles_can_be_mapped() -> None:
@@ -445,7 +446,7 @@ def test_a_plain_text_has_no_place_for_it(column: str) -> None:
 def test_a_mark_in_a_tool_is_refused(llama: Path) -> None:
     tool = {"type": "function", "function": {**WEATHER["function"], "description": "Ends <|eot_id|> here."}}
     with pytest.raises(BadRow, match=r"a tool contains the special token <\|eot_id\|>"):
-        Tokenizer(llama, DAY, "responses").encode(formats.Conversation(CALLED, [tool]))
+        Tokenizer(llama, DAY, "responses").encode(Conversation(CALLED, [tool]))
 
 
 def test_the_format_of_a_row_does_not_depend_on_the_rows_before() -> None:

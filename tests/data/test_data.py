@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from ggufy.data import prepare, source
-from ggufy.data.rows import formats
-from ggufy.data.rows.formats import BadRow
+from ggufy.data.files import BadRow
+from ggufy.data.rows.reader import Reader
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import DataError
 from ggufy.model import tiny
@@ -31,7 +31,7 @@ def base() -> Path:
 @pytest.fixture(scope="module")
 def samples() -> list[list[Message]]:
     rows = source.Source(source.BUILTIN, "", source.samples_file()).rows()
-    return [formats.Reader("sharegpt").read(row) for _, row in rows]
+    return [Reader("sharegpt").read(row) for _, row in rows]
 
 
 def test_the_samples_are_varied(samples: list[list[Message]]) -> None:
@@ -59,7 +59,7 @@ def test_the_samples_with_tools_are_varied_and_rendered_as_transformers_does(bas
     folder = Path(shutil.copytree(base, tmp_path / "base"))
     shutil.copy(template, folder / "chat_template.jinja")
     ours, theirs = Tokenizer(folder, DAY, "responses"), AutoTokenizer.from_pretrained(folder)
-    reader = formats.Reader("messages")
+    reader = Reader("messages")
     rows = [row for _, row in source.Source(source.TOOLS, "", source.samples_file(source.TOOLS)).rows()]
     kinds, called = Counter[str](), set()
     for row in rows:
@@ -155,7 +155,7 @@ def test_a_template_with_a_line_break_after_the_turn_is_not_trained_on_it(base: 
 )
 def test_a_bad_row_says_what_is_wrong(turns: object, problem: str) -> None:
     with pytest.raises(BadRow, match=problem):
-        formats.Reader("sharegpt").read({"conversations": turns})
+        Reader("sharegpt").read({"conversations": turns})
 
 
 def settings(path: Path, **values: object) -> Data:

@@ -10,8 +10,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from ggufy.data import source
-from ggufy.data.rows import formats
-from ggufy.data.rows.formats import BadRow, Plain, Reader
+from ggufy.data.files import BadRow
+from ggufy.data.rows.conversation import Plain, Sample
+from ggufy.data.rows.detect import detect
+from ggufy.data.rows.reader import Reader
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import DataError, RecipeError
 from ggufy.model import tiny
@@ -40,7 +42,7 @@ def plain_base(chat_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def told(tokenizer: Tokenizer, sample: formats.Sample) -> tuple[str, str]:
+def told(tokenizer: Tokenizer, sample: Sample) -> tuple[str, str]:
     """What a sample becomes as text, and what of it is trained on."""
     example = tokenizer.encode(sample)
     return tokenizer.decode(example.input_ids), tokenizer.decode([n for n in example.labels if n != IGNORED])
@@ -142,12 +144,12 @@ def test_plain_text_is_trained_on_whole(chat_base: Path) -> None:
     ],
 )
 def test_the_format_is_told_from_the_columns(columns: set[str], form: str) -> None:
-    assert formats.detect(columns, Part(source="x"), "x:1") == form
+    assert detect(columns, Part(source="x"), "x:1") == form
 
 
 def test_a_named_format_and_odd_names() -> None:
     part = Part(source="x", format="alpaca", columns={"instruction": "Q", "output": "A"})
-    assert formats.detect({"Q", "A", "messages"}, part, "x:1") == "alpaca"
+    assert detect({"Q", "A", "messages"}, part, "x:1") == "alpaca"
     assert Reader("alpaca", part).read({"Q": "a?", "A": "b."}) == [
         {"role": "user", "content": "a?"},
         {"role": "assistant", "content": "b."},
@@ -155,14 +157,14 @@ def test_a_named_format_and_odd_names() -> None:
     with pytest.raises(BadRow, match="the column 'Q' is int, not a string"):
         Reader("alpaca", part).read({"Q": 3, "A": "b."})
     with pytest.raises(DataError, match=r"x:1: data\.columns names 'Q', which is not a column; the columns are A, B"):
-        formats.detect(["A", "B"], part, "x:1")
+        detect(["A", "B"], part, "x:1")
     with pytest.raises(DataError, match=r"x:1: not in the format text, which needs 'text': the columns are A, Q"):
-        formats.detect(["Q", "A"], part.model_copy(update={"format": "text"}), "x:1")
+        detect(["Q", "A"], part.model_copy(update={"format": "text"}), "x:1")
 
 
 def test_odd_names_inside_turns() -> None:
     part = Part(source="x", columns={"messages": "dialogue", "role": "speaker", "content": "said"})
-    assert formats.detect({"dialogue"}, part, "x:1") == "messages"
+    assert detect({"dialogue"}, part, "x:1") == "messages"
     row = {"dialogue": [{"speaker": "human", "said": "a?"}, {"speaker": "gpt", "said": "b."}]}
     assert [turn["content"] for turn in Reader("messages", part).read(row)] == ["a?", "b."]  # type: ignore[index]
 

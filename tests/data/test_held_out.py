@@ -13,7 +13,7 @@ import pytest
 
 from ggufy.data import prepare, source
 from ggufy.data.counts import Counts
-from ggufy.data.rows.formats import Plain
+from ggufy.data.rows.conversation import Plain
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import DataError, RecipeError
 from ggufy.recipe import recipe

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from ggufy.data import source
-from ggufy.data.rows.formats import Sample
+from ggufy.data.rows.conversation import Sample
 from ggufy.data.tokenize import Tokenizer
 from ggufy.errors import EvalError
 from ggufy.evaluate.metrics import measure, rows

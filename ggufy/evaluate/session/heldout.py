@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ggufy.data import prepare, source
+from ggufy.data.files import BadRow
 from ggufy.data.rows.conversation import Conversation
-from ggufy.data.rows.formats import BadRow, Reader
+from ggufy.data.rows.reader import Reader
 from ggufy.data.tokenize import Tokenizer
 from ggufy.data.work import Worker
 from ggufy.errors import DataError, EvalError, MissingExtra
