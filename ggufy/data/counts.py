@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,11 @@ from ggufy.data.work import Outcome
 _ABSURD = 10
 # So that the report of the same rows stays the same, which is a part of what a training is of.
 _LATER = ("repeated", "trained_on_too")
+
+
+def not_read(splits: Iterable[Counts]) -> list[str]:
+    """Columns, and keys of turns, that are set in some row of these splits and are not read."""
+    return sorted({name for counts in splits for name in counts.unread})
 
 
 @dataclass

@@ -68,7 +68,8 @@ def planned(source: Source, data: Data, base: Path, max_length: int, day: date) 
     """All sources of a recipe, that of what is held out last, and how their rows are read."""
     apart = [] if source.held_out is None else [source.held_out]
     sources = [source, *source.more, *apart]
-    parts = zip(sources, (data, *data.more, *(data for _ in apart)), strict=True)
+    held_out = (data.model_copy(update={"source": one.name}) for one in apart)
+    parts = zip(sources, (data, *data.more, *held_out), strict=True)
     return sources, Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
 
 

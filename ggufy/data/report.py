@@ -13,7 +13,7 @@ from typing import Any
 from ggufy.data import prepare
 from ggufy.data.checks import unread
 from ggufy.data.checks.unread import Unread
-from ggufy.data.counts import Counts
+from ggufy.data.counts import Counts, not_read
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
 from ggufy.data.rows.conversation import Conversation
@@ -58,7 +58,7 @@ class Report:
     @property
     def columns_not_read(self) -> list[str]:
         """Columns, and keys of turns, that are set in some row and are not read."""
-        return sorted({name for counts in self.splits.values() for name in counts.unread})
+        return not_read(self.splits.values())
 
     @property
     def lengths(self) -> Counter[int]:

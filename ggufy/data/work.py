@@ -108,7 +108,9 @@ class Worker:
             result.outcomes.append(outcome)
             if outcome.refused or (outcome.problem and self.plan.data.on_bad_row == "error"):
                 break
-        result.unread = set().union(*(reader.unread for reader in self.readers))
+        # What ggufy's own samples say beside their turns is known.
+        theirs = (reader for reader, (part, _) in zip(self.readers, self.plan.parts, strict=True) if not _own(part))
+        result.unread = set().union(*(reader.unread for reader in theirs))
         return result
 
     def sample(self, row: Row) -> Sample:
@@ -175,6 +177,11 @@ class Worker:
             ids, label = example.input_ids[-longest:], example.labels[-1]
             pieces[-1] = Example(ids, [*[IGNORED] * (len(ids) - 1), label])
         return pieces
+
+
+def _own(part: Part) -> bool:
+    """Whether the rows are ggufy's own samples."""
+    return part.source.startswith("builtin:")
 
 
 def _predicts(part: Example) -> bool:

@@ -21,9 +21,23 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-# The names by which formats know columns, and the two keys of a turn.
+# The names by which formats know columns, the two keys of a turn, and what may stand beside a format.
 Column = Literal[
-    "conversations", "messages", "instruction", "input", "output", "prompt", "completion", "text", "role", "content"
+    "conversations",
+    "messages",
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "text",
+    "role",
+    "content",
+    "system",
+    "system_prompt",
+    "tools",
+    "functions",
+    "history",
 ]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufy.data import prepare, source
 from ggufy.data.checks import unread
+from ggufy.data.counts import not_read
 from ggufy.data.source import Source
 from ggufy.hub import dataset, push
 from ggufy.model import bases
@@ -52,6 +53,8 @@ def of_run(
         report = prepare.prepare(rows, wanted.data, base.path, wanted.model.max_length, day, places["data"])
         for name, counts in report.items():
             log.info("%s: %s", name, counts.text())
+        if columns := not_read(report.values()):
+            log.info("not read: columns %s", ", ".join(columns))
 
     return this.make({"data": inputs}, build, force=True)["data"]
 

@@ -58,10 +58,13 @@ def llama(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read(row: dict[str, Any], **part: Any) -> Sample:
+def reader_of(row: dict[str, Any], **part: Any) -> Reader:
     settings = Part(source="x", **part)
-    form = detect([name for name, value in row.items() if value is not None], settings, "x:1")
-    return Reader(form, settings).read(row)
+    return Reader(detect([name for name, value in row.items() if value is not None], settings, "x:1"), settings)
+
+
+def read(row: dict[str, Any], **part: Any) -> Sample:
+    return reader_of(row, **part).read(row)
 
 
 ROWS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
@@ -270,6 +273,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"the row is a preference \(chosen and rejected\)",
     ),
     "a rated completion": ({"prompt": "Q", "completion": "A", "label": False}, "the row is a rated completion"),
+    "a completion rated 0": ({"prompt": "Q", "completion": "A", "label": 0}, r"a bad one \(label is 0\)"),
+    "a completion rated in CSV": ({"prompt": "Q", "completion": "A", "label": "False"}, r"\(label is 'False'\)"),
+    "a completion rated in pandas": ({"question": "Q", "answer": "A", "label": 0.0}, r"\(label is 0.0\)"),
+    "a completion of turns rated": ({"prompt": [USER], "completion": [BOT], "label": 0}, r"\(label is 0\)"),
+    "turns that are rated": ({"messages": [USER, BOT], "label": False}, r"\(label is False\)"),
+    "a rating by LLaMA-Factory": ({"instruction": "Q", "output": "A", "kto_tag": False}, r"\(kto_tag is False\)"),
+    "tools in a turn": ({"messages": [{**SYSTEM, "tools": [WEATHER]}, USER, BOT]}, "turn 1 has 'tools'; they are read"),
+    "history beside turns": (
+        {"prompt": [USER], "completion": [BOT], "history": [["q", "a"]]},
+        "the column 'history' is set, and so is a prompt",
+    ),
+    "a call that is another one": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Q"},
+                {"from": "function_call", "value": '{"name": "f"}', "tool_calls": [CALL]},
+            ]
+        },
+        "turn 2 calls two things",
+    ),
     "half a weight": ({"messages": [USER, {**BOT, "weight": 0.5}]}, "turn 2: weight is 0.5; 0 or false"),
     "two system texts": (
         {"system": "Be kind.", "messages": [SYSTEM, USER, BOT]},
@@ -343,6 +366,127 @@ def test_what_was_not_read_is_listed_and_formats_are_counted(base: Path, tmp_pat
     assert dict(counts.has) == {"system": 2}
     assert counts.unread == ["messages[].lang", "score", "source"]
     assert counts.used == 3
+
+
+READ_OR_LISTED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a quality": ({"messages": [USER, BOT], "score": 4.5}, ["score"]),
+    "a good answer": ({"prompt": "Q", "completion": "A", "label": True}, ["label"]),
+    "a good answer, as a number": ({"prompt": "Q", "completion": "A", "label": 1}, ["label"]),
+    "the number of a class": ({"prompt": "Q", "completion": "A", "label": 2}, ["label"]),
+    "the number of a class beside a text": ({"text": "T", "label": 0}, ["label"]),
+    "the number of a class beside an instruction": ({"instruction": "Q", "output": "A", "label": 0}, ["label"]),
+    "an empty column": ({"messages": [USER, BOT], "images": [], "note": "", "tags": None}, []),
+    "a user's name": ({"messages": [{**USER, "name": "Ann"}, BOT]}, ["messages[].name"]),
+    "an assistant's name": ({"messages": [USER, {**BOT, "name": "Bob"}]}, ["messages[].name"]),
+    "a tool's name": (
+        {"messages": [CALLED[0], CALLED[1], {**CALLED[2], "name": "weather", "tool_call_id": "c1"}, CALLED[3]]},
+        [],
+    ),
+    "a number of a call": (
+        {"messages": [CALLED[0], CALLED[1], {**CALLED[2], "tool_call_id": 1}, CALLED[3]]},
+        ["messages[].tool_call_id"],
+    ),
+    "a user's turn to be learnt": ({"messages": [{**USER, "weight": 1}, BOT]}, ["messages[].weight"]),
+    "a user's turn not to be learnt": ({"messages": [{**USER, "weight": 0}, {**BOT, "weight": 1}]}, []),
+    "no calls of a user": ({"messages": [{**USER, "tool_calls": [], "thinking": ""}, BOT]}, []),
+    "keys of ShareGPT": (
+        {"conversations": [{"from": "human", "value": "Q", "lang": "en"}, {"from": "gpt", "value": "A", "ok": False}]},
+        ["conversations[].lang", "conversations[].ok"],
+    ),
+    "turns as JSON": ({"messages": json.dumps([{**USER, "lang": "en"}, BOT])}, ["messages[].lang"]),
+    "turns by key": (
+        {"messages": {"role": ["user", "assistant"], "content": ["Q", "A"], "lang": ["en", None]}},
+        ["messages[].lang"],
+    ),
+    "turns in prompt and completion": (
+        {"prompt": [{**USER, "lang": "en"}], "completion": [{**BOT, "model": "m"}]},
+        ["completion[].model", "prompt[].lang"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "listed"), READ_OR_LISTED.values(), ids=READ_OR_LISTED.keys())
+def test_what_is_set_and_not_read_is_listed(row: dict[str, Any], listed: list[str]) -> None:
+    reader = reader_of(row)
+    reader.read(row)
+    assert sorted(reader.unread) == listed
+
+
+MAPPED: dict[str, tuple[dict[str, Any], dict[str, str], list[dict[str, Any]], list[str]]] = {
+    "system": ({"persona": "Be brief.", "instruction": "Q", "output": "A"}, {"system": "persona"}, [SYSTEM, USER, BOT], []),
+    "system of turns": ({"persona": "Be brief.", "messages": [USER, BOT]}, {"system": "persona"}, [SYSTEM, USER, BOT], []),
+    "system of another name than it has": (
+        {"persona": "Be brief.", "system": "cli-7", "messages": [USER, BOT]},
+        {"system": "persona"},
+        [SYSTEM, USER, BOT],
+        ["system"],
+    ),
+    "system_prompt": (
+        {"persona": "Be brief.", "prompt": "Q", "completion": "A"},
+        {"system_prompt": "persona"},
+        [SYSTEM, USER, BOT],
+        [],
+    ),
+    "history": (
+        {"before": [["q0", "a0"]], "prompt": "Q", "response": "A"},
+        {"history": "before"},
+        [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}, USER, BOT],
+        [],
+    ),
+    "input": (
+        {"instruction": "Q", "given": "C", "output": "A"},
+        {"input": "given"},
+        [{"role": "user", "content": "Q\n\nC"}, BOT],
+        [],
+    ),
+    "input where there is none": (
+        {"prompt": "Q", "given": "C", "completion": "A"},
+        {"input": "given"},
+        [USER, BOT],
+        ["given"],
+    ),
+    "a system text that is not set": ({"persona": "", "messages": [USER, BOT]}, {"system": "persona"}, [USER, BOT], []),
+}
+
+
+@pytest.mark.parametrize(("row", "columns", "messages", "listed"), MAPPED.values(), ids=MAPPED.keys())
+def test_columns_beside_a_format_can_be_mapped(
+    row: dict[str, Any], columns: Any, messages: list[dict[str, Any]], listed: list[str]
+) -> None:
+    reader = reader_of(row, columns=columns)
+    assert reader.read(row) == messages
+    assert sorted(reader.unread) == listed
+
+
+def test_tools_can_be_mapped() -> None:
+    found = read({"apis": json.dumps([WEATHER]), "messages": CALLED}, columns={"tools": "apis"})
+    assert isinstance(found, Conversation)
+    assert found.tools == [WEATHER]
+
+
+def test_a_mapped_system_text_has_no_place_in_a_plain_text() -> None:
+    with pytest.raises(BadRow, match="the column 'persona' is set, and a plain text has no place for it"):
+        read({"text": "T", "persona": "Be brief."}, columns={"system": "persona"})
+
+
+def test_a_column_in_capitals_is_read_beside_others_in_capitals() -> None:
+    assert read({"System": "Be brief.", "Instruction": "Q", "Output": "A"}) == [SYSTEM, USER, BOT]
+
+
+def test_a_prompt_of_turns_is_made_as_others_are() -> None:
+    row = {"prompt": [SYSTEM, USER], "completion": [BOT], "TASK": "sum"}
+    assert read(row, prompt="[{TASK}] {prompt}") == [SYSTEM, {**USER, "content": "[sum] Q"}, BOT]
+
+
+def test_a_training_says_what_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [{**USER, "lang": "en"}, BOT], "score": 4.5, "source": "web"}) + "\n", "utf-8")
+    for name, said in ((path.as_posix(), ["not read: columns messages[].lang, score, source"]), (source.BUILTIN, [])):
+        wanted = ggufy.Recipe.load("tiny").replace(**{"data.source": name, "data.train_size": 1})
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "ggufy"):
+            prepared(wanted, tmp_path / "run")
+        assert [line for line in caplog.messages if line.startswith("not read")] == said
 
 
 LATER: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {

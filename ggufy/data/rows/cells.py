@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ggufy.data.files import BadRow
+from ggufy.data.rows.conversation import Conversation
 from ggufy.data.rows.turns import Turns, text_of
 from ggufy.recipe.schema import Part
 from ggufy.recipe.section import template_fields
@@ -27,11 +28,30 @@ class Cells:
         """The names that the recipe gives."""
         self.names = self.own
         """Those of the row that is read: beside the recipe's the ones that were found in it."""
+        self.used: frozenset[str] = frozenset()
+        """The columns that the format of the row reads, and those that the prompt is made of."""
+        self.unread: set[str] = set()
+        """Keys of turns that were set in a row and are not read."""
         roles = dict(part.roles) if part else {}
         self.turns = {
             "sharegpt": Turns(("from", "value"), self.own, roles),
             "messages": Turns(("role", "content"), self.own, roles),
         }
+
+    def used_of(self, columns: Iterable[str], names: Mapping[str, str]) -> frozenset[str]:
+        """What `used` is, of a format with these columns under these names."""
+        # These two are what the user says, whatever columns are called so (see `asked`).
+        made_of = set(self.fields) - {"prompt", "instruction"}
+        return frozenset(names.get(ours, ours) for ours in (*columns, *made_of))
+
+    def conversation(self, form: str, columns: Row) -> Conversation:
+        """The turns that these columns hold, one after the other; keys of them that are not read are noted."""
+        turns = self.turns[form]
+        listed = {column: turns.listed(value) for column, value in columns.items()}
+        found = turns.read([turn for value in listed.values() for turn in value])
+        for column, value in listed.items():
+            self.unread.update(f"{column}[].{key}" for key in turns.unread(value))
+        return found
 
     def name(self, ours: str) -> str:
         """What this source calls a column."""

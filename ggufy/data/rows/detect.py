@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ggufy.data.rows.beside import SYSTEM, TOOLS
 from ggufy.data.rows.formats import FORMATS
 from ggufy.errors import DataError
 from ggufy.recipe.schema import Part
@@ -58,7 +59,8 @@ def matching(columns: Iterable[str], names: Mapping[str, str], form: str) -> tup
             # A column that the recipe names itself is not looked for under another name.
             if all(column in names or other in plain for column, other in others.items()):
                 found = {column: plain[other] for column, other in others.items() if column not in names}
-                further = {column: plain[column] for column in FORMATS[name].may if column in plain}
+                may = (*FORMATS[name].may, *SYSTEM, *TOOLS)
+                further = {column: plain[column] for column in may if column in plain}
                 fitting.append((name, {**further, **found, **names}))
     # The one that reads the most columns, and of equals the first.
     return max(fitting, key=lambda one: len(one[1]), default=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ggufy.data.files import BadRow
 from ggufy.data.rows.cells import Cells, Row
@@ -37,7 +36,11 @@ def _messages(row: Row, cells: Cells) -> Sample:
 
 
 def _turns(row: Row, cells: Cells, form: str, column: str) -> Conversation:
-    conversation = cells.turns[form].read(row[cells.name(column)])
+    name = cells.name(column)
+    return _with_prompt(row, cells, cells.conversation(form, {name: row[name]}))
+
+
+def _with_prompt(row: Row, cells: Cells, conversation: Conversation) -> Conversation:
     first = next(message for message in conversation if message["role"] == "user")
     first["content"] = cells.asked(row, first["content"])
     return conversation
@@ -49,42 +52,45 @@ def _alpaca(row: Row, cells: Cells) -> Sample:
     if given.strip():
         usual += ("\n\n" if cells.chat else ALPACA_INPUT) + given
     asked = cells.asked(row, usual, alone=alone, given=given)
-    return Conversation([*_history(row), *_exchange(asked, cells.text(row, "output"))])
+    return Conversation([*_history(row, cells), *_exchange(asked, cells.text(row, "output"))])
 
 
-def _history(row: Row) -> list[Message]:
+def _history(row: Row, cells: Cells) -> list[Message]:
     """The turns before an Alpaca row's instruction, each a pair of question and answer, which are trained on too."""
     found: list[Message] = []
-    value = row.get("history")
+    name = cells.name("history")
+    value = row.get(name)
     if value in (None, "", "[]", "null"):
         return found
     if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
-        raise BadRow("the column 'history' is a list of pairs of question and answer")
+        raise BadRow(f"the column {name!r} is a list of pairs of question and answer")
     for number, (question, answer) in enumerate(value, 1):
-        where = f"the column 'history', pair {number}"
+        where = f"the column {name!r}, pair {number}"
         found += _exchange(text_of(question, where), text_of(answer, where))
     return found
 
 
 def _prompt_completion(row: Row, cells: Cells) -> Sample:
-    given, told = row[cells.name("prompt")], row[cells.name("completion")]
-    if isinstance(given, list) and isinstance(told, list):
-        return _conversational(given, told, cells)
+    if all(isinstance(row[cells.name(ours)], list) for ours in ("prompt", "completion")):
+        return _conversational(row, cells)
     prompt, completion = cells.asked(row, cells.text(row, "prompt")), cells.text(row, "completion")
-    before = _history(row)
+    before = _history(row, cells)
     if cells.chat or before:
         return Conversation([*before, *_exchange(prompt, completion)])
     return Plain(prompt, completion)
 
 
-def _conversational(given: list[Any], told: list[Any], cells: Cells) -> Conversation:
+def _conversational(row: Row, cells: Cells) -> Conversation:
     """A prompt and a completion that are turns: of these only the completion is trained on (as in trl)."""
-    found = cells.turns["messages"].read([*given, *told])
-    for message in found[: len(found) - len(told)]:
+    if _history(row, cells):
+        raise BadRow(f"the column {cells.name('history')!r} is set, and so is a prompt that holds what came before")
+    given, told = cells.name("prompt"), cells.name("completion")
+    found = cells.conversation("messages", {given: row[given], told: row[told]})
+    for message in found[: len(found) - len(row[told])]:
         if message["role"] == "assistant":
             message[UNTRAINED] = True
     check_order(found)
-    return found
+    return _with_prompt(row, cells, found)
 
 
 def _plain_text(row: Row, cells: Cells) -> Sample:

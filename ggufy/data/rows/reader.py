@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ggufy.data.files import BadRow
 from ggufy.data.rows import beside
@@ -11,7 +11,16 @@ from ggufy.data.rows.cells import Cells, Row
 from ggufy.data.rows.conversation import Plain, Sample
 from ggufy.data.rows.detect import matching
 from ggufy.data.rows.formats import FORMATS
+from ggufy.data.rows.turns import is_set
 from ggufy.recipe.schema import Part
+
+
+class _View(NamedTuple):
+    """How some rows of a source are read: in which format, under which names, from which columns."""
+
+    form: str
+    names: dict[str, str]
+    used: frozenset[str]
 
 
 class Reader:
@@ -25,19 +34,24 @@ class Reader:
         self.unread: set[str] = set()
         """Columns, and keys of turns, that were set in a row and are not read."""
         self._seen: set[tuple[str, ...]] = set()
-        self._source_form = form
-        self._known: dict[tuple[str, ...], tuple[str, dict[str, str]] | None] = {}
-        self._take(form, self.cells.own)
+        self._usual = self._view(form, self.cells.own)
+        self._known: dict[tuple[str, ...], _View | None] = {}
+        self._take(self._usual)
 
-    def _take(self, form: str, names: Mapping[str, str]) -> None:
-        self.name_of_form, self.form, self.cells.names = form, FORMATS[form], dict(names)
+    def _view(self, form: str, names: dict[str, str]) -> _View:
+        columns = (*FORMATS[form].columns, *FORMATS[form].may)
+        return _View(form, names, self.cells.used_of(columns, names))
+
+    def _take(self, view: _View) -> None:
+        self.name_of_form, self.form = view.form, FORMATS[view.form]
+        self.cells.names, self.cells.used = view.names, view.used
 
     def read(self, row: Any) -> Sample:
         """Raises BadRow."""
         if not isinstance(row, Mapping):
             raise BadRow(f"a row is an object with columns, not {type(row).__name__}")
         self._fit(row)
-        beside.refuse_meaning(row, self.cells)
+        beside.refuse_meaning(row, self.cells, self.name_of_form)
         sample = self.form.convert(row, self.cells)
         if isinstance(sample, Plain):
             beside.refuse_around(row, self.cells)
@@ -51,39 +65,30 @@ class Reader:
 
         That of the source comes first, whatever the rows before were, so that nothing depends on their order.
         """
-        self._take(self._source_form, self.cells.own)
+        self._take(self._usual)
         if all(row.get(self.cells.name(ours)) is not None for ours in self.form.columns):
             return
         if self.part is not None:
             there = tuple(column for column, value in row.items() if value is not None)
             if there not in self._known:
-                self._known[there] = matching(there, self.cells.own, self.part.format)
-            if found := self._known[there]:
-                self._take(*found)
+                found = matching(there, self.cells.own, self.part.format)
+                self._known[there] = self._view(*found) if found else None
+            if view := self._known[there]:
+                self._take(view)
                 return
         for ours in self.form.columns:
             if self.cells.name(ours) not in row:
                 raise BadRow(f"no column {self.cells.name(ours)!r}, unlike the first row")
 
     def _note_unread(self, row: Row) -> None:
+        self.unread |= self.cells.unread
         columns = tuple(row)
-        if columns not in self._seen:
-            used = {
-                *self.cells.names.values(),
-                *self.form.columns,
-                *self.form.may,
-                *self.cells.fields,
-                *beside.SYSTEM,
-                *beside.TOOLS,
-                "id",
-            }
-            used = {self.cells.name(name) for name in used} | used
-            fresh = {name for name in columns if name not in used and row[name] is not None}
-            self.unread |= fresh
-            # Columns that were null so far may be set in a later row.
-            if not any(row[name] is None for name in columns if name not in used):
-                self._seen.add(columns)
-        if self.name_of_form in self.cells.turns:
-            [column] = self.form.columns
-            extra = self.cells.turns[self.name_of_form].unread(row.get(self.cells.name(column)))
-            self.unread |= {f"{self.cells.name(column)}[].{key}" for key in extra}
+        if columns in self._seen:
+            return
+        used = {*self.cells.used, *map(self.cells.name, (*beside.SYSTEM, *beside.TOOLS)), "id"}
+        others = [name for name in columns if name not in used]
+        fresh = {name for name in others if is_set(row[name])}
+        self.unread |= fresh
+        # Columns that are empty in this row may be set in a later one.
+        if len(fresh) == len(others):
+            self._seen.add(columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -36,14 +36,15 @@ ROLES = {
     "observation": "tool",
 }
 PAIRS = (("role", "content"), ("from", "value"))
+_PAIRED = frozenset(key for pair in PAIRS for key in pair)
 # By which a turn says that it is not trained on, or is.
 _WEIGHTS = ("weight", "train", "loss")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-_USED = frozenset(
-    {"role", "content", "from", "value", "name", "tool_call_id", *_WEIGHTS, *_REASONING, *_CALLS, *_MEDIA}
-)
+_OF_RESULTS = ("name", "tool_call_id")
+_TOOLS = ("tools", "functions")
+_NOT_OF_TURNS = frozenset({*_MEDIA, *_TOOLS})
 
 
 class Turns:
@@ -55,14 +56,18 @@ class Turns:
         self.usual = usual
         self.roles = {**ROLES, **{name.lower(): role for name, role in roles.items()}}
 
-    def read(self, turns: Any) -> Conversation:
-        """Raises BadRow."""
+    def listed(self, turns: Any) -> Sequence[Any]:
+        """The turns that a column holds, also as JSON, or by key. Raises BadRow."""
         if isinstance(turns, str) and turns.lstrip().startswith("["):
             turns = _parsed(turns)
         if isinstance(turns, Mapping):
             turns = _by_turn(turns)
         if not isinstance(turns, list | tuple) or not turns:
             raise BadRow("no turns" if turns in ([], (), None) else f"turns are a list, not {type(turns).__name__}")
+        return turns
+
+    def read(self, turns: Sequence[Any]) -> Conversation:
+        """Raises BadRow."""
         found = Conversation()
         for number, turn in enumerate(turns, 1):
             message = self._message(turn, f"turn {number}")
@@ -78,18 +83,28 @@ class Turns:
         check_order(found)
         return found
 
-    def unread(self, turns: Any) -> set[str]:
-        """Keys of turns that nothing here reads, where one is set."""
-        if not isinstance(turns, list | tuple):
-            return set()
-        used = _USED.union(self.keys or ())
+    def unread(self, turns: Sequence[Any]) -> set[str]:
+        """Keys that nothing here reads of the turns they are set in, which `read` has taken."""
         return {
             key
             for turn in turns
-            if isinstance(turn, Mapping) and not turn.keys() <= used
+            # A role and a text alone are the rule.
+            if len(turn) > 2
             for key, value in turn.items()
-            if key not in used and value is not None
+            if is_set(value) and not self._reads(turn, key, value)
         }
+
+    def _reads(self, turn: Mapping[str, Any], key: str, value: Any) -> bool:
+        """Whether a key means something in a turn of this role, and that is done."""
+        if key in (self.keys or _PAIRED) or key in _MEDIA:
+            return True
+        if key in _WEIGHTS and not value:
+            return True
+        keys = self._keys(turn)
+        role = self.roles[str(turn[keys[0]]).lower()] if keys else ""
+        if role in ("assistant", "call"):
+            return key in (*_WEIGHTS, *_REASONING, *_CALLS)
+        return role == "tool" and key in _OF_RESULTS and isinstance(value, str)
 
     def _message(self, turn: Any, where: str) -> Message | None:
         """None for an empty system turn, which means that there is none."""
@@ -101,8 +116,8 @@ class Turns:
         if role is None:
             known = ", ".join(name for name in ROLES if name != "call")
             raise BadRow(f"{where}: unknown role {turn[keys[0]]!r}; known are {known}; data.roles maps others")
-        if lost := next((key for key in _MEDIA if turn.get(key)), None):
-            raise BadRow(f"{where} has {lost!r}, and this model reads text only")
+        if not _NOT_OF_TURNS.isdisjoint(turn):
+            _refuse_keys(turn, where)
         said = turn.get(keys[1])
         called = _one_of(turn, _CALLS, where)
         reasoning = _one_of(turn, _REASONING, where)
@@ -110,7 +125,7 @@ class Turns:
             what = "calls a tool" if called is not None else "has reasoning"
             raise BadRow(f"{where} is a {role} turn that {what}; only the assistant does")
         if role == "call":
-            message: Message = {"role": "assistant", "content": "", "tool_calls": tools.calls(said, where)}
+            message = _call(said, called, where)
             return self._marked(_with_reasoning(message, reasoning, where), turn, where)
         if said is None and (called is not None or role == "system"):
             said = ""
@@ -158,6 +173,29 @@ class Turns:
             if not weight:
                 message[UNTRAINED] = True
         return message
+
+
+def _refuse_keys(turn: Mapping[str, Any], where: str) -> None:
+    """Raises BadRow where a key is set that means something, but not in a turn, or not to this model."""
+    if lost := next((key for key in _MEDIA if turn.get(key)), None):
+        raise BadRow(f"{where} has {lost!r}, and this model reads text only")
+    if lost := next((key for key in _TOOLS if is_set(turn.get(key))), None):
+        raise BadRow(f"{where} has {lost!r}; they are read as a column of the row")
+
+
+def _call(said: Any, called: Any, where: str) -> Message:
+    """A turn that is a call: as its text, or under a key of its own. Raises BadRow."""
+    made = tools.calls(said if said is not None else called, where)
+    if said is not None and called is not None and tools.calls(called, where) != made:
+        raise BadRow(f"{where} calls two things, under two keys")
+    return {"role": "assistant", "content": "", "tool_calls": made}
+
+
+def is_set(value: Any) -> bool:
+    """Whether a cell holds something: not null, empty, or a struct that a joined table left without values."""
+    if isinstance(value, Mapping):
+        return any(map(is_set, value.values()))
+    return value is not None and value not in ("", [])
 
 
 def _one_of(turn: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:

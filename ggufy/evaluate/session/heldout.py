@@ -170,7 +170,7 @@ def _rows(file: Path, tokenizer: Tokenizer, like: Data | None) -> Iterator[tuple
     for where, row in found.rows():
         if reader is None:
             if like is not None and _needed(like) <= set(row if isinstance(row, dict) else ()):
-                keys = {"format": like.format, "columns": like.columns, "prompt": like.prompt}
+                keys = {name: getattr(like, name) for name in ("format", "columns", "roles", "prompt")}
                 settings = settings.model_copy(update=keys)
             reader = Reader(prepare.format_of(found, settings, settings), settings, chat=tokenizer.chat)
         yield where, reader, row
