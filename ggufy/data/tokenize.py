@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
-from itertools import pairwise
-from operator import itemgetter
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from ggufy.data import labels
 from ggufy.data.alpaca import ALPACA
 from ggufy.data.checks import said
 from ggufy.data.files import BadRow
+from ggufy.data.ids import Ids
 from ggufy.data.labels import Answer, Rewritten
 from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.errors import ModelError
@@ -45,7 +43,7 @@ class Example:
     trimmed: int = 0
     """How many of them begin with spaces that the template takes away."""
 
-    @property
+    @cached_property
     def trained(self) -> int:
         return len(self.labels) - self.labels.count(IGNORED)
 
@@ -119,12 +117,13 @@ class Tokenizer:
         if all(UNTRAINED in message for message in conversation if message["role"] == "assistant"):
             raise BadRow("every answer has the weight 0, so there is nothing to learn")
         text, found = self._located(conversation)
-        ids, offsets = self._pieces(text, found)
+        tokens = self._pieces(text, found)
+        ids = tokens.ids
         marked = [IGNORED] * len(ids)
         ended = []
         for answer in found:
-            end, closed = self._end_of(answer, ids, offsets, text)
-            first = bisect_left(offsets, answer.start, key=itemgetter(0))
+            end, closed = self._end_of(answer, tokens, text)
+            first = tokens.at(answer.start)
             marked[first : end + 1] = ids[first : end + 1]
             ended.append(end)
             if closed:
@@ -153,14 +152,13 @@ class Tokenizer:
         said.check(conversation, text, answers_too=True)
         if any(UNTRAINED in message for message in conversation):
             raise BadRow("a turn has the weight 0, and data.train_on is all: set it to responses")
-        encoding = self.rust.encode(text, add_special_tokens=False)
-        ids = list(encoding.ids)
+        tokens = Ids(self.rust, text)
+        ids = tokens.ids
         ends = [at for at in range(len(ids) - 1, -1, -1) if self.stops(ids[at])][:1]
         if not ends:
             answers = [message["content"].strip() for message in conversation if message["role"] == "assistant"]
             until = text.rfind(answers[-1]) + len(answers[-1])
-            first = bisect_left(encoding.offsets, until, key=itemgetter(0))
-            raise self._endless(text[until:], ids[first:], list(encoding.offsets[first:]), len(text))
+            raise self._endless(text[until:], ids[tokens.at(until) :])
         return self._with_bos(ids, list(ids), ends)
 
     def _render(self, conversation: Conversation, generate: bool = False) -> str:
@@ -170,54 +168,44 @@ class Tokenizer:
             # A template may refuse one conversation and take the next.
             raise BadRow(error.message.partition(": ")[2]) from None
 
-    def _pieces(self, text: str, found: Iterable[Answer]) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of a text and the characters of each; in pieces where an answer does not begin with a token."""
-        encoding = self.rust.encode(text, add_special_tokens=False)
-        ids, offsets = list(encoding.ids), list(encoding.offsets)
-        starts = [answer.start for answer in found if not self._is_asked_so(answer.start, ids, offsets, text)]
-        if not starts:
-            return ids, offsets
-        ids, offsets = [], []
-        for begin, stop in pairwise([0, *starts, len(text)]):
-            encoding = self.rust.encode(text[begin:stop], add_special_tokens=False)
-            ids += encoding.ids
-            offsets += [(first + begin, last + begin) for first, last in encoding.offsets]
-        return ids, offsets
+    def _pieces(self, text: str, found: Iterable[Answer]) -> Ids:
+        """The ids of a text; in pieces where an answer does not begin with a token."""
+        tokens = Ids(self.rust, text)
+        starts = [answer.start for answer in found if not self._is_asked_so(answer.start, tokens, text)]
+        return Ids(self.rust, text, [0, *starts]) if starts else tokens
 
-    def _is_asked_so(self, start: int, ids: list[int], offsets: list[tuple[int, int]], text: str) -> bool:
+    def _is_asked_so(self, start: int, tokens: Ids, text: str) -> bool:
         """Whether the ids before `start` are those of the text before it by itself, which the model is asked with.
 
         A special token splits a text, so only what comes after the last of them needs to be looked at.
         """
-        first = bisect_left(offsets, start, key=itemgetter(0))
-        if first < len(offsets) and offsets[first][0] != start:
+        first, ids = tokens.at(start), tokens.ids
+        if first < len(ids) and tokens.chars(first)[0] != start:
             return False
         mark = next((at for at in range(first - 1, -1, -1) if ids[at] in self._special_ids), 0)
-        begin = offsets[mark][0] if first else 0
+        begin = tokens.chars(mark)[0] if first else 0
         return tuple(ids[mark:first]) == self._alone(text[begin:start])
 
-    def _end_of(self, answer: Answer, ids: list[int], offsets: list[tuple[int, int]], text: str) -> tuple[int, bool]:
+    def _end_of(self, answer: Answer, tokens: Ids, text: str) -> tuple[int, bool]:
         """Where the token is that ends an answer, and whether others of its kind close the whole text after it.
 
         Raises ModelError where none stops the model.
         """
-        first = bisect_left(offsets, answer.said, key=itemgetter(0))
-        for at in range(first, len(ids)):
-            if offsets[at][0] >= answer.stop:
+        first = tokens.at(answer.said)
+        for at in range(first, len(tokens)):
+            if tokens.chars(at)[0] >= answer.stop:
                 break
-            if self.stops(ids[at]):
-                rest = text[offsets[at][1] : answer.stop].strip() if answer.last else ""
+            if self.stops(tokens.ids[at]):
+                rest = text[tokens.chars(at)[1] : answer.stop].strip() if answer.last else ""
                 if rest and labels.without(rest, self._ends).strip():
                     raise labels.always_prompts(self.template.where, rest)
                 return at, bool(rest)
-        raise self._endless(text[answer.said : answer.stop], ids[first:], offsets[first:], answer.stop)
+        raise self._endless(text[answer.said : answer.stop], tokens.ids[first : tokens.at(answer.stop)])
 
-    def _endless(self, rest: str, ids: list[int], offsets: list[tuple[int, int]], stop: int) -> ModelError:
+    def _endless(self, rest: str, ids: list[int]) -> ModelError:
         names = {number: text for text, number in self.special.items()}
         known = ", ".join(f"{names.get(number, 'token')} ({number})" for number in self.stopping) or "none is named"
-        special = next(
-            (n for n, (at, _) in zip(ids, offsets, strict=True) if at < stop and n in self._special_ids), None
-        )
+        special = next((number for number in ids if number in self._special_ids), None)
         if special is None:
             how = (
                 f"the chat template writes {rest.strip()!r} after an answer"

@@ -147,8 +147,8 @@ class Worker:
         kept = [part for part in self._fit(examples, length) if _predicts(part)]
         for part in kept:
             result.sizes.append(len(part.input_ids))
-            result.input_ids.extend(part.input_ids)
-            result.labels.extend(part.labels)
+            result.input_ids.extend(array("i", part.input_ids))
+            result.labels.extend(array("i", part.labels))
         sizes = [len(part.input_ids) for part in kept]
         longest = self.plan.max_length if self.plan.data.overflow == "truncate" else length
         trained = sum(part.trained for part in kept)
