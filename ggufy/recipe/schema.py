@@ -38,6 +38,7 @@ Column = Literal[
     "tools",
     "functions",
     "history",
+    "chat",
 ]
 
 
@@ -94,7 +95,7 @@ class Part(Section):
     """Which configuration of a data set that has several."""
     split: str = Field(default="train", min_length=1)
     """Split, or a part of one: train[:10000], train[10%:20%], train[-500:]."""
-    format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion", "text"] = "auto"
+    format: Literal["auto", "sharegpt", "messages", "alpaca", "prompt-completion", "glaive", "text"] = "auto"
     """auto: detected from the columns."""
     columns: dict[Column, str] = Field(default={})
     """Maps the usual column names to the data's own, as in {instruction: question, output: answer}."""

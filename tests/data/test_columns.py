@@ -6,6 +6,7 @@ What a row becomes is written out here by hand, in the form that transformers' c
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from datetime import date
 from pathlib import Path
@@ -22,7 +23,11 @@ from ggufy.data.rows.reader import Reader
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import DataError
 from ggufy.model import tiny
+from ggufy.recipe import recipe
 from ggufy.recipe.schema import Data, Part
+from ggufy.runs.run import Run
+from ggufy.stages import data as stage
+from ggufy.stages import provenance
 
 DAY = date(2026, 3, 7)
 LLAMA = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates/meta-llama-Llama-3.2-3B-Instruct.jinja"
@@ -413,8 +418,18 @@ def test_what_is_set_and_not_read_is_listed(row: dict[str, Any], listed: list[st
 
 
 MAPPED: dict[str, tuple[dict[str, Any], dict[str, str], list[dict[str, Any]], list[str]]] = {
-    "system": ({"persona": "Be brief.", "instruction": "Q", "output": "A"}, {"system": "persona"}, [SYSTEM, USER, BOT], []),
-    "system of turns": ({"persona": "Be brief.", "messages": [USER, BOT]}, {"system": "persona"}, [SYSTEM, USER, BOT], []),
+    "system": (
+        {"persona": "Be brief.", "instruction": "Q", "output": "A"},
+        {"system": "persona"},
+        [SYSTEM, USER, BOT],
+        [],
+    ),
+    "system of turns": (
+        {"persona": "Be brief.", "messages": [USER, BOT]},
+        {"system": "persona"},
+        [SYSTEM, USER, BOT],
+        [],
+    ),
     "system of another name than it has": (
         {"persona": "Be brief.", "system": "cli-7", "messages": [USER, BOT]},
         {"system": "persona"},
@@ -480,12 +495,15 @@ def test_a_prompt_of_turns_is_made_as_others_are() -> None:
 
 def test_a_training_says_what_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"messages": [{**USER, "lang": "en"}, BOT], "score": 4.5, "source": "web"}) + "\n", "utf-8")
+    row = {"messages": [{**USER, "lang": "en"}, BOT], "score": 4.5, "source": "web"}
+    path.write_text(json.dumps(row) + "\n", "utf-8")
     for name, said in ((path.as_posix(), ["not read: columns messages[].lang, score, source"]), (source.BUILTIN, [])):
-        wanted = ggufy.Recipe.load("tiny").replace(**{"data.source": name, "data.train_size": 1})
+        data = {"source": name, "train_size": 1}
+        wanted = recipe.from_values({"model": {"base": "builtin:tiny", "max_length": 128}, "data": data})
+        found, rows = provenance.base(wanted, None), provenance.rows(wanted, None)
         caplog.clear()
         with caplog.at_level(logging.INFO, "ggufy"):
-            prepared(wanted, tmp_path / "run")
+            stage.of_run(Run(tmp_path / "run"), wanted, found, rows, {"date": "2026-03-07"})
         assert [line for line in caplog.messages if line.startswith("not read")] == said
 
 

@@ -8,7 +8,8 @@ from ggufy.data.files import BadRow
 from ggufy.data.rows import tools
 from ggufy.data.rows.cells import Cells, Row
 from ggufy.data.rows.conversation import Conversation
-from ggufy.data.rows.turns import is_set, text_of, with_system
+from ggufy.data.rows.texts import is_set, text_of
+from ggufy.data.rows.turns import in_system, with_system
 from ggufy.model.template import Message
 
 SYSTEM = ("system", "system_prompt")
@@ -60,12 +61,17 @@ def around(row: Row, cells: Cells, sample: list[Message]) -> Conversation:
     found = sample if isinstance(sample, Conversation) else Conversation(sample)
     for name in map(cells.name, SYSTEM):
         if name not in cells.used and (system := row.get(name)) is not None:
-            found = with_system(found, text_of(system, f"the column {name!r}", needed=False))
+            where = f"the column {name!r}"
+            text, listed = in_system(text_of(system, where, needed=False), where)
+            found = _with_tools(with_system(found, text), listed, name)
     for name in map(cells.name, TOOLS):
-        if name in cells.used or row.get(name) is None:
-            continue
-        listed = tools.of_column(row[name], f"the column {name!r}")
-        if listed and found.tools not in (None, listed):
-            raise BadRow(f"the column {name!r} has other tools than the row names elsewhere")
-        found.tools = found.tools or listed
+        if name not in cells.used and row.get(name) is not None:
+            found = _with_tools(found, tools.of_column(row[name], f"the column {name!r}"), name)
+    return found
+
+
+def _with_tools(found: Conversation, listed: list[Any] | None, name: str) -> Conversation:
+    if listed and found.tools not in (None, listed):
+        raise BadRow(f"the column {name!r} has other tools than the row names elsewhere")
+    found.tools = found.tools or listed
     return found

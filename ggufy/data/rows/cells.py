@@ -7,7 +7,8 @@ from typing import Any
 
 from ggufy.data.files import BadRow
 from ggufy.data.rows.conversation import Conversation
-from ggufy.data.rows.turns import Turns, text_of
+from ggufy.data.rows.texts import text_of
+from ggufy.data.rows.turns import Turns
 from ggufy.recipe.schema import Part
 from ggufy.recipe.section import template_fields
 
@@ -36,6 +37,7 @@ class Cells:
         self.turns = {
             "sharegpt": Turns(("from", "value"), self.own, roles),
             "messages": Turns(("role", "content"), self.own, roles),
+            "glaive": Turns(("role", "content"), {}, {}),
         }
 
     def used_of(self, columns: Iterable[str], names: Mapping[str, str]) -> frozenset[str]:
@@ -44,11 +46,14 @@ class Cells:
         made_of = set(self.fields) - {"prompt", "instruction"}
         return frozenset(names.get(ours, ours) for ours in (*columns, *made_of))
 
-    def conversation(self, form: str, columns: Row) -> Conversation:
-        """The turns that these columns hold, one after the other; keys of them that are not read are noted."""
+    def conversation(self, form: str, columns: Row, system: Any = None) -> Conversation:
+        """The turns that these columns hold, one after the other; keys of them that are not read are noted.
+
+        `system` is what a column beside them says. Raises BadRow.
+        """
         turns = self.turns[form]
         listed = {column: turns.listed(value) for column, value in columns.items()}
-        found = turns.read([turn for value in listed.values() for turn in value])
+        found = turns.read([turn for value in listed.values() for turn in value], system)
         for column, value in listed.items():
             self.unread.update(f"{column}[].{key}" for key in turns.unread(value))
         return found

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ggufy.data.files import BadRow
+from ggufy.data.rows import glaive
 from ggufy.data.rows.cells import Cells, Row
 from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
-from ggufy.data.rows.turns import check_order, text_of
+from ggufy.data.rows.texts import text_of
+from ggufy.data.rows.turns import check_order, with_system
 from ggufy.model.template import Message
 
 # Between Alpaca's instruction and its input, where the prompt is not a chat template's.
@@ -37,7 +39,8 @@ def _messages(row: Row, cells: Cells) -> Sample:
 
 def _turns(row: Row, cells: Cells, form: str, column: str) -> Conversation:
     name = cells.name(column)
-    return _with_prompt(row, cells, cells.conversation(form, {name: row[name]}))
+    system = row.get(cells.name("system"))
+    return _with_prompt(row, cells, cells.conversation(form, {name: row[name]}, system))
 
 
 def _with_prompt(row: Row, cells: Cells, conversation: Conversation) -> Conversation:
@@ -93,6 +96,17 @@ def _conversational(row: Row, cells: Cells) -> Conversation:
     return _with_prompt(row, cells, found)
 
 
+def _glaive(row: Row, cells: Cells) -> Sample:
+    """Glaive's function calling data as published: a system text with functions, and a text of turns."""
+    system, chat = (cells.name(ours) for ours in ("system", "chat"))
+    given = text_of(row[system], f"the column {system!r}", needed=False) if row[system] is not None else ""
+    text, listed = glaive.in_system(given.strip().removeprefix("SYSTEM:").strip(), f"the column {system!r}")
+    found = cells.turns["glaive"].read(glaive.turns(row[chat], f"the column {chat!r}"))
+    found = with_system(found, text)
+    found.tools = listed
+    return _with_prompt(row, cells, found)
+
+
 def _plain_text(row: Row, cells: Cells) -> Sample:
     return Plain("", cells.text(row, "text"))
 
@@ -118,6 +132,11 @@ FORMATS: dict[str, Format] = {
             {"instruction": "question", "output": "answer", "input": "input"},
         ),
         ("input", "history"),
+    ),
+    "glaive": Format(
+        ("system", "chat"),
+        _glaive,
+        '{"system": "SYSTEM: ...", "chat": "USER: ...\\n\\n\\nASSISTANT: ... <|endoftext|>"}',
     ),
     "text": Format(("text",), _plain_text, '{"text": "..."}'),
 }

@@ -11,7 +11,7 @@ from ggufy.data.rows.cells import Cells, Row
 from ggufy.data.rows.conversation import Plain, Sample
 from ggufy.data.rows.detect import matching
 from ggufy.data.rows.formats import FORMATS
-from ggufy.data.rows.turns import is_set
+from ggufy.data.rows.texts import is_set
 from ggufy.recipe.schema import Part
 
 

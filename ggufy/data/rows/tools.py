@@ -33,16 +33,17 @@ def of_column(value: Any, where: str) -> list[Any] | None:
         value = [value]
     if not isinstance(value, list):
         raise BadRow(f"{where} is {type(value).__name__}, not a list of tools")
-    return [_tool(tool, f"{where}: tool {number}") for number, tool in enumerate(value, 1)] or None
+    return [tool(one, f"{where}: tool {number}") for number, one in enumerate(value, 1)] or None
 
 
-def _tool(tool: Any, where: str) -> dict[str, Any]:
+def tool(value: Any, where: str) -> dict[str, Any]:
+    """A tool as templates take it. Raises BadRow."""
     # What is JSON has only the nulls that somebody wrote.
-    tool = _json(tool, where) if isinstance(tool, str) else _without_nulls(tool)
-    if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
-        function, rest = tool["function"], tool
+    given = _json(value, where) if isinstance(value, str) else _without_nulls(value)
+    if isinstance(given, dict) and isinstance(given.get("function"), dict):
+        function, rest = given["function"], given
     else:
-        function, rest = tool, {}
+        function, rest = given, {}
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow(f'{where} has no name; one is {{"name": ..., "description": ..., "parameters": {{...}}}}')
     if isinstance(function.get("parameters"), str):
@@ -82,15 +83,12 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 
 def in_text(text: str, where: str) -> tuple[str, list[dict[str, Any]]]:
-    """What an assistant says, and the calls that Hermes or Glaive have written into it. Raises BadRow."""
+    """What an assistant says, and the calls that Hermes writes into it. Raises BadRow."""
     if "<tool_call>" in text:
         found = [one for match in _HERMES_CALL.findall(text) for one in calls(match, f"{where}: <tool_call>")]
         if not found:
             raise BadRow(f"{where}: <tool_call> is not closed by </tool_call>")
         return _HERMES_CALL.sub("\n", text).strip(), found
-    if "<functioncall>" in text:
-        said, _, call = text.partition("<functioncall>")
-        return said.strip(), calls(call.replace("<|endoftext|>", "").strip(), f"{where}: <functioncall>")
     return text, []
 
 
@@ -118,7 +116,7 @@ def in_system(text: str) -> tuple[str, list[Any] | None]:
         rest = f"{text[: match.start()]}{text[match.end() :]}".strip()
         # Hermes' own words say how Hermes calls; the template says how this model does. Anybody else's stay.
         own = "" if _HERMES_WORDS.search(rest) else rest
-        return own, [_tool(tool, f"<tools>: tool {number}") for number, tool in enumerate(listed, 1)]
+        return own, [tool(one, f"<tools>: tool {number}") for number, one in enumerate(listed, 1)]
     return text, None
 
 

@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 from ggufy.data.files import BadRow
-from ggufy.data.rows import tools
+from ggufy.data.rows import glaive, tools
 from ggufy.data.rows.conversation import UNTRAINED, Conversation
+from ggufy.data.rows.texts import is_parts, is_set, text_of
 from ggufy.model.template import Message
 
 ROLES = {
@@ -66,22 +67,35 @@ class Turns:
             raise BadRow("no turns" if turns in ([], (), None) else f"turns are a list, not {type(turns).__name__}")
         return turns
 
-    def read(self, turns: Sequence[Any]) -> Conversation:
-        """Raises BadRow."""
+    def read(self, turns: Sequence[Any], system: Any = None) -> Conversation:
+        """Turns as messages, beside a column with this system text. Raises BadRow."""
+        glaives: bool | None = None
         found = Conversation()
         for number, turn in enumerate(turns, 1):
             message = self._message(turn, f"turn {number}")
             if message is None:
                 continue
-            if message["role"] == "system" and (listed := tools.in_system(message["content"]))[1]:
-                message["content"], found.tools = listed
+            if message["role"] == "system":
+                message["content"], found.tools = in_system(message["content"], f"turn {number}")
                 if not message["content"]:
                     continue
+            if message["role"] == "assistant" and glaive.END in message["content"]:
+                glaives = self._are_glaives(turns, system) if glaives is None else glaives
+                if glaives and not _end(message) and not message.get("tool_calls"):
+                    raise BadRow(f"turn {number} is empty")
             found.append(message)
         if not found:
             raise BadRow("no turns")
         check_order(found)
         return found
+
+    def _are_glaives(self, turns: Sequence[Any], system: Any) -> bool:
+        texts: dict[str, list[str]] = {}
+        for turn in turns:
+            if (keys := self._keys(turn)) and (role := self.roles.get(str(turn[keys[0]]).lower())):
+                texts.setdefault(role, []).append(str(turn.get(keys[1])))
+        told = "\n".join([str(system or ""), *texts.get("system", [])])
+        return glaive.is_own(told, texts.get("assistant", []), calls="call" in texts)
 
     def unread(self, turns: Sequence[Any]) -> set[str]:
         """Keys that nothing here reads of the turns they are set in, which `read` has taken."""
@@ -129,7 +143,7 @@ class Turns:
             return self._marked(_with_reasoning(message, reasoning, where), turn, where)
         if said is None and (called is not None or role == "system"):
             said = ""
-        if role == "tool" and isinstance(said, dict | list) and not _is_parts(said):
+        if role == "tool" and isinstance(said, dict | list) and not is_parts(said):
             said = json.dumps(said, ensure_ascii=False)
         text = text_of(said, where, needed=called is None and role not in ("system", "tool"))
         if role == "system" and not text.strip():
@@ -140,9 +154,10 @@ class Turns:
             message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
         if role == "assistant":
             made = tools.calls(called, f"{where}: tool_calls") if called is not None else []
-            message["content"], written = tools.in_text(text, where)
-            if made or written:
-                message["tool_calls"] = [*made, *written]
+            text, written = tools.in_text(text, where)
+            message["content"], called_by_glaive = glaive.in_text(text, where)
+            if made or written or called_by_glaive:
+                message["tool_calls"] = [*made, *written, *called_by_glaive]
         return self._marked(_with_reasoning(message, reasoning, where), turn, where)
 
     def _keys(self, turn: Any) -> tuple[str, str] | None:
@@ -175,6 +190,18 @@ class Turns:
         return message
 
 
+def in_system(text: str, where: str) -> tuple[str, list[Any] | None]:
+    """A system text without the tools that Hermes or Glaive write into it, and these tools. Raises BadRow."""
+    rest, listed = tools.in_system(text)
+    return (rest, listed) if listed else glaive.in_system(text, where)
+
+
+def _end(message: Message) -> str:
+    """The text of an answer of Glaive's, from now on without the mark after it."""
+    message["content"] = glaive.without_end(message["content"])
+    return str(message["content"])
+
+
 def _refuse_keys(turn: Mapping[str, Any], where: str) -> None:
     """Raises BadRow where a key is set that means something, but not in a turn, or not to this model."""
     if lost := next((key for key in _MEDIA if turn.get(key)), None):
@@ -185,17 +212,10 @@ def _refuse_keys(turn: Mapping[str, Any], where: str) -> None:
 
 def _call(said: Any, called: Any, where: str) -> Message:
     """A turn that is a call: as its text, or under a key of its own. Raises BadRow."""
-    made = tools.calls(said if said is not None else called, where)
+    made = glaive.calls(said if said is not None else called, where)
     if said is not None and called is not None and tools.calls(called, where) != made:
         raise BadRow(f"{where} calls two things, under two keys")
     return {"role": "assistant", "content": "", "tool_calls": made}
-
-
-def is_set(value: Any) -> bool:
-    """Whether a cell holds something: not null, empty, or a struct that a joined table left without values."""
-    if isinstance(value, Mapping):
-        return any(map(is_set, value.values()))
-    return value is not None and value not in ("", [])
 
 
 def _one_of(turn: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
@@ -211,35 +231,6 @@ def _with_reasoning(message: Message, reasoning: Any, where: str) -> Message:
     if reasoning is not None:
         message["reasoning_content"] = text_of(reasoning, f"{where}: the reasoning")
     return message
-
-
-def _is_parts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and "type" in part for part in value)
-
-
-def text_of(value: Any, what: str, *, needed: bool = True) -> str:
-    """A text, or one in parts as OpenAI's interface has them. Raises BadRow."""
-    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        value = "".join(_part(part, what) for part in value)
-    if not isinstance(value, str):
-        raise BadRow(f"{what} is {'null' if value is None else type(value).__name__}, not a string")
-    if needed and not value.strip():
-        raise BadRow(f"{what} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadRow(f"{what} holds half a surrogate pair, which is not a character") from None
-    return value
-
-
-def _part(part: Mapping[str, Any], what: str) -> str:
-    kind = part.get("type", "text")
-    text = part.get("text")
-    if kind not in ("text", "input_text", "output_text"):
-        raise BadRow(f"{what} has a part of the type {kind!r}, and this model reads text only")
-    if not isinstance(text, str):
-        raise BadRow(f"{what} has a part without a text")
-    return text
 
 
 def check_order(conversation: Conversation) -> None:

@@ -1,0 +1,44 @@
+"""What one value of a row says: a text, a text in parts, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ggufy.data.files import BadRow
+
+
+def is_set(value: Any) -> bool:
+    """Whether a cell holds something: not null, empty, or a struct that a joined table left without values."""
+    if isinstance(value, Mapping):
+        return any(map(is_set, value.values()))
+    return value is not None and value not in ("", [])
+
+
+def is_parts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and "type" in part for part in value)
+
+
+def text_of(value: Any, what: str, *, needed: bool = True) -> str:
+    """A text, or one in parts as OpenAI's interface has them. Raises BadRow."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        value = "".join(_part(part, what) for part in value)
+    if not isinstance(value, str):
+        raise BadRow(f"{what} is {'null' if value is None else type(value).__name__}, not a string")
+    if needed and not value.strip():
+        raise BadRow(f"{what} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"{what} holds half a surrogate pair, which is not a character") from None
+    return value
+
+
+def _part(part: Mapping[str, Any], what: str) -> str:
+    kind = part.get("type", "text")
+    text = part.get("text")
+    if kind not in ("text", "input_text", "output_text"):
+        raise BadRow(f"{what} has a part of the type {kind!r}, and this model reads text only")
+    if not isinstance(text, str):
+        raise BadRow(f"{what} has a part without a text")
+    return text
