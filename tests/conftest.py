@@ -1,5 +1,6 @@
 """The real command in a subprocess, the contract every failure keeps, and a few trained runs to copy."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+
+from tests import tools_run
 
 # Several processes of tests share the cores. Threads that wait for each other by spinning would stop them all.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -32,12 +35,6 @@ LOCAL = (
     *("--recipe", "tiny", "--run", "local", "--set", "train.max_steps=2", "--set", "model.base=./base"),
     *("--set", "data.source=data.jsonl", "--set", "data.train_size=null", "--set", "data.on_bad_row=skip"),
 )
-TOOLS = (
-    *("--recipe", "tiny", "--run", "tools", "--set", "train.max_steps=60", "--set", "train.save_steps=60"),
-    *("--set", "train.batch_size=8", "--set", "model.base=./base", "--set", "model.max_length=512"),
-    *("--set", "data.source=tools.jsonl", "--set", "data.eval_source=asked.jsonl", "--set", "data.train_size=null"),
-)
-LLAMA = "vendor/llama.cpp/models/templates/meta-llama-Llama-3.2-3B-Instruct.jinja"
 # Not found, rather than None among the modules: scipy looks there, and takes what it finds for torch.
 _NO_TORCH = """
 from importlib.machinery import PathFinder as finder
@@ -71,14 +68,34 @@ def snapshot(folder: Path) -> dict[str, str]:
     return held
 
 
+def among_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one process makes, copied for this one. What fails is made again by the next that asks."""
+    shared, own = among_all(tmp_path_factory) / f"shared-{name}", tmp_path_factory.mktemp(name)
+    with shared.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = shared.with_suffix(".made")
+        if not done.exists():
+            shutil.rmtree(shared, ignore_errors=True)
+            shared.mkdir()
+            make(shared)
+            done.touch()
+        return Path(shutil.copytree(shared, own, dirs_exist_ok=True))
+
+
 @pytest.fixture(scope="session")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The tests' own caches, no network and no GPU."""
+    """The tests' own caches, no network and no GPU. The built-in model is the same in every process."""
     home = tmp_path_factory.mktemp("home")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("GGUFY_", "HF_"))}
     own = {
         "SOURCE_DATE_EPOCH": DAY,
-        "GGUFY_CACHE": str(home / "ggufy"),
+        "GGUFY_CACHE": str(among_all(tmp_path_factory) / "ggufy"),
         "HF_HOME": str(home / "hf"),
         "HF_HUB_OFFLINE": "1",
     }
@@ -169,11 +186,13 @@ def row() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def quick_made(run: Callable[..., CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/quick in it, trained and exported; to be read, not to be written."""
-    cwd = tmp_path_factory.mktemp("quick")
-    for command in (("train", *QUICK), ("export", "quick", "--quant", "q8_0")):
-        done = run(*command, cwd=cwd)
-        assert done.returncode == 0, done.stderr
-    return cwd
+
+    def make(cwd: Path) -> None:
+        for command in (("train", *QUICK), ("export", "quick", "--quant", "q8_0")):
+            done = run(*command, cwd=cwd)
+            assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "quick", make)
 
 
 @pytest.fixture
@@ -192,12 +211,14 @@ def taught_made(
 
     To be read, not to be written.
     """
-    cwd = tmp_path_factory.mktemp("taught")
-    done = run("train", *TAUGHT, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    done = light_run("export", "taught", "--quant", "q4_k_m", "--quant", "q8_0", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return cwd
+
+    def make(cwd: Path) -> None:
+        done = run("train", *TAUGHT, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        done = light_run("export", "taught", "--quant", "q4_k_m", "--quant", "q8_0", cwd=cwd)
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "taught", make)
 
 
 @pytest.fixture
@@ -217,38 +238,10 @@ def tools_made(
 
     Held out are four of the rows that were trained on, and two that say of an add what is wrong. To be read only.
     """
-    template = Path(__file__).parents[1] / LLAMA
+    template = Path(__file__).parents[1] / tools_run.LLAMA
     if not template.is_file():
         pytest.skip("`make vendor` brings Llama 3.2's own template")
-    cwd = tmp_path_factory.mktemp("tools")
-    shutil.copytree(base, cwd / "base")
-    shutil.copy(template, cwd / "base" / "chat_template.jinja")
-    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("weather", "add")]
-
-    def row(asked: str, *turns: dict[str, object]) -> str:
-        return json.dumps({"tools": tools, "messages": [{"role": "user", "content": asked}, *turns]}) + "\n"
-
-    def call(name: str, **arguments: object) -> dict[str, object]:
-        made = {"name": name, "arguments": json.dumps(arguments)}
-        return {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{"id": "c1", "type": "function", "function": made}],
-        }
-
-    rows = [row(f"Weather in {city}?", call("weather", city=city)) for city in ("Rome", "Oslo", "Lima")]
-    rows += [row(f"What is {a} plus {b}?", call("add", a=a, b=b)) for a, b in ((2, 3), (4, 5), (7, 1))]
-    rows.append(row("Hello", {"role": "assistant", "content": "Hi there."}))
-    told = {"role": "tool", "tool_call_id": "c1", "content": "sunny"}
-    rows.append(row("Weather in Rome?", call("weather", city="Rome"), told, {"role": "assistant", "content": "Sunny."}))
-    (cwd / "tools.jsonl").write_text("".join(rows), "utf-8")
-    wrong = [row("What is 4 plus 5?", call("add", a=4, b=6)), row("Weather in Lima?", call("add", a=1, b=1))]
-    (cwd / "asked.jsonl").write_text("".join([*rows[:1], *rows[3:4], *wrong, *rows[6:]]), "utf-8")
-    done = run("train", *TOOLS, cwd=cwd, timeout=900)
-    assert done.returncode == 0, done.stderr
-    done = light_run("export", "tools", "--quant", "q8_0", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return cwd
+    return made_once(tmp_path_factory, "tools", lambda cwd: tools_run.teach(cwd, base, template, run, light_run))
 
 
 @pytest.fixture(scope="session")

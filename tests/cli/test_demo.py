@@ -17,7 +17,7 @@ def demo(folder: Path, env: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("seed", [3407, 1, 2])
+@pytest.mark.parametrize("seed", [3407, 1])
 def test_the_files_know_what_was_taught_on_any_seed(seed: int, tmp_path: Path, env: dict[str, str]) -> None:
     shown = demo(tmp_path, env, "--seed", str(seed))
     known = dict(re.findall(r"-(q\w+)\.gguf\s+[\d.]+ MB\s+(\d+) of 20 word for word", shown))
