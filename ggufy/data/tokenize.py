@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data import labels
-from ggufy.data.alpaca import ALPACA
+from ggufy.data.rows.alpaca import ALPACA
 from ggufy.data.checks import said
 from ggufy.data.files import BadRow
 from ggufy.data.ids import Ids

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ggufy.data.alpaca import ALPACA
+from ggufy.data.rows.alpaca import ALPACA
 from ggufy.data.tokenize import Tokenizer
 from ggufy.errors import EvalError
 from ggufy.llamacpp import gguf_reader
