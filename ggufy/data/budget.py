@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ggufy.data import labels
 from ggufy.data.files import BadRow
-from ggufy.data.rows.conversation import Plain, Sample
+from ggufy.data.rows.conversation import Conversation, Plain, Sample
 from ggufy.data.tokenize import Example, Tokenizer
 from ggufy.model.template import Message
 from ggufy.recipe.schema import Data
@@ -33,8 +34,13 @@ class Budget:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.budget, self.side = data.prompt_tokens, data.prompt_cut
 
-    def encode(self, sample: Sample) -> Cut:
-        """Ids and labels of a row whose prompts keep to the budget. Raises BadRow."""
+    def encode(self, sample: Sample) -> list[Cut]:
+        """Ids and labels of a row whose prompts keep to the budget, of several rows where the template needs one for
+        each answer. Raises BadRow.
+        """
+        return labels.apart(self._encode, sample)
+
+    def _encode(self, sample: Sample) -> Cut:
         if self.budget is None:
             return Cut(sample, self.tokenizer.encode(sample))
         within = self._shortened(sample, self.budget)
@@ -57,7 +63,7 @@ class Budget:
         end = _first_answer(within) + 1
         head = self._fitted(within[:end], self.tokenizer.encode(within[:end]), lowest)
         assert not isinstance(head, Plain)
-        return [*head, *within[end:]]
+        return _like(within, [*head, *within[end:]])
 
     def _fitted(self, within: Sample, example: Example, least: int) -> Sample:
         """With prompts of as many tokens as fit; of `least` where not even those do."""
@@ -93,7 +99,7 @@ class Budget:
         if isinstance(sample, Plain):
             return int(tokenizer.bos is not None), tokenizer.count(sample.completion) + 1
         first = _first_answer(sample)
-        unsaid = [{**m, "content": ""} if m["role"] == "user" else m for m in sample[:first]]
+        unsaid = _like(sample, [{**m, "content": ""} if m["role"] == "user" else m for m in sample[:first]])
         said = tokenizer.length_of(sample[: first + 1]) - tokenizer.length_of(sample[:first], generate=True)
         return tokenizer.length_of(unsaid, generate=True), said
 
@@ -101,7 +107,13 @@ class Budget:
         cut, side = self.tokenizer.cut, self.side
         if isinstance(sample, Plain):
             return Plain(cut(sample.prompt, budget, side), sample.completion)
-        return [{**m, "content": cut(m["content"], budget, side)} if m["role"] == "user" else m for m in sample]
+        cuts = [{**m, "content": cut(m["content"], budget, side)} if m["role"] == "user" else m for m in sample]
+        return _like(sample, cuts)
+
+
+def _like(sample: list[Message], turns: list[Message]) -> Conversation:
+    """These turns, with the tools that the sample has."""
+    return Conversation(turns, getattr(sample, "tools", None))
 
 
 def _first_answer(conversation: list[Message]) -> int:

@@ -12,7 +12,7 @@ from ggufy.data.work import Outcome
 # A row of more than so many times model.max_length is no conversation that is a little long: most of it is lost.
 _ABSURD = 10
 # So that the report of the same rows stays the same, which is a part of what a training is of.
-_LATER = ("repeated", "trained_on_too")
+_LATER = ("repeated", "trained_on_too", "apart")
 
 
 @dataclass
@@ -55,6 +55,8 @@ class Counts:
     """Training rows that say what an earlier one says; counted where rows are held out."""
     trained_on_too: int = 0
     """Held-out rows that say what a training row says."""
+    apart: int = 0
+    """Rows that became one for each of their answers, as the template asks for each in another way."""
     first_bad: list[str] = field(default_factory=list)
     lengths: Counter[int] = field(default_factory=Counter)
     """How many rows have how many tokens, before anything is done about too many."""
@@ -73,7 +75,7 @@ class Counts:
             if overflow == "drop":
                 self.dropped_long += 1
                 return
-            if outcome.examples > 1:
+            if outcome.examples > 1 and not outcome.apart:
                 self.split_long += 1
             else:
                 self.truncated += 1
@@ -81,6 +83,7 @@ class Counts:
         if not outcome.examples:
             self.without_answer += 1
         self.used += outcome.examples > 0
+        self.apart += outcome.apart
         self.answers += outcome.answers
         self.ended += outcome.ended
         self.trimmed += outcome.trimmed
@@ -122,6 +125,8 @@ class Counts:
             f"{self.tokens:,} tokens",
             f"{self.trained_tokens:,} trained on",
         ]
+        if self.apart:
+            parts.append(f"{self.apart:,} made into a row for each answer, as the chat template asks for each")
         if self.prompts_cut:
             further = f" ({self.prompts_cut_further:,} further, to fit)" if self.prompts_cut_further else ""
             parts.append(f"{self.prompts_cut:,} with a prompt cut to the budget{further}")

@@ -7,21 +7,25 @@ for each row: text that the template takes away, adds or moves is named, never t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
+from ggufy.data.checks import said
 from ggufy.data.files import BadRow
-from ggufy.data.rows.conversation import UNTRAINED, Conversation
+from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.errors import ModelError
-from ggufy.model.template import Message
 
 Render = Callable[[Conversation, bool], str]
 """The text of a conversation; with true, up to where the assistant begins to speak."""
-_SHOWN = 60
-# The names under which templates look for reasoning, as transformers' own chat templates have them.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+Encoded = TypeVar("Encoded")
+_FEW_LETTERS = 16
+# An answer that begins like no other.
+_ANY = "\u2042"
+
+
+class Rewritten(ModelError):
+    """The template writes a turn in another way once more turns follow, or the answer is there."""
 
 
 @dataclass(frozen=True)
@@ -33,28 +37,32 @@ class Answer:
     start: int
     said: int
     stop: int
-    trained: bool
     last: bool
     """It ends the text."""
     trimmed: bool
     """The template takes away the spaces that it begins with."""
 
 
-def answers(conversation: Conversation, text: str, render: Render, where: str) -> list[Answer]:
-    """The turns of the assistant in `text`, which is the whole conversation.
+def answers(
+    conversation: Conversation, text: str, render: Render, where: str, ends: Collection[str] = ()
+) -> list[Answer]:
+    """The turns of the assistant in `text`, which is the whole conversation; of those that are not trained on, none.
 
-    Raises BadRow where the template leaves out a part of one, ModelError where a model that is asked by this template
-    would not see what it was trained on; `where` names the template.
+    Raises LeftOut where the template leaves out a part of one, Rewritten where it writes one in another way once more
+    turns follow, ModelError where a model that is asked by this template would not see what it was trained on. `where`
+    names the template, `ends` are the tokens that stop the model.
     """
     found = []
     for index, message in enumerate(conversation):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or UNTRAINED in message:
             continue
         before = render(conversation[:index], True)
         last = index == len(conversation) - 1
         after = text if last else render(conversation[: index + 1], False)
+        if not text.startswith(after):
+            after = _unclosed(after, ends)
         if not after.startswith(before):
-            raise ModelError(
+            raise Rewritten(
                 f"{where}: the generation prompt of the chat template is not how an answer begins: it is asked with "
                 f"{_end(before)}, and the answer is written as {_end(_common(after, before), after)}",
                 "take the template of the model's own Instruct version",
@@ -65,6 +73,67 @@ def answers(conversation: Conversation, text: str, render: Render, where: str) -
     return found
 
 
+def apart(encode: Callable[[Sample], Encoded], sample: Sample) -> list[Encoded]:
+    """What is made of a row; of a row for each of its answers where the template writes one of them in another way
+    once more turns follow, as it will be asked: transformers' templates for reasoning do so.
+    """
+    try:
+        return [encode(sample)]
+    except (Rewritten, said.LeftOut):
+        rows = [] if isinstance(sample, Plain) else one_each(Conversation(sample, getattr(sample, "tools", None)))
+        if not rows:
+            raise
+        return [encode(row) for row in rows]
+
+
+def one_each(conversation: Conversation) -> list[Conversation]:
+    """A row for each answer that is trained on, with the turns before it, which are not; none if it is one already."""
+    trained = [at for at, turn in enumerate(conversation) if turn["role"] == "assistant" and UNTRAINED not in turn]
+    if trained == [len(conversation) - 1]:
+        return []
+    rows = []
+    for last in trained:
+        row = conversation[: last + 1]
+        for at in range(last):
+            if row[at]["role"] == "assistant":
+                row[at] = {**row[at], UNTRAINED: True}
+        rows.append(row)
+    return rows
+
+
+def as_asked(conversation: Conversation, text: str, render: Render) -> str | None:
+    """The text of a conversation that ends with its only answer: what is asked, and then how the answer is written.
+
+    Some templates write what is given in another way once the answer is there: without the system text, say. The
+    answer follows in both on the same header, after what the last turn before it says; None where it does not.
+    """
+    asked = render(conversation[:-1], True)
+    given, answer = conversation[-2]["content"].strip(), conversation[-1]["content"].strip()
+    at = asked.rfind(given)
+    header = asked[at:]
+    until = text.rfind(answer)
+    written = text.rfind(header, 0, max(until, 0))
+    if not given or not answer or at < 0 or written < 0 or header == given:
+        return None
+    return asked + text[written + len(header) :]
+
+
+def _unclosed(text: str, ends: Collection[str]) -> str:
+    """A text without the token that closes a conversation after the end of its last answer, where it has both."""
+    for end in ends:
+        shorter = text.removesuffix(end).rstrip()
+        if shorter != text and any(shorter.endswith(other) for other in ends):
+            return shorter
+    return text
+
+
+def without(text: str, marks: Collection[str]) -> str:
+    """A text without these tokens."""
+    for mark in marks:
+        text = text.replace(mark, "")
+    return text
+
+
 def _answer(
     conversation: Conversation, index: int, before: str, after: str, render: Render, where: str, *, last: bool
 ) -> Answer:
@@ -72,18 +141,16 @@ def _answer(
     written = after[len(before) :]
     content, turn = message["content"].strip(), f"turn {index + 1}"
     at = written.find(content)
-    if at < 0 or (message.get("tool_calls") and not _has_calls(message, written)):
-        raise BadRow(f"{turn}: the chat template leaves out a part of the answer: {_missing(message, written)}")
+    if at < 0 or (message.get("tool_calls") and not said.has_calls(message, written)):
+        raise said.LeftOut(
+            f"{turn}: the chat template leaves out a part of the answer: {said.missing(message, written)}"
+        )
     reasoning = message.get("reasoning_content", "").strip()
     if reasoning not in written:
-        raise BadRow(f"{turn}: the chat template leaves out the reasoning: {_short(reasoning)}")
-    if (not content or written[:at].strip()) and render(conversation[:index], False) == before:
-        # What the template writes before an answer would be left to the model to say.
-        raise ModelError(
-            f"{where}: the chat template has no generation prompt: with add_generation_prompt it ends as without, "
-            f"so the model would be asked without {_short(written[:at] or written)}",
-            "end the template with {% if add_generation_prompt %}, then how an answer begins, then {% endif %}",
-        )
+        raise BadRow(f"{turn}: the chat template leaves out the reasoning: {said.short(reasoning)}")
+    # A few letters may be found in what the template writes before them.
+    if (len(content) < _FEW_LETTERS or written[:at].strip()) and render(conversation[:index], False) == before:
+        _refuse_no_prompt(conversation[:index], before, written, render, where)
     # The indentation of the first line that says something.
     lead = message["content"][: len(message["content"]) - len(message["content"].lstrip())].rpartition("\n")[2]
     return Answer(
@@ -91,89 +158,23 @@ def _answer(
         start=len(before),
         said=len(before) + at + len(content),
         stop=len(after),
-        trained=UNTRAINED not in message,
         last=last,
         trimmed=bool(lead) and not written[:at].endswith(lead),
     )
 
 
-def check_said(conversation: Conversation, text: str, *, answers_too: bool = False) -> None:
-    """Raise BadRow where something that is given to the assistant, or with `answers_too` what it says, is not there.
-
-    Turns are looked for one after the other; a system text anywhere, as some templates write it into a later turn.
+def _refuse_no_prompt(given: Conversation, before: str, written: str, render: Render, where: str) -> None:
+    """Raise ModelError where a template that ends with the generation prompt as without writes something before any
+    answer: that would be left to the model to say. `written` is an answer.
     """
-    at = 0
-    for number, message in enumerate(conversation, 1):
-        content = message["content"].strip()
-        if not content or (message["role"] == "assistant" and not answers_too):
-            continue
-        if message["role"] == "system":
-            others = sum(other["content"].count(content) for other in conversation if other is not message)
-            if text.count(content) > others:
-                continue
-        else:
-            found, spelt = text.find(content, at), content
-            if found < 0 and message["role"] == "tool":
-                # Llama 3.2's template writes a result as JSON.
-                spelt = json.dumps(content, ensure_ascii=False)[1:-1]
-                found = text.find(spelt, at)
-            if found >= 0:
-                at = found + len(spelt)
-                continue
-        raise BadRow(
-            f"turn {number}: the chat template leaves out what the {message['role']} turn says: {_short(content)}"
+    given.append({"role": "assistant", "content": _ANY})
+    head = _common(written, render(given, False).removeprefix(before))
+    if head.strip():
+        raise ModelError(
+            f"{where}: the chat template has no generation prompt: with add_generation_prompt it ends as without, "
+            f"so the model would be asked without {said.short(head)}",
+            "end the template with {% if add_generation_prompt %}, then how an answer begins, then {% endif %}",
         )
-    for tool in conversation.tools or ():
-        if tool["function"]["name"] not in text:
-            raise BadRow(f"the chat template leaves out the tool {tool['function']['name']!r}")
-
-
-def fit_to(conversation: Conversation, template: str) -> Conversation:
-    """The conversation under the names that this template reads. Raises BadRow for what it has no place for."""
-    if conversation.tools and "tools" not in template:
-        raise BadRow("the row has tools, and the base's chat template has no place for them")
-    if not any("tool_calls" in message or "reasoning_content" in message for message in conversation):
-        if any(message["role"] == "tool" for message in conversation) and "tool" not in template:
-            raise BadRow("the row has a tool's answers, and the base's chat template has no place for them")
-        return conversation
-    found = Conversation(conversation, conversation.tools)
-    for index, message in enumerate(found):
-        if "tool_calls" in message and "tool_calls" not in template:
-            raise BadRow(f"turn {index + 1} calls a tool, and the base's chat template has no place for calls")
-        if "reasoning_content" in message:
-            name = next((name for name in _REASONING if name in template), None)
-            if name is None:
-                raise BadRow(
-                    f"turn {index + 1} has reasoning of its own, and the base's chat template has no place for it"
-                )
-            found[index] = {**message, name: message["reasoning_content"]}
-    return found
-
-
-def texts_of(message: Message) -> list[str]:
-    """Everything in a message that somebody else wrote."""
-    texts = [message["content"]]
-    if "tool_calls" in message:
-        texts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
-    return [*texts, *(message[key] for key in ("reasoning_content", "name") if key in message)]
-
-
-def _has_calls(message: Message, written: str) -> bool:
-    return all(call["function"]["name"] in written and _has_values(call, written) for call in message["tool_calls"])
-
-
-def _has_values(call: dict[str, Any], written: str) -> bool:
-    """Whether names and plain values of the arguments are there, as they are or as JSON writes them."""
-
-    def is_there(value: Any) -> bool:
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
-            return True
-        spelt = str(value)
-        as_json = (json.dumps(spelt, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
-        return any(one in written for one in (spelt, *as_json))
-
-    arguments = call["function"]["arguments"]
-    return all(name in written and is_there(value) for name, value in arguments.items())
 
 
 def _moved(
@@ -185,29 +186,20 @@ def _moved(
             "write it only {% if add_generation_prompt %}",
         )
     same = len(_common(after, text))
-    return ModelError(
+    return Rewritten(
         f"{where}: the chat template writes turn {index + 1} in another way once more turns follow: "
-        f"{_short(after[max(0, same - 10) :])} becomes {_short(text[max(0, same - 10) :])}",
-        "make a row of each answer, with what came before it; or train on everything: data.train_on: all",
+        f"{said.short(after[max(0, same - 10) :])} becomes {said.short(text[max(0, same - 10) :])}",
+        "take the template of the model's own Instruct version",
     )
 
 
 def always_prompts(where: str, rest: str) -> ModelError:
     """Of a template that goes on after the end of an answer, though nothing follows."""
     return ModelError(
-        f"{where}: the chat template writes {_short(rest)} after the end of an answer, also where none is asked for",
+        f"{where}: the chat template writes {said.short(rest)} after the end of an answer, also where none is asked "
+        "for",
         "write the generation prompt only {% if add_generation_prompt %}",
     )
-
-
-def _missing(message: Message, written: str) -> str:
-    content = message["content"].strip()
-    if content and content not in written:
-        # The longest beginning that is there, and what comes after it.
-        kept = next((n for n in range(len(content), 0, -1) if n <= 2000 and content[:n] in written), 0)
-        return _short(content[kept:] if kept < len(content) else content)
-    names = [call["function"]["name"] for call in message.get("tool_calls", ())]
-    return f"the call of {', '.join(names)}"
 
 
 def _common(one: str, other: str) -> str:
@@ -220,7 +212,3 @@ def _end(text: str, whole: str | None = None) -> str:
     """The last characters of a text, and a few that follow it in the whole."""
     after = "" if whole is None else whole[len(text) : len(text) + 20]
     return repr(text[-30:] + after)
-
-
-def _short(text: str) -> str:
-    return repr(text[:_SHOWN] + ("..." if len(text) > _SHOWN else ""))

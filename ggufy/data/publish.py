@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -19,10 +19,11 @@ from typing import Any
 from ggufy.data import prepare
 from ggufy.data.counts import Counts
 from ggufy.data.mix import Row
-from ggufy.data.rows.conversation import Plain, Sample
+from ggufy.data.rows.conversation import UNTRAINED, Plain, Sample
 from ggufy.data.source import Source
 from ggufy.data.work import Result, Worker
 from ggufy.errors import DataError, MissingExtra
+from ggufy.model.template import Message
 from ggufy.recipe.schema import Data
 
 # By the names that others expect.
@@ -41,6 +42,8 @@ class Published:
     files: dict[str, list[Path]] = field(default_factory=dict)
     """By split."""
     rows: dict[str, int] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    """What some row has beside the role and the content of its turns."""
     counts: dict[str, Counts] = field(default_factory=dict)
 
 
@@ -62,6 +65,9 @@ def publish(
         waiting: deque[Row] = deque()
         write = partial(_write, made, stage, worker, waiting, out / "data", SPLITS[split], check)
         made.counts[SPLITS[split]] = stage.split(split, _noted(rows, waiting), write)
+    # All files of a data set have the same columns.
+    for path in (path for paths in made.files.values() for path in paths):
+        _widen(path, made.keys)
     return made
 
 
@@ -87,6 +93,7 @@ def _write(
                 row = waiting.popleft()
                 if outcome.examples:
                     columns, values = _values(worker.sample(row))
+                    made.keys |= _keys(values)
                     where = stage.place(outcome)
                     if made.columns not in ("", columns):
                         raise DataError(
@@ -97,36 +104,101 @@ def _write(
                     check(where, json.dumps(values, ensure_ascii=False))
                     yield values
 
-    made.files[split], made.rows[split] = _parquet(folder, split, kept())
+    made.files[split], made.rows[split] = _parquet(folder, split, made.keys, kept())
 
 
 def _values(sample: Sample) -> tuple[str, dict[str, Any]]:
     if not isinstance(sample, Plain):
-        return "messages", {"messages": [dict(message) for message in sample]}
+        tools = getattr(sample, "tools", None)
+        listed = {"tools": json.dumps(tools, ensure_ascii=False)} if tools else {}
+        return "messages", {"messages": [_turn(message) for message in sample], **listed}
     if not sample.prompt:
         return "text", {"text": sample.completion}
     return "prompt-completion", {"prompt": sample.prompt, "completion": sample.completion}
 
 
-def _parquet(folder: Path, split: str, rows: Iterator[dict[str, Any]]) -> tuple[list[Path], int]:
-    """The rows in files named as the `datasets` library names them, and how many there were."""
+def _turn(message: Message) -> dict[str, Any]:
+    """A turn as OpenAI's API has it: in a table the arguments of a call, which differ from tool to tool, are JSON."""
+    turn = {key: value for key, value in message.items() if key != UNTRAINED}
+    if UNTRAINED in message:
+        turn["weight"] = 0
+    if calls := turn.get("tool_calls"):
+        turn["tool_calls"] = [
+            {
+                **call,
+                "function": {
+                    "name": call["function"]["name"],
+                    "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                },
+            }
+            for call in calls
+        ]
+    return turn
+
+
+def _keys(values: dict[str, Any]) -> set[str]:
+    found = {key for message in values.get("messages", ()) for key in message}
+    return (found | values.keys()) - {"role", "content", "messages", "prompt", "completion", "text"}
+
+
+def _schema(columns: Iterable[str], keys: set[str]) -> Any:
+    """The columns of a table, of which turns have these keys beside role and content."""
+    import pyarrow as pa
+
+    text = pa.string()
+    call = pa.struct([("id", text), ("type", text), ("function", pa.struct([("name", text), ("arguments", text)]))])
+    more = {
+        "reasoning_content": text,
+        "tool_calls": pa.list_(call),
+        "tool_call_id": text,
+        "name": text,
+        "weight": pa.int64(),
+    }
+    if unknown := keys - more.keys() - {"tools"}:
+        raise AssertionError(f"a turn has {', '.join(sorted(unknown))}")
+    turn = pa.struct([("role", text), ("content", text), *((key, kind) for key, kind in more.items() if key in keys)])
+    names = dict.fromkeys([*columns, *(["tools"] if "tools" in keys else [])])
+    return pa.schema([(name, pa.list_(turn) if name == "messages" else text) for name in names])
+
+
+def _widen(path: Path, keys: set[str]) -> None:
+    """Write a file again, with the columns that only rows elsewhere in the data set need."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        schema = _schema(file.schema_arrow.names, keys)
+        if file.schema_arrow.equals(schema):
+            return
+        wider = path.with_suffix(".wider")
+        with parquet.ParquetWriter(wider, schema, compression="zstd") as writer:
+            for group in range(file.num_row_groups):
+                writer.write_table(pa.Table.from_pylist(file.read_row_group(group).to_pylist(), schema=schema))
+    wider.replace(path)
+
+
+def _parquet(folder: Path, split: str, keys: set[str], rows: Iterator[dict[str, Any]]) -> tuple[list[Path], int]:
+    """The rows in files named as the `datasets` library names them, and how many there were.
+
+    `keys` are those that turns have beside role and content, in the rows so far.
+    """
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ModuleNotFoundError:
         raise MissingExtra("writing Parquet files", "train", "pyarrow") from None
-    text = pa.string()
-    kinds = {
-        "messages": pa.list_(pa.struct([("role", text), ("content", text)])),
-        **dict.fromkeys(("prompt", "completion", "text"), text),
-    }
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
+    schema: Any = None
     total, writer = 0, None
     try:
         while group := list(islice(rows, _GROUP)):
+            columns = group[0].keys()
+            if writer is not None and not schema.equals(_schema(columns, keys)):
+                writer.close()
+                writer = None
             if writer is None:
-                schema = pa.schema([(name, kinds[name]) for name in group[0]])
+                schema = _schema(columns, keys)
                 parts.append(folder / f"{split}-{len(parts):05d}.part")
                 writer = parquet.ParquetWriter(parts[-1], schema, compression="zstd")
             writer.write_table(pa.Table.from_pylist(group, schema=schema))

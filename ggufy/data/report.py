@@ -208,11 +208,12 @@ def _first(path: Path, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
 def _first_with_tools(worker: Worker, rows: Iterable[Row]) -> list[tuple[str, bool]]:
     for row in rows:
         try:
-            sample = worker.sample(row)
+            cut = worker.cuts(row)[-1]
         except BadRow:
             continue
+        sample = cut.sample
         if isinstance(sample, Conversation) and (sample.tools or any("tool_calls" in turn for turn in sample)):
-            return _marked(worker.tokenizer.encode(sample), worker.tokenizer)
+            return _marked(cut.example, worker.tokenizer)
     return []
 
 

@@ -13,52 +13,25 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
-from itertools import pairwise
-from operator import itemgetter
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from ggufy.data import labels
+from ggufy.data.alpaca import ALPACA
+from ggufy.data.checks import said
 from ggufy.data.files import BadRow
-from ggufy.data.labels import Answer
+from ggufy.data.ids import Ids
+from ggufy.data.labels import Answer, Rewritten
 from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
-from ggufy.data.rows.formats import ALPACA_INPUT
 from ggufy.errors import ModelError
 from ggufy.model import stops
 from ggufy.model.template import ChatTemplate, Message, text_of
 
 IGNORED = -100
-
-# Stanford Alpaca's prompts. Further turns follow in the same way; a system turn takes the place of the first line.
-ALPACA = """\
-{%- set ns = namespace(turns=messages, head="") %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set ns.head = messages[0]['content'] | trim %}
-    {%- set ns.turns = messages[1:] %}
-{%- elif INPUT in messages[0]['content'] %}
-    {%- set ns.head = "Below is an instruction that describes a task, paired with an input that provides" %}
-    {%- set ns.head = ns.head + " further context. Write a response that appropriately completes the request." %}
-{%- else %}
-    {%- set ns.head = "Below is an instruction that describes a task." %}
-    {%- set ns.head = ns.head + " Write a response that appropriately completes the request." %}
-{%- endif %}
-{{- ns.head }}
-{%- for message in ns.turns %}
-    {%- if message['role'] == 'user' %}
-        {{- "\\n\\n### Instruction:\\n" + message['content'] | trim + "\\n\\n" }}
-    {%- else %}
-        {{- "### Response:\\n" + message['content'] | trim + eos_token }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- "### Response:\\n" }}
-{%- endif %}
-""".replace("INPUT", repr(ALPACA_INPUT))
 
 
 @dataclass(frozen=True)
@@ -70,15 +43,9 @@ class Example:
     trimmed: int = 0
     """How many of them begin with spaces that the template takes away."""
 
-    @property
+    @cached_property
     def trained(self) -> int:
         return len(self.labels) - self.labels.count(IGNORED)
-
-
-def stopping(base: Path, eos: int | None) -> tuple[int, ...]:
-    """The ids that stop the model of a folder, in order: of its configuration, and of its tokenizer."""
-    found, _ = stops.named(base)
-    return tuple(dict.fromkeys([*found, *([] if eos is None else [eos])]))
 
 
 class Tokenizer:
@@ -107,7 +74,8 @@ class Tokenizer:
         added = self.rust.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in added.items() if token.special}
         self._special_ids = frozenset(self.special.values())
-        self.stopping = stopping(base, self.rust.token_to_id(self._end) if self._end else None)
+        self.stopping = stops.of(base, self.rust.token_to_id(self._end) if self._end else None)
+        self._ends = [text for text, number in self.special.items() if number in self.stopping]
         self._alone = lru_cache(64)(lambda text: tuple(self.rust.encode(text, add_special_tokens=False).ids))
         self._marks = re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
         if not self.chat and self._end not in self.special:
@@ -122,6 +90,13 @@ class Tokenizer:
         full = self.rust.encode("a").ids
         return int(full[0]) if len(full) > len(plain) and full[0] != plain[0] else None
 
+    def examples(self, sample: Sample) -> list[Example]:
+        """Ids and labels of a sample; of several where the template asks for each answer in another way.
+
+        Raises what `encode` does.
+        """
+        return labels.apart(self.encode, sample)
+
     def encode(self, sample: Sample) -> Example:
         """Ids and labels of a sample.
 
@@ -132,42 +107,58 @@ class Tokenizer:
             return self._plain(sample)
         conversation = sample if isinstance(sample, Conversation) else Conversation(sample)
         for number, message in enumerate(conversation, 1):
-            for text in labels.texts_of(message):
+            for text in said.texts_of(message):
                 self._refuse_marks(text, f"turn {number}")
         if conversation.tools:
             self._refuse_marks(json.dumps(conversation.tools, ensure_ascii=False), "a tool")
-        conversation = labels.fit_to(conversation, self.template.text)
-        text = self._render(conversation)
-        labels.check_said(conversation, text, answers_too=self.train_on == "all")
+        conversation = said.fit_to(conversation, self.template.text)
         if self.train_on == "all":
-            return self._whole(conversation, text)
+            return self._whole(conversation)
         if all(UNTRAINED in message for message in conversation if message["role"] == "assistant"):
             raise BadRow("every answer has the weight 0, so there is nothing to learn")
-        found = labels.answers(conversation, text, self._render, self.template.where)
-        ids, offsets = self._pieces(text, found)
+        text, found = self._located(conversation)
+        tokens = self._pieces(text, found)
+        ids = tokens.ids
         marked = [IGNORED] * len(ids)
-        ended, trimmed = [], 0
+        ended = []
         for answer in found:
-            end = self._end_of(answer, ids, offsets, text)
-            if answer.trained:
-                first = bisect_left(offsets, answer.start, key=itemgetter(0))
-                marked[first : end + 1] = ids[first : end + 1]
-                ended.append(end)
-                trimmed += answer.trimmed
-        return self._with_bos(ids, marked, ended, trimmed)
+            end, closed = self._end_of(answer, tokens, text)
+            first = tokens.at(answer.start)
+            marked[first : end + 1] = ids[first : end + 1]
+            ended.append(end)
+            if closed:
+                ids, marked = ids[: end + 1], marked[: end + 1]
+        return self._with_bos(ids, marked, ended, sum(answer.trimmed for answer in found))
 
-    def _whole(self, conversation: Conversation, text: str) -> Example:
+    def _located(self, conversation: Conversation) -> tuple[str, list[Answer]]:
+        """A conversation's text, and the answers in it that are trained on."""
+        text = self._render(conversation)
+        try:
+            return text, self._answers(conversation, text)
+        except (Rewritten, said.LeftOut):
+            asked = None if labels.one_each(conversation) else labels.as_asked(conversation, text, self._render)
+            if asked in (None, text):
+                raise
+            assert asked is not None
+            return asked, self._answers(conversation, asked)
+
+    def _answers(self, conversation: Conversation, text: str) -> list[Answer]:
+        said.check(conversation, text)
+        return labels.answers(conversation, text, self._render, self.template.where, self._ends)
+
+    def _whole(self, conversation: Conversation) -> Example:
         """A row of which every token is trained on."""
+        text = self._render(conversation)
+        said.check(conversation, text, answers_too=True)
         if any(UNTRAINED in message for message in conversation):
             raise BadRow("a turn has the weight 0, and data.train_on is all: set it to responses")
-        encoding = self.rust.encode(text, add_special_tokens=False)
-        ids = list(encoding.ids)
+        tokens = Ids(self.rust, text)
+        ids = tokens.ids
         ends = [at for at in range(len(ids) - 1, -1, -1) if self.stops(ids[at])][:1]
         if not ends:
             answers = [message["content"].strip() for message in conversation if message["role"] == "assistant"]
-            said = text.rfind(answers[-1]) + len(answers[-1])
-            first = bisect_left(encoding.offsets, said, key=itemgetter(0))
-            raise self._endless(text[said:], ids[first:], list(encoding.offsets[first:]), len(text))
+            until = text.rfind(answers[-1]) + len(answers[-1])
+            raise self._endless(text[until:], ids[tokens.at(until) :])
         return self._with_bos(ids, list(ids), ends)
 
     def _render(self, conversation: Conversation, generate: bool = False) -> str:
@@ -177,51 +168,44 @@ class Tokenizer:
             # A template may refuse one conversation and take the next.
             raise BadRow(error.message.partition(": ")[2]) from None
 
-    def _pieces(self, text: str, found: Iterable[Answer]) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of a text and the characters of each; in pieces where an answer does not begin with a token."""
-        encoding = self.rust.encode(text, add_special_tokens=False)
-        ids, offsets = list(encoding.ids), list(encoding.offsets)
-        starts = [answer.start for answer in found if not self._is_asked_so(answer.start, ids, offsets, text)]
-        if not starts:
-            return ids, offsets
-        ids, offsets = [], []
-        for begin, stop in pairwise([0, *starts, len(text)]):
-            encoding = self.rust.encode(text[begin:stop], add_special_tokens=False)
-            ids += encoding.ids
-            offsets += [(first + begin, last + begin) for first, last in encoding.offsets]
-        return ids, offsets
+    def _pieces(self, text: str, found: Iterable[Answer]) -> Ids:
+        """The ids of a text; in pieces where an answer does not begin with a token."""
+        tokens = Ids(self.rust, text)
+        starts = [answer.start for answer in found if not self._is_asked_so(answer.start, tokens, text)]
+        return Ids(self.rust, text, [0, *starts]) if starts else tokens
 
-    def _is_asked_so(self, start: int, ids: list[int], offsets: list[tuple[int, int]], text: str) -> bool:
+    def _is_asked_so(self, start: int, tokens: Ids, text: str) -> bool:
         """Whether the ids before `start` are those of the text before it by itself, which the model is asked with.
 
         A special token splits a text, so only what comes after the last of them needs to be looked at.
         """
-        first = bisect_left(offsets, start, key=itemgetter(0))
-        if first < len(offsets) and offsets[first][0] != start:
+        first, ids = tokens.at(start), tokens.ids
+        if first < len(ids) and tokens.chars(first)[0] != start:
             return False
         mark = next((at for at in range(first - 1, -1, -1) if ids[at] in self._special_ids), 0)
-        begin = offsets[mark][0] if first else 0
+        begin = tokens.chars(mark)[0] if first else 0
         return tuple(ids[mark:first]) == self._alone(text[begin:start])
 
-    def _end_of(self, answer: Answer, ids: list[int], offsets: list[tuple[int, int]], text: str) -> int:
-        """Where the token is that ends an answer. Raises ModelError where none stops the model."""
-        first = bisect_left(offsets, answer.said, key=itemgetter(0))
-        for at in range(first, len(ids)):
-            if offsets[at][0] >= answer.stop:
-                break
-            if self.stops(ids[at]):
-                rest = text[offsets[at][1] : answer.stop].strip()
-                if answer.last and rest:
-                    raise labels.always_prompts(self.template.where, rest)
-                return at
-        raise self._endless(text[answer.said : answer.stop], ids[first:], offsets[first:], answer.stop)
+    def _end_of(self, answer: Answer, tokens: Ids, text: str) -> tuple[int, bool]:
+        """Where the token is that ends an answer, and whether others of its kind close the whole text after it.
 
-    def _endless(self, rest: str, ids: list[int], offsets: list[tuple[int, int]], stop: int) -> ModelError:
+        Raises ModelError where none stops the model.
+        """
+        first = tokens.at(answer.said)
+        for at in range(first, len(tokens)):
+            if tokens.chars(at)[0] >= answer.stop:
+                break
+            if self.stops(tokens.ids[at]):
+                rest = text[tokens.chars(at)[1] : answer.stop].strip() if answer.last else ""
+                if rest and labels.without(rest, self._ends).strip():
+                    raise labels.always_prompts(self.template.where, rest)
+                return at, bool(rest)
+        raise self._endless(text[answer.said : answer.stop], tokens.ids[first : tokens.at(answer.stop)])
+
+    def _endless(self, rest: str, ids: list[int]) -> ModelError:
         names = {number: text for text, number in self.special.items()}
         known = ", ".join(f"{names.get(number, 'token')} ({number})" for number in self.stopping) or "none is named"
-        special = next(
-            (n for n, (at, _) in zip(ids, offsets, strict=True) if at < stop and n in self._special_ids), None
-        )
+        special = next((number for number in ids if number in self._special_ids), None)
         if special is None:
             how = (
                 f"the chat template writes {rest.strip()!r} after an answer"

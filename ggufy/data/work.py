@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ggufy.data import files
-from ggufy.data.budget import Budget
+from ggufy.data.budget import Budget, Cut
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
-from ggufy.data.rows.conversation import Plain, Sample
+from ggufy.data.rows.conversation import Conversation, Plain, Sample
 from ggufy.data.rows.formats import Reader
 from ggufy.data.tokenize import IGNORED, Example, Tokenizer
 from ggufy.recipe.schema import Data, Part
@@ -63,6 +63,8 @@ class Outcome(NamedTuple):
     """The format it was read in."""
     has: tuple[str, ...] = ()
     """What it has beside turns: tools, system, thinking."""
+    apart: bool = False
+    """It became a row for each of its answers."""
     said: int | None = None
     """A hash of its ids as they are before any are cut off; of a row that is used, where rows are held out."""
 
@@ -111,10 +113,22 @@ class Worker:
         result.unread = set().union(*(reader.unread for reader in self.readers))
         return result
 
+    def cuts(self, row: Row) -> list[Cut]:
+        """What a row says, its prompts cut to the budget, and what becomes of that. Raises BadRow."""
+        return self.budget.encode(self._read(row))
+
     def sample(self, row: Row) -> Sample:
-        """What a row says, its prompts cut to the budget. Raises BadRow."""
+        """What a row says, its prompts cut to the budget, in one piece. Raises BadRow."""
+        cuts, whole = self.cuts(row), self._read(row)
+        last = cuts[-1].sample
+        if len(cuts) == 1 or isinstance(last, Plain) or isinstance(whole, Plain):
+            return last
+        turns = [{**turn, "content": cut["content"]} for turn, cut in zip(whole, last, strict=False)]
+        return Conversation([*turns, *whole[len(last) :]], getattr(whole, "tools", None))
+
+    def _read(self, row: Row) -> Sample:
         source, _, item = row
-        return self.budget.encode(self.readers[source].read(files.parse(item))).sample
+        return self.readers[source].read(files.parse(item))
 
     def _row(self, row: Row, result: Result) -> Outcome:
         source, number, item = row
@@ -123,17 +137,18 @@ class Worker:
             values = files.parse(item)
             identity = _identity(values) if self.plan.data.unique_ids else None
             reader = self.readers[source]
-            sample, example, cut, further = self.budget.encode(reader.read(values))
+            cuts = self.budget.encode(reader.read(values))
         except BadRow as problem:
             return Outcome(source, number, str(problem), identity=identity)
-        length = len(example.input_ids)
+        examples = [cut.example for cut in cuts]
+        length = max(len(example.input_ids) for example in examples)
         if length > self.plan.max_length and self.plan.data.overflow == "refuse":
             return Outcome(source, number, refused=True, length=length)
-        kept = [part for part in self._fit(example) if _predicts(part)]
+        kept = [part for part in self._fit(examples, length) if _predicts(part)]
         for part in kept:
             result.sizes.append(len(part.input_ids))
-            result.input_ids.extend(part.input_ids)
-            result.labels.extend(part.labels)
+            result.input_ids.extend(array("i", part.input_ids))
+            result.labels.extend(array("i", part.labels))
         sizes = [len(part.input_ids) for part in kept]
         longest = self.plan.max_length if self.plan.data.overflow == "truncate" else length
         trained = sum(part.trained for part in kept)
@@ -145,27 +160,28 @@ class Worker:
             tokens=sum(sizes),
             trained=trained,
             longest=max(sizes, default=0),
-            cut=cut,
-            cut_further=further,
+            cut=any(cut.cut for cut in cuts),
+            cut_further=any(cut.further for cut in cuts),
             identity=identity,
-            answers=len(example.ends) if kept else 0,
-            ended=sum(end < longest for end in example.ends) if kept else 0,
-            trimmed=example.trimmed if kept else 0,
+            answers=sum(len(example.ends) for example in examples) if kept else 0,
+            ended=sum(end < longest for example in examples for end in example.ends) if kept else 0,
+            trimmed=sum(example.trimmed for example in examples) if kept else 0,
             form=reader.name_of_form,
-            has=_has(sample),
-            said=_hash(array("i", example.input_ids).tobytes()) if kept and self.plan.data.holds_out else None,
+            has=_has(cuts[-1].sample),
+            said=_said(examples) if kept and self.plan.data.holds_out else None,
+            apart=len(examples) > 1,
         )
 
-    def _fit(self, example: Example) -> list[Example]:
-        """The example, or what the recipe makes of one that is too long."""
+    def _fit(self, examples: list[Example], length: int) -> list[Example]:
+        """The examples of a row, or what the recipe makes of them where one is too long."""
         longest, overflow = self.plan.max_length, self.plan.data.overflow
-        length = len(example.input_ids)
         if length <= longest:
-            return [example]
+            return examples
         if overflow == "drop":
             return []
         if overflow == "truncate":
-            return [Example(example.input_ids[:longest], example.labels[:longest])]
+            return [Example(example.input_ids[:longest], example.labels[:longest]) for example in examples]
+        [example] = examples
         pieces = [
             Example(example.input_ids[at : at + longest], example.labels[at : at + longest])
             for at in range(0, length, longest)
@@ -180,6 +196,10 @@ class Worker:
 def _predicts(part: Example) -> bool:
     """Whether something in it is learnt: the first token is predicted from nothing."""
     return part.trained > (part.labels[0] != IGNORED)
+
+
+def _said(examples: list[Example]) -> int:
+    return _hash(b"".join(array("i", example.input_ids).tobytes() for example in examples))
 
 
 def _has(sample: Sample) -> tuple[str, ...]:

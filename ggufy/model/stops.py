@@ -28,6 +28,12 @@ def named(folder: Path) -> tuple[list[int], str]:
     return [], ""
 
 
+def of(folder: Path, eos: int | None) -> tuple[int, ...]:
+    """The ids that stop the model of a folder, in order: of its configuration, and of its tokenizer."""
+    found, _ = named(folder)
+    return tuple(dict.fromkeys([*found, *([] if eos is None else [eos])]))
+
+
 def _ids(value: Any) -> list[int]:
     values = value if isinstance(value, list) else [value]
     return [number for number in values if isinstance(number, int) and not isinstance(number, bool)]

@@ -160,6 +160,17 @@ def test_a_template_that_asks_in_another_way_is_refused(template: str, naming: s
         assert "turn" not in caught.value.message or "once more" not in caught.value.message
 
 
+@pytest.mark.parametrize("answer", ["A", "ANT", "ASSISTANT", ":", "ASSISTANT:"])
+def test_an_answer_that_stands_in_its_header_does_not_hide_it(answer: str, made: Make) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m['role'] | upper + ': ' + m['content'] + '<|eot_id|>' }}"
+    tokenizer = Tokenizer(made(template + "{% endfor %}"), DAY, "responses")
+    with pytest.raises(ModelError, match=r"has no generation prompt.*asked without 'ASSISTANT: '"):
+        tokenizer.encode([TALK[0], {"role": "assistant", "content": answer}])
+    prompt = "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+    said, _ = told(made(template + "{% endfor %}" + prompt), [TALK[0], {"role": "assistant", "content": answer}])
+    assert said == [f"{answer}<|eot_id|>"]
+
+
 def test_a_template_without_headers_needs_no_generation_prompt(made: Make) -> None:
     """As Mistral's and Llama 2's: the user's turn ends where the answer begins."""
     template = (

@@ -105,7 +105,7 @@ def test_prepared_data_that_has_changed_is_not_trained_on(run: Run, tmp_path: Pa
     assert run(*words, "--set", "train.max_steps=2", cwd=tmp_path).returncode == 0
     done = run(*words, "--set", "train.max_steps=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "runs/tiny/data/train.arrow has been changed since it was made; making it again" in done.stderr
+    assert "runs/tiny/data/train.arrow has been changed since it was prepared; preparing it again" in done.stderr
     assert "resuming from step 2" in done.stderr
     assert path.read_bytes() == good
 

@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ggufy.data.tokenize import ALPACA, Tokenizer
+from ggufy.data.alpaca import ALPACA
+from ggufy.data.tokenize import Tokenizer
 from ggufy.errors import EvalError
 from ggufy.llamacpp import gguf_reader
 from ggufy.llamacpp.evaluate_gguf import Forward

@@ -66,13 +66,14 @@ def of_file(file: Path, tokenizer: Tokenizer, limit: int, *, like: Data | None =
         if len(texts) >= limit:
             continue
         try:
-            example = tokenizer.encode(reader.read(row))
+            examples = tokenizer.examples(reader.read(row))
         except BadRow as problem:
             raise DataError(f"{where}: {problem}", "fix the row, or leave it out") from None
-        text = Text(example.input_ids, example.labels)
-        if any(text.wanted):
-            texts.append(text)
-            places.append(where)
+        for example in examples:
+            text = Text(example.input_ids, example.labels)
+            if any(text.wanted):
+                texts.append(text)
+                places.append(where)
     if not texts:
         raise EvalError(f"{file.as_posix()}: the assistant says nothing in it", "name a file with answers in it")
     return HeldOut(file.name, texts, total, places)

@@ -1,0 +1,114 @@
+"""Whether everything that a row says is in what the chat template makes of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ggufy.data.files import BadRow
+from ggufy.data.rows.conversation import UNTRAINED, Conversation
+from ggufy.model.template import Message
+
+_SHOWN = 60
+# The names under which templates look for reasoning, as transformers' own chat templates have them.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class LeftOut(BadRow):
+    """Something that a turn says is not in what the template makes of the row."""
+
+
+def check(conversation: Conversation, text: str, *, answers_too: bool = False) -> None:
+    """Raise LeftOut where something that is given to the assistant, or with `answers_too` what it says, is not there.
+
+    Turns are looked for one after the other; a system text anywhere, as some templates write it into a later turn.
+    Of an answer that is not trained on, the template may leave out the reasoning.
+    """
+    at = 0
+    for number, message in enumerate(conversation, 1):
+        content = message["content"].strip()
+        if message["role"] == "assistant" and not answers_too:
+            content = content.rpartition("</think>")[2].strip() if UNTRAINED in message else ""
+        if not content:
+            continue
+        if message["role"] == "system":
+            others = sum(other["content"].count(content) for other in conversation if other is not message)
+            if text.count(content) > others:
+                continue
+        else:
+            found, spelt = text.find(content, at), content
+            if found < 0 and message["role"] == "tool":
+                # Llama 3.2's template writes a result as JSON.
+                spelt = json.dumps(content, ensure_ascii=False)[1:-1]
+                found = text.find(spelt, at)
+            if found >= 0:
+                at = found + len(spelt)
+                continue
+        raise LeftOut(
+            f"turn {number}: the chat template leaves out what the {message['role']} turn says: {short(content)}"
+        )
+    for tool in conversation.tools or ():
+        if tool["function"]["name"] not in text:
+            raise BadRow(f"the chat template leaves out the tool {tool['function']['name']!r}")
+
+
+def fit_to(conversation: Conversation, template: str) -> Conversation:
+    """The conversation under the names that this template reads. Raises BadRow for what it has no place for."""
+    if conversation.tools and "tools" not in template:
+        raise BadRow("the row has tools, and the base's chat template has no place for them")
+    if not any("tool_calls" in message or "reasoning_content" in message for message in conversation):
+        if any(message["role"] == "tool" for message in conversation) and "tool" not in template:
+            raise BadRow("the row has a tool's answers, and the base's chat template has no place for them")
+        return conversation
+    found = Conversation(conversation, conversation.tools)
+    for index, message in enumerate(found):
+        if "tool_calls" in message and "tool_calls" not in template:
+            raise BadRow(f"turn {index + 1} calls a tool, and the base's chat template has no place for calls")
+        if "reasoning_content" in message:
+            name = next((name for name in _REASONING if name in template), None)
+            if name is None:
+                raise BadRow(
+                    f"turn {index + 1} has reasoning of its own, and the base's chat template has no place for it"
+                )
+            found[index] = {**message, name: message["reasoning_content"]}
+    return found
+
+
+def texts_of(message: Message) -> list[str]:
+    """Everything in a message that somebody else wrote."""
+    texts = [message["content"]]
+    if "tool_calls" in message:
+        texts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+    return [*texts, *(message[key] for key in ("reasoning_content", "name") if key in message)]
+
+
+def has_calls(message: Message, written: str) -> bool:
+    return all(call["function"]["name"] in written and _has_values(call, written) for call in message["tool_calls"])
+
+
+def _has_values(call: dict[str, Any], written: str) -> bool:
+    """Whether names and plain values of the arguments are there, as they are or as JSON writes them."""
+
+    def is_there(value: Any) -> bool:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            return True
+        spelt = str(value)
+        as_json = (json.dumps(spelt, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
+        return any(one in written for one in (spelt, *as_json))
+
+    arguments = call["function"]["arguments"]
+    return all(name in written and is_there(value) for name, value in arguments.items())
+
+
+def missing(message: Message, written: str) -> str:
+    content = message["content"].strip()
+    if content and content not in written:
+        # The longest beginning that is there, and what comes after it.
+        kept = next((n for n in range(len(content), 0, -1) if n <= 2000 and content[:n] in written), 0)
+        return short(content[kept:] if kept < len(content) else content)
+    names = [call["function"]["name"] for call in message.get("tool_calls", ())]
+    return f"the call of {', '.join(names)}"
+
+
+def short(text: str) -> str:
+    return repr(text[:_SHOWN] + ("..." if len(text) > _SHOWN else ""))
