@@ -1,28 +1,32 @@
 """Rows of an embedding that no training has ever seen, told by what they look like.
 
-Certain is what cannot be otherwise: a row of zeros, and a row that another token has as well. How near two such rows
-are was measured on real weights, which had been through Q8_0, as a share of the distance of ordinary rows to their mean:
+Certain is what cannot be otherwise: a row of zeros, and one that another added token has as well, or a row past the
+last token. How near the nearest of these is, as a share of the distance of ordinary rows to their mean, was measured on
+real weights, which had been through Q8_0:
 
 | | tokens that no text holds | the nearest that are trained |
 |---|---|---|
-| SmolLM2-135M-Instruct | <file_sep>, <gh_stars> and nine more: 0.0014 | <|im_start|>, to the byte 00: 0.17 |
-| Gemma 3 270M | <unused6208> and 6,000 more: 0.007 to 0.014 | <start_of_turn>: above 0.2 |
+| SmolLM2-135M-Instruct | <file_sep>, <gh_stars> and nine more: below 0.001 | <|im_start|>: 0.17 |
+| Gemma 3 270M | <unused6208> and more: 0.007 to 0.014; 40 of 63 are found | <start_of_turn>: above 0.2 |
 
 Only suspicious is what looks otherwise than the rows of ordinary tokens do, so it is a matter for a warning: a base may
 have its reasons. Three looks, each measured against a sample of ordinary rows, with what the two models have:
 
 - near the mean of all rows, as `resize_token_embeddings` and many scripts begin new rows: nearer than 0.7 of what 99 of
   100 ordinary rows are; of 49,152 and 262,144 trained rows the nearest was at 0.90;
-- another size: a norm of less than a third of what 99 of 100 rows have or above twice the largest. Trained special tokens
-  had 0.99 of the first and 1.003 of the second at the most;
-- like no other row: as noise, its direction has |cos| below 4/sqrt(width) with each row of the sample. Noise of any size
-  has about 3.3, trained tokens had at least 4.5 and special ones 5.0. Where ordinary rows are noise themselves, as in a
-  model that was never trained, this says nothing and is left out.
+- another size: a norm of less than a third of what 99 of 100 rows have or above twice the largest. Ordinary rows had
+  0.82 of the first and 1.08 of the second at the most, special ones 0.99 and 1.03;
+- like no other row: as noise, its direction has |cos| below 4/sqrt(width) with each row of the sample. Noise of any
+  size has about 3.1; 5 of 100 such rows have more than 4 and are not found. Of 1,000 ordinary rows one had less than
+  5.4, special ones had at least 6.6. Where ordinary rows are noise themselves, as in a model that was never
+  trained, this says nothing and is left out.
+
+A row that is the mean with noise as large as ordinary rows are far from it looks like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +41,8 @@ _MEAN, _SMALL, _LARGE = 0.7, 1 / 3, 2.0
 _NOISE, _ALIKE = 4.0, 5.0
 
 _SAMPLE, _COMPARED = 2000, 400
-# The first so many columns of two rows tell whether to look at the others.
-_COLUMNS = 64
-_TRIES = 100
-_PIECE = 8 << 20
+# Rows that are compared at once.
+_PIECE = 512
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,19 @@ class Look:
 
 
 def find(weights: Checkpoint, name: str, tokens: Collection[int], ordinary: Collection[int]) -> dict[int, Look]:
-    """Those of `tokens` whose rows look untrained in the matrix `name`, beside those of a sample of `ordinary` tokens.
+    """Those of `tokens` whose rows look untrained in the matrix `name`.
 
-    The whole matrix is read once, from the disk, and a few rows are held.
+    `ordinary` are the tokens that were learnt from text: a sample of their rows says what is usual. All other rows, of
+    added tokens and of none, are what one of `tokens` may share its row with.
     """
     import numpy as np
 
     if not tokens:
         return {}
+    count = weights[name].shape[0]
     known = sorted(tokens)
     held = _read(weights, name, known)
-    usual = _Usual(weights, name, _evenly(ordinary))
+    usual = _Usual(weights, name, _evenly([token for token in ordinary if token < count] or range(count)))
     norms = np.linalg.norm(held, axis=1)
     found: dict[int, Look] = {}
     for token, row, norm in zip(known, held, norms, strict=True):
@@ -71,13 +75,16 @@ def find(weights: Checkpoint, name: str, tokens: Collection[int], ordinary: Coll
             found[token] = Look("zero", certain=True)
         elif norm < _NOTHING * usual.spread:
             found[token] = Look("as good as zero", certain=True)
-    left = [index for index, token in enumerate(known) if token not in found]
-    limits = _EQUAL * np.minimum(norms, usual.spread)
-    same = _equals(weights, name, [known[index] for index in left], held[left], limits[left])
-    for index in left:
-        look = same.get(known[index]) or usual.odd(held[index], float(norms[index]))
+    others = sorted(set(range(count)) - set(ordinary) - found.keys())
+    nearest = _nearest(weights, name, known, held - usual.mean, others, usual.mean)
+    alike = np.abs(usual.directions @ held.T).max(axis=0)
+    for token, other, row, norm, most in zip(known, nearest, held, norms, alike, strict=True):
+        if token in found:
+            continue
+        look = _shared(weights, name, row, other, _EQUAL * min(float(norm), usual.spread))
+        look = look or usual.odd(row, float(norm), float(most))
         if look is not None:
-            found[known[index]] = look
+            found[token] = look
     return found
 
 
@@ -102,8 +109,8 @@ class _Usual:
         self.noise = _NOISE / held.shape[1] ** 0.5
         self.is_trained = float(np.percentile(cosines.max(axis=1), 1)) >= _ALIKE / held.shape[1] ** 0.5
 
-    def odd(self, row: Any, norm: float) -> Look | None:
-        """How a row is unlike those of ordinary tokens."""
+    def odd(self, row: Any, norm: float, most: float) -> Look | None:
+        """How a row is unlike those of ordinary tokens; `most` is its largest product with one of `directions`."""
         import numpy as np
 
         away = float(np.linalg.norm(row - self.mean))
@@ -119,17 +126,26 @@ class _Usual:
                 f"{self.largest:.2g})",
                 certain=False,
             )
-        if self.is_trained and float(np.abs(self.directions @ row).max()) < self.noise * norm:
+        if self.is_trained and most < self.noise * norm:
             return Look("like noise: no row of an ordinary token resembles it", certain=False)
         return None
 
 
 def _read(weights: Checkpoint, name: str, tokens: list[int]) -> Any:
+    """The rows of these tokens as float32. Not by the map of the file, of which whole stretches become memory."""
     import numpy as np
 
-    held = np.empty((len(tokens), weights[name].shape[1]), np.float32)
-    for token, row in zip(tokens, held, strict=True):
-        rows.read_rows(weights, name, token, token + 1, row)
+    tensor = weights[name]
+    held = np.empty((len(tokens), tensor.shape[1]), np.float32)
+    if tensor.dtype == FOUR_BIT:
+        for token, row in zip(tokens, held, strict=True):
+            rows.read_rows(weights, name, token, token + 1, row)
+        return held
+    size = tensor.shape[1] * SIZES.get(tensor.dtype, 0)
+    with tensor.file.open("rb", buffering=0) as file:
+        for token, row in zip(tokens, held, strict=True):
+            file.seek(tensor.start + token * size)
+            rows.decode(file.read(size), tensor.dtype, row)
     return held
 
 
@@ -138,48 +154,36 @@ def _evenly(tokens: Collection[int]) -> list[int]:
     return ordered[:: max(1, len(ordered) // _SAMPLE)]
 
 
-def _equals(weights: Checkpoint, name: str, tokens: list[int], held: Any, limits: Any) -> dict[int, Look]:
-    """Of the tokens with these rows those that share it with another token, which is the first that has it too."""
+def _nearest(
+    weights: Checkpoint, name: str, tokens: list[int], held: Any, others: Sequence[int], mean: Any
+) -> list[int | None]:
+    """Which other row is nearest to that of each token; `held` are the tokens' rows, less `mean`."""
     import numpy as np
 
-    found: dict[int, Look] = {}
-    tried = dict.fromkeys(tokens, 0)
-    short = held[:, :_COLUMNS]
-    squares = (short**2).sum(axis=1)
-    # Twice as far away as may be: the difference of large squares is not exact.
-    allowed = (2 * limits) ** 2 + 1e-6 * squares
-    for start, piece in _columns(weights, name):
-        apart = squares[:, None] + (piece**2).sum(axis=1) - 2 * short @ piece.T
-        for index, place in zip(*(part.tolist() for part in np.nonzero(apart <= allowed[:, None])), strict=True):
-            token, other = tokens[index], start + place
-            if token == other or token in found or tried[token] == _TRIES:
-                continue
-            tried[token] += 1
-            away = float(np.linalg.norm(held[index] - _read(weights, name, [other])[0]))
-            if away <= limits[index]:
-                found[token] = Look("that of" if away == 0 else "nearly that of", certain=True, other=other)
-    return found
+    # Of what is left when the mean is taken away: the difference of large squares is not exact.
+    squares = (held**2).sum(axis=1)
+    least = np.full(len(tokens), np.inf, np.float32)
+    nearest: list[int | None] = [None] * len(tokens)
+    for start in range(0, len(others), _PIECE):
+        piece = list(others[start : start + _PIECE])
+        theirs = _read(weights, name, piece) - mean
+        apart = squares[:, None] + (theirs**2).sum(axis=1) - 2 * held @ theirs.T
+        apart[np.array(tokens)[:, None] == np.array(piece)] = np.inf
+        places = apart.argmin(axis=1)
+        values = apart[np.arange(len(tokens)), places]
+        for index in np.flatnonzero(values < least).tolist():
+            nearest[index] = piece[places[index]]
+        least = np.minimum(least, values)
+    return nearest
 
 
-def _columns(weights: Checkpoint, name: str) -> Iterator[tuple[int, Any]]:
-    """The first columns of all rows as float32, in pieces, and with which row each piece begins.
-
-    Read, not mapped: what is mapped and read counts as memory of this process.
-    """
+def _shared(weights: Checkpoint, name: str, row: Any, other: int | None, limit: float) -> Look | None:
+    """That a row is the one of another token, if they are nearer than `limit`."""
     import numpy as np
 
-    tensor = weights[name]
-    count, width = tensor.shape
-    if tensor.dtype == FOUR_BIT:
-        # No trainer packs an embedding; if one did, the others' rows would have to be decoded one by one.
-        return
-    size = SIZES[tensor.dtype]
-    step = max(1, _PIECE // (width * size))
-    with tensor.file.open("rb") as file:
-        file.seek(tensor.start)
-        for start in range(0, count, step):
-            number = min(step, count - start)
-            data = np.frombuffer(file.read(number * width * size), np.uint8).reshape(number, width * size)
-            piece = np.empty((number, min(width, _COLUMNS)), np.float32)
-            rows.decode(data[:, : piece.shape[1] * size].tobytes(), tensor.dtype, piece.reshape(-1))
-            yield start, piece
+    if other is None:
+        return None
+    away = float(np.linalg.norm(row - _read(weights, name, [other])[0]))
+    if away > limit:
+        return None
+    return Look("nearly that of" if away else "that of", certain=True, other=other)
