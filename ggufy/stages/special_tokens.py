@@ -1,8 +1,8 @@
-"""Whether the base knows the special tokens that its conversations are written with, looked at before a training.
+"""Whether the base knows the added tokens that its conversations are written with, looked at before a training.
 
 A base model that was given the template of an Instruct model has rows in its embedding for these tokens that were never
-trained: all of them zero, or the same in several. LoRA leaves the embedding as it is, so such a model cannot learn to
-write the token that ends an answer, and hardly to read the others.
+trained: zeros, the same in several, the mean of the others, noise. LoRA leaves the embedding as it is, so such a model
+cannot learn to write the token that ends an answer, and hardly to read the others.
 """
 
 from __future__ import annotations
@@ -10,88 +10,97 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
-from ggufy.errors import MissingExtra, ModelError
-from ggufy.export import rows
+from ggufy.data.checks import used
+from ggufy.data.checks.used import Used
+from ggufy.errors import ModelError
+from ggufy.export import untrained
+from ggufy.export.untrained import Look
+from ggufy.model import stops
 from ggufy.model.safetensors import Checkpoint
+from ggufy.model.template import ChatTemplate
 from ggufy.recipe.schema import Recipe
 
 log = logging.getLogger("ggufy")
 
 _EMBEDDING, _HEAD = "embed_tokens", "lm_head"
-# As Unsloth's `fix_untrained_tokens` has it.
-_ZERO = 1e-16
 _HINT = "take the Instruct model as the base; or, if this is the one you want, train its embedding elsewhere first"
+_MAY = "if the tuned model does not end its answers, or writes in the wrong role, take the Instruct model as the base"
+
+
+class _Names:
+    """What the tokens of a base are called."""
+
+    def __init__(self, base: Path) -> None:
+        spec = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+        vocab = (spec.get("model") or {}).get("vocab") or {}
+        # Of a Unigram model: pairs of a token and its score, in the order of the ids.
+        entries = vocab.items() if isinstance(vocab, dict) else ((pair[0], n) for n, pair in enumerate(vocab))
+        self.all = {int(number): str(name) for name, number in entries}
+        # With or without the flag `special`: `<|im_end|>` is often added without.
+        added = {int(token["id"]): str(token["content"]) for token in spec.get("added_tokens") or []}
+        eos = ChatTemplate.specials(base).get("eos_token")
+        end = next((number for number, name in (self.all | added).items() if name == eos), None)
+        self.stops = set(stops.of(base, end))
+        self.looked_at = added.keys() | self.stops
+        self.ordinary = self.all.keys() - self.looked_at
+        self.all |= added
+
+    def __getitem__(self, token: int) -> str:
+        """The name, in one line, and the id."""
+        name = self.all.get(token, "a token without a name")
+        return f"{name if name.isprintable() else repr(name)} ({token})"
 
 
 def check(wanted: Recipe, base: Path, data: Path) -> None:
-    """Raise ModelError where a token that ends answers was never trained; warn of the others.
+    """Raise ModelError where a token that ends answers was certainly never trained; warn of what else looks like it.
 
-    `data` is the folder with the prepared train.arrow, of which the first batch is looked at.
+    `data` is the folder with the prepared train.arrow and, where rows are held out, eval.arrow. What is told by
+    statistics alone is never a refusal: it was measured on few models, and the next one may be made in another way.
     """
-    special = _special(base)
-    read, learnt = _used(data / "train.arrow")
+    names = _Names(base)
+    size = max(*names.all, *names.looked_at) + 1
+    rows = used.of([file for file in (data / "train.arrow", data / "eval.arrow") if file.is_file()], size)
     weights = Checkpoint.open(base)
-    for part, tokens in ((_EMBEDDING, read), (_HEAD, learnt)):
+    for part, tokens in ((_EMBEDDING, rows.read | rows.learnt), (_HEAD, rows.learnt)):
         name = next((name for name in weights.tensors if name.endswith(f"{part}.weight")), None)
         if name is None or part in wanted.lora.modules:
             continue
-        unknown = _untrained(weights, name, special, sorted(tokens & special.keys()))
-        ends = [token for token in unknown if token in learnt]
-        if ends:
+        count = weights[name].shape[0]
+        if lost := next((token for token in sorted(tokens) if token >= count), None):
             raise ModelError(
-                f"{base.as_posix()}: {special[ends[0]]} ({ends[0]}), which answers end with, was never trained in this "
-                f"base: its row of {name} is {unknown[ends[0]]}",
+                f"{names[lost]} has no row in {name}, which has {count:,}",
+                "the tokenizer is of another model than the weights: copy both from one place",
+            )
+        _judge(base, name, untrained.find(weights, name, tokens & names.looked_at, names.ordinary), names, rows)
+
+
+def _judge(base: Path, name: str, found: dict[int, Look], names: _Names, rows: Used) -> None:
+    """Refuse the first that cannot be trained with, or say what was found in the matrix `name`, a line a token."""
+    ends = rows.ends | (rows.learnt & names.stops)
+    for token, look in found.items():
+        if look.certain and token in ends:
+            raise ModelError(
+                f"{base.as_posix()}: {names[token]}, which answers end with, was never trained in this base: its row "
+                f"of {name} is {_text(look, names)}",
                 _HINT,
             )
-        for token, how in unknown.items():
+    for token, look in found.items():
+        used_for = "answers end" if token in ends else "conversations are written"
+        if look.certain:
             log.warning(
-                "%s (%d), which conversations are written with, was never trained in this base: its row of %s is %s",
-                *(special[token], token, name, how),
+                "%s, which %s with, was never trained in this base: its row of %s is %s; %s",
+                *(names[token], used_for, name, _text(look, names), _MAY),
+            )
+        # A model may make of its first token what it likes, as long as it is the same in every row.
+        elif token in rows.inside:
+            log.warning(
+                "%s, which %s with, may never have been trained in this base: its row of %s is %s; %s",
+                *(names[token], used_for, name, _text(look, names), _MAY),
             )
 
 
-def _special(base: Path) -> dict[int, str]:
-    added = json.loads((base / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens") or []
-    return {int(token["id"]): str(token["content"]) for token in added if token.get("special")}
-
-
-def _used(path: Path) -> tuple[set[int], set[int]]:
-    """The ids that rows hold, and those that are trained on, in the first batch of them."""
-    try:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-    except ModuleNotFoundError:
-        raise MissingExtra("reading the training data", "train", "pyarrow") from None
-    with pa.memory_map(path.as_posix()) as mapped, pa.ipc.open_stream(mapped) as stream:
-        batch = stream.read_next_batch()
-        found = (set(pc.unique(pc.list_flatten(batch.column(name))).to_pylist()) for name in ("input_ids", "labels"))
-        read, learnt = found
-    return read, {token for token in learnt if token >= 0}
-
-
-def _untrained(weights: Checkpoint, name: str, special: dict[int, str], used: list[int]) -> dict[int, str]:
-    """Of the tokens in use those whose row is zero, or that of another special token; and which it is."""
-    import numpy as np
-
-    count, width = weights[name].shape
-    if lost := next((token for token in used if token >= count), None):
-        raise ModelError(
-            f"{special[lost]} ({lost}) has no row in {name}, which has {count:,}",
-            "the tokenizer is of another model than the weights: copy both from one place",
-        )
-    known: dict[bytes, int] = {}
-    shared: dict[int, str] = {}
-    row: Any = np.empty((1, width), np.float32)
-    # Those in use last, so that each is compared with all the others.
-    for token in sorted(special.keys() - set(used)) + used:
-        if token >= count:
-            continue
-        rows.read_rows(weights, name, token, token + 1, row)
-        if float(np.abs(row).max()) <= _ZERO:
-            shared[token] = "zero"
-        elif (same := known.setdefault(row.tobytes(), token)) != token:
-            shared[token] = f"that of {special[same]}"
-            shared.setdefault(same, f"that of {special[token]}")
-    return {token: how for token, how in shared.items() if token in used}
+def _text(look: Look, names: _Names) -> str:
+    if look.other is None:
+        return look.text
+    return f"{look.text} {names.all.get(look.other, f'no token, the {look.other}th')}"
