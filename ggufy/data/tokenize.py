@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data import labels
-from ggufy.data.rows.alpaca import ALPACA
 from ggufy.data.checks import said
 from ggufy.data.files import BadRow
 from ggufy.data.ids import Ids
 from ggufy.data.labels import Answer, Rewritten
+from ggufy.data.rows.alpaca import ALPACA
 from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.errors import ModelError
 from ggufy.model import stops
