@@ -75,7 +75,6 @@ class Tokenizer:
         self.special = {token.content: number for number, token in added.items() if token.special}
         self._special_ids = frozenset(self.special.values())
         self.stopping = stops.of(base, self.rust.token_to_id(self._end) if self._end else None)
-        self._ends = [text for text, number in self.special.items() if number in self.stopping]
         self._alone = lru_cache(64)(lambda text: tuple(self.rust.encode(text, add_special_tokens=False).ids))
         self._marks = re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
         if not self.chat and self._end not in self.special:
@@ -83,6 +82,11 @@ class Tokenizer:
                 f"{base.as_posix()}: neither a chat template nor an eos_token, so no answer could ever end",
                 "name the eos_token in its tokenizer_config.json, or use an Instruct model",
             )
+
+    @cached_property
+    def _ends(self) -> list[str]:
+        """The special tokens that stop the model."""
+        return [text for text, number in self.special.items() if number in self.stopping]
 
     def _leading_bos(self) -> int | None:
         """The BOS that the tokenizer puts before a plain text, which the runtime then also does."""

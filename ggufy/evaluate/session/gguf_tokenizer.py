@@ -32,6 +32,13 @@ class Encoding(NamedTuple):
     offsets: list[tuple[int, int]]
     """The characters of each, from and to."""
 
+    def token_to_chars(self, index: int) -> tuple[int, int]:
+        return self.offsets[index]
+
+    def char_to_token(self, char: int) -> int | None:
+        """The first token that this character is of; None for the text's end."""
+        return next((at for at, (start, stop) in enumerate(self.offsets) if start <= char < stop), None)
+
 
 class GgufTokenizer(Tokenizer):
     """Of a GGUF that `model` has loaded, and which has to stay so."""
