@@ -21,7 +21,7 @@ class Ids:
         self._firsts = [0]
         for encoding, _ in self._parts[1:]:
             self._firsts.append(len(self.ids))
-            self.ids += encoding.ids
+            self.ids = self.ids + encoding.ids
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, lru_cache
@@ -73,20 +73,33 @@ class Tokenizer:
         self.rust.post_processor = processors.ByteLevel(trim_offsets=False)
         added = self.rust.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in added.items() if token.special}
-        self._special_ids = frozenset(self.special.values())
         self.stopping = stops.of(base, self.rust.token_to_id(self._end) if self._end else None)
-        self._alone = lru_cache(64)(lambda text: tuple(self.rust.encode(text, add_special_tokens=False).ids))
-        self._marks = re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
         if not self.chat and self._end not in self.special:
             raise ModelError(
                 f"{base.as_posix()}: neither a chat template nor an eos_token, so no answer could ever end",
                 "name the eos_token in its tokenizer_config.json, or use an Instruct model",
             )
 
+    # What follows from the above, for the tokenizer of a GGUF too, which comes by that in another way.
+
     @cached_property
     def _ends(self) -> list[str]:
         """The special tokens that stop the model."""
         return [text for text, number in self.special.items() if number in self.stopping]
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.special.values())
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        """Any special token in a text."""
+        return re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
+
+    @cached_property
+    def _alone(self) -> Callable[[str], tuple[int, ...]]:
+        """The ids of a text by itself; of the last few that were asked for, from memory."""
+        return lru_cache(64)(lambda text: tuple(self.rust.encode(text, add_special_tokens=False).ids))
 
     def _leading_bos(self) -> int | None:
         """The BOS that the tokenizer puts before a plain text, which the runtime then also does."""

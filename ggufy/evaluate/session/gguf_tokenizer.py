@@ -7,10 +7,8 @@ bytes of each.
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Iterable
 from datetime import date
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,11 +54,8 @@ class GgufTokenizer(Tokenizer):
         self.template = ChatTemplate(texts.get(_TEMPLATE) or ALPACA, named, where)
         # Where the runtime puts a BOS before a text, it is there.
         self.bos = model.bos if model.adds_bos else None
-        self._special_ids = frozenset(self.special.values())
-        self._marks = re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
         self.rust: Any = _Splits(model)
         self.stopping = tuple(token for token in self.special.values() if model.ends_turn(token))
-        self._alone = lru_cache(64)(lambda text: tuple(self.rust.encode(text, add_special_tokens=False).ids))
 
     def plain(self, text: str) -> list[int]:
         return self.model.tokenize(text, special=False)
