@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
 from tests import tools_run
+from tests.forks import Forks
 
 # Several processes of tests share the cores. Threads that wait for each other by spinning would stop them all.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -105,8 +107,27 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return kept | own | {"CUDA_VISIBLE_DEVICES": ""}
 
 
+_FORKS: list[Forks] = []
+
+
+@contextmanager
+def _forked(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have a process with the libraries imported, for the commands of this environment."""
+    if os.environ.get("GGUFY_TESTS_COLD"):
+        yield
+        return
+    forks = Forks(env, tmp_path_factory.mktemp("forks"))
+    _FORKS.append(forks)
+    yield
+    _FORKS.remove(forks)
+    forks.stop()
+
+
 def runner(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
     def run(*args: str, cwd: Path, python: Sequence[str] = (), timeout: float = 180) -> CompletedProcess[str]:
+        fitting = [] if python else [forks for forks in _FORKS if forks.fits(env)]
+        if fitting and (done := fitting[0].run(*args, cwd=cwd, env=env, timeout=timeout)):
+            return done
         command = [sys.executable, *python, "-m", "ggufy", *args]
         return subprocess.run(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
@@ -116,9 +137,12 @@ def runner(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def run(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
+def run(
+    env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., CompletedProcess[str]]]:
     """run("recipes", "show", "tiny", cwd=tmp_path) is what a user types in that folder."""
-    return runner(env)
+    with _forked(env, tmp_path_factory):
+        yield runner(env)
 
 
 @pytest.fixture(scope="session")
@@ -130,8 +154,11 @@ def light_env(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def light_run(light_env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
-    return runner(light_env)
+def light_run(
+    light_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., CompletedProcess[str]]]:
+    with _forked(light_env, tmp_path_factory):
+        yield runner(light_env)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from ggufy.hub.contents import bundle, names
 from ggufy.hub.contents import manifest as manifests
 from ggufy.hub.contents.manifest import FORMAT, MANIFEST, vouched
 from ggufy.runs import run
-from ggufy.system import user_folders
 
 _FOLDERS = ("adapter", "export", "checkpoints")
 _FILES = ("run.json", "metrics.jsonl", "summary.json", "loss.png", "data/report.json")
@@ -42,7 +41,7 @@ def of(target: Target, remote: Remote) -> Found | None:
     """The run in a branch's files."""
     if MANIFEST not in remote.files:
         return None
-    data = _manifest(target, remote)
+    data = file_download.read(target, remote, MANIFEST)
     try:
         manifest = json.loads(data)
     except ValueError:
@@ -56,20 +55,12 @@ def of_earlier_trainings(target: Target, remote: Remote, adapters: set[str]) -> 
     if MANIFEST not in remote.files:
         return {}
     try:
-        manifest = json.loads(_manifest(target, remote))
+        manifest = json.loads(file_download.read(target, remote, MANIFEST))
         old = manifests.of_earlier_trainings(manifest, adapters)
         return {path: facts for path, facts in vouched(manifest, remote.files).items() if path in old}
     except (ValueError, LookupError, TypeError, AttributeError):
         # Somebody's own file of that name vouches for nothing.
         return {}
-
-
-def _manifest(target: Target, remote: Remote) -> bytes:
-    place = user_folders.cache() / "hub" / "manifests" / remote.head
-    try:
-        return file_download.fetch(target, remote, MANIFEST, place).read_bytes()
-    finally:
-        place.unlink(missing_ok=True)
 
 
 def _check(target: Target, remote: Remote, manifest: Any) -> None:

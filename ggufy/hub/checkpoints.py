@@ -33,6 +33,7 @@ from ggufy.hub.contents.facts import amount
 from ggufy.hub.pull import checkpoint_branch, newest_step
 from ggufy.recipe.schema import Recipe
 from ggufy.runs.run import Run
+from ggufy.system import disk
 
 log = logging.getLogger("ggufy")
 
@@ -106,7 +107,7 @@ class Sender:
         threading.Thread(target=self._wait_for_the_end, daemon=True).start()
         self.holding.parent.mkdir(parents=True, exist_ok=True)
         # That of a training that was killed may still be sending what was saved last.
-        with receipt.held(self.holding.parent):
+        with disk.held(self.holding.parent):
             shutil.rmtree(self.holding, ignore_errors=True)
             self._work()
             shutil.rmtree(self.holding, ignore_errors=True)

@@ -28,7 +28,7 @@ from ggufy.recipe.schema import LATE_SECTIONS
 from ggufy.runs import run
 from ggufy.runs.run import Run
 from ggufy.system import user_folders
-from ggufy.system.disk import sync, write_json
+from ggufy.system.disk import held, sync, write_json
 
 log = logging.getLogger("ggufy")
 
@@ -106,10 +106,7 @@ def newest_step(folders: Iterable[str]) -> int:
 
 def _is_same(this: Run, found: Found) -> bool:
     """Whether the run here is the one there, maybe at another step."""
-    place = user_folders.cache() / "hub" / "manifests" / f"{found.remote.head}-run"
-    file_download.fetch(found.target, found.remote, "ggufy/run.json", place)
-    theirs = json.loads(place.read_text(encoding="utf-8"))
-    place.unlink()
+    theirs = json.loads(file_download.read(found.target, found.remote, "ggufy/run.json"))
     ours = places.without_places(this.frozen)
     return all(ours.get(key) == theirs.get(key) for key in ("base", "data", "seed", "date")) and _without_late(
         ours
@@ -138,14 +135,17 @@ def gguf(repo: str, branch: str | None = None, quant: str | None = None) -> Path
             f"see {session.page(repo, rest=f'/tree/{target.branch}')}",
         )
     parts = [path for path in sorted(models) if _group(path) == _group(chosen)]
-    missing = [part for part in parts if not _verified(place / part, remote.files[part])]
-    if missing:
-        size = sum(models[part] for part in missing)
-        file_download.room_for(place, size)
-        log.info("downloading %s of %s, %s", chosen, target.name, amount(size))
-    for part in missing:
-        file_download.fetch(target, remote, names.check_path(part), place / part)
-        _note_verified(place / part, remote.files[part])
+    place.mkdir(parents=True, exist_ok=True)
+    # Two commands that want the same file at once: the second waits, and finds it.
+    with held(place):
+        missing = [part for part in parts if not _verified(place / part, remote.files[part])]
+        if missing:
+            size = sum(models[part] for part in missing)
+            file_download.room_for(place, size)
+            log.info("downloading %s of %s, %s", chosen, target.name, amount(size))
+        for part in missing:
+            file_download.fetch(target, remote, names.check_path(part), place / part)
+            _note_verified(place / part, remote.files[part])
     return place / parts[0]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,16 @@ def remove(path: Path) -> None:
 def size(count: int) -> str:
     """Bytes, for people."""
     return f"{count / 1e6:,.1f} MB" if count < 2e9 else f"{count / 1e9:,.2f} GB"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Wait until no other process of ggufy holds the folder, and hold it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems lock no folders; there two processes at once may both write.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

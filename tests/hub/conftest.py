@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.forks import Forks
+
 ROOT = Path(__file__).parents[2]
 ANN, READER, BOB = (f"hf_{letter * 34}" for letter in "arb")
 PEOPLE = {
@@ -31,7 +33,7 @@ class Hub:
     folder: Path
     url: str
     env: dict[str, str]
-    forks: subprocess.Popen[str] | None
+    forks: Forks | None
 
     def control(self, what: str, wanted: Any = ()) -> dict[str, Any]:
         request = urllib.request.Request(f"{self.url}/_/{what}", json.dumps(wanted).encode(), method="POST")
@@ -69,18 +71,12 @@ class Hub:
     def begin(self, *args: str, cwd: Path, token: str = ANN) -> int:
         """Start a command in a process that has everything imported; gives its process id."""
         out, err = self.folder / "stdout", self.folder / "stderr"
-        wanted = {"args": args, "cwd": str(cwd), "env": {"HF_TOKEN": token}, "out": str(out), "err": str(err)}
         assert self.forks is not None
-        assert self.forks.stdin is not None
-        assert self.forks.stdout is not None
-        self.forks.stdin.write(json.dumps(wanted) + "\n")
-        self.forks.stdin.flush()
-        return int(self.forks.stdout.readline())
+        return self.forks.begin(*args, cwd=cwd, env={**self.env, "HF_TOKEN": token}, out=out, err=err)
 
     def end(self, *args: str) -> CompletedProcess[str]:
         assert self.forks is not None
-        assert self.forks.stdout is not None
-        code = int(self.forks.stdout.readline())
+        code = self.forks.end()
         out, err = ((self.folder / name).read_text() for name in ("stdout", "stderr"))
         return CompletedProcess(args, code, out, err)
 
@@ -148,25 +144,21 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture(scope="session")
-def served(
-    env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[dict[str, str], subprocess.Popen[str]]]:
+def served(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], Forks]]:
     server, own = _serve(tmp_path_factory.mktemp("hub"), env)
-    forks = subprocess.Popen(
-        [sys.executable, "-m", "tests.hub.forks"], env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    forks = Forks(own, tmp_path_factory.mktemp("forks"))
     yield own, forks
-    _stop(forks)
+    forks.stop()
     _stop(server)
 
 
 @pytest.fixture
-def hub(served: tuple[dict[str, str], subprocess.Popen[str]]) -> Hub:
+def hub(served: tuple[dict[str, str], Forks]) -> Hub:
     """An empty Hub with people."""
     return emptied(*served)
 
 
-def emptied(env: dict[str, str], forks: subprocess.Popen[str]) -> Hub:
+def emptied(env: dict[str, str], forks: Forks) -> Hub:
     """The server as a Hub that nobody has used yet."""
     hub = Hub(Path(), env["HF_ENDPOINT"], env, forks)
     hub.folder = Path(hub.control("reset")["folder"])

@@ -72,6 +72,43 @@ def test_a_killed_pull_goes_on(hub: Hub, quick: Path, there: Path) -> None:
     assert len([request for request in hub.requests()[begun:] if request["path"].startswith("/cdn/")]) == 2
 
 
+@pytest.mark.parametrize("path", ["ggufy/manifest.json", "^/cdn/"])
+def test_two_commands_at_once_want_the_same_files(hub: Hub, there: Path, tmp_path: Path, path: str) -> None:
+    """One is held in the middle of a file; the other pulls all of it meanwhile."""
+    other = tmp_path / "other"
+    other.mkdir()
+    hub.control("faults", [{"method": "GET", "path": path, "hold": "before"}])
+    hub.begin(*PULL, cwd=there)
+    while not (hub.folder / "held").exists():
+        time.sleep(0.005)
+    assert "is as it was pushed" in hub.works(*PULL, cwd=other, HF_HUB_VERBOSITY="warning")
+    hub.control("faults")
+    done = hub.end()
+    assert done.returncode == 0, done.stderr
+    assert delivered(there) == delivered(other)
+
+
+def test_two_chats_at_once_want_the_same_file(hub: Hub, tmp_path: Path) -> None:
+    """The second waits for the first, and what it then asks for is nothing."""
+    text = "".join(f"{number:09d}\n" for number in range(2_500_000))
+    hub.control("state", {"repos": [{"kind": "model", "name": "ann/two", "files": {"two-q4_k_m.gguf": text}}]})
+    ask = ("chat", "ann/two", "--prompt", "Hello")
+    hub.control("faults", [{**CDN, "slow": 20_000_000}])
+    hub.begin(*ask, cwd=tmp_path)
+    cache = Path(hub.env["GGUFY_CACHE"]) / "hub" / "ann--two"
+    while not list(cache.rglob("*.partial")):
+        time.sleep(0.005)
+    # Neither is a model; the file has come whole, and only once.
+    said = hub.fails(*ask, cwd=tmp_path, HF_HUB_VERBOSITY="warning")
+    assert "two-q4_k_m.gguf" in said
+    assert "two-q4_k_m.gguf" in hub.end().stderr
+    [arrived] = cache.rglob("two-q4_k_m.gguf")
+    assert arrived.read_text() == text
+    # In pieces of 10 MB, which is how the client asks.
+    spans = [request["range"] for request in hub.requests() if request["path"].startswith("/cdn/")]
+    assert len(spans) == len(set(spans)), spans
+
+
 def test_a_killed_download_goes_on_in_the_middle(hub: Hub, tmp_path: Path) -> None:
     """Of a file larger than the 10 MB that the client takes at a time."""
     text = "".join(f"{number:09d}\n" for number in range(2_500_000))

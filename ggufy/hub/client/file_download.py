@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -64,6 +65,12 @@ def fetch(target: Target, remote: Remote, path: str, out: Path) -> Path:
         f"{path} of {target.name} arrives with different content than the Hub lists",
         "try again later, or on another network",
     )
+
+
+def read(target: Target, remote: Remote, path: str) -> bytes:
+    """What a small file holds. Nothing is kept, so that commands that read the same one at once do not meet."""
+    with tempfile.TemporaryDirectory(prefix="ggufy-") as folder:
+        return fetch(target, remote, path, Path(folder) / "file").read_bytes()
 
 
 def _stream(target: Target, remote: Remote, path: str, partial: Path) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ggufy.hub.contents.bundle import File, facts_of
 from ggufy.hub.contents.manifest import hashes, identities
 from ggufy.runs.run import Run
-from ggufy.system.disk import write_json
+from ggufy.system.disk import held, write_json
 
 
 def read(run: Run) -> dict[str, Any]:
@@ -66,19 +62,6 @@ def sent(run: Run, target: str, there: Mapping[str, Any] | None) -> set[str]:
         for path, facts in files.items()
         if there is None or (path in there and identities(there[path]) & hashes(facts))
     }
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Wait until no other process of ggufy holds the folder, and hold it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        # Some network file systems lock no folders; there two processes at once may both write.
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def begin(run: Run, target: str, files: Iterable[File]) -> None:
