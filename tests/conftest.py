@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
 from tests import tools_run
-from tests.forks import Forks
+from tests.forks import Forks, Started
 
 # Several processes of tests share the cores. Threads that wait for each other by spinning would stop them all.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -90,8 +90,26 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
         return Path(shutil.copytree(shared, own, dirs_exist_ok=True))
 
 
+Process = Started | subprocess.Popen[str]
+
+_FORKS: list[Forks] = []
+
+
+@contextmanager
+def _forked(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Have a process with the libraries imported, for the commands of this environment."""
+    if os.environ.get("GGUFY_TESTS_COLD"):
+        yield env
+        return
+    forks = Forks(env, tmp_path_factory.mktemp("forks"))
+    _FORKS.append(forks)
+    yield env
+    _FORKS.remove(forks)
+    forks.stop()
+
+
 @pytest.fixture(scope="session")
-def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The tests' own caches, no network and no GPU. The built-in model is the same in every process."""
     home = tmp_path_factory.mktemp("home")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("GGUFY_", "HF_"))}
@@ -102,32 +120,30 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
     }
     # What a CI's own terminal would say about a width and colours that the tests choose themselves.
-    for key in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+    # And where Python may keep no bytecode, each of a thousand commands would compile the whole package again.
+    for key in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHONDONTWRITEBYTECODE"):
         kept.pop(key, None)
-    return kept | own | {"CUDA_VISIBLE_DEVICES": ""}
+    with _forked(kept | own | {"CUDA_VISIBLE_DEVICES": ""}, tmp_path_factory) as made:
+        yield made
 
 
-_FORKS: list[Forks] = []
-
-
-@contextmanager
-def _forked(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have a process with the libraries imported, for the commands of this environment."""
-    if os.environ.get("GGUFY_TESTS_COLD"):
-        yield
-        return
-    forks = Forks(env, tmp_path_factory.mktemp("forks"))
-    _FORKS.append(forks)
-    yield
-    _FORKS.remove(forks)
-    forks.stop()
+def begun(*args: str, cwd: Path, env: dict[str, str], log: Path | None = None) -> Process:
+    """A command in the background: `communicate` gives what it said, but where that goes to a log."""
+    for forks in _FORKS:
+        if forks.fits(env):
+            return forks.begin(*args, cwd=cwd, env=env, log=log)
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "ggufy", *args]
+    with log.open("w", encoding="utf-8") if log else nullcontext(subprocess.PIPE) as sink:
+        return subprocess.Popen(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, text=True
+        )
 
 
 def runner(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
     def run(*args: str, cwd: Path, python: Sequence[str] = (), timeout: float = 180) -> CompletedProcess[str]:
         fitting = [] if python else [forks for forks in _FORKS if forks.fits(env)]
-        if fitting and (done := fitting[0].run(*args, cwd=cwd, env=env, timeout=timeout)):
-            return done
+        if fitting:
+            return fitting[0].run(*args, cwd=cwd, env=env, timeout=timeout)
         command = [sys.executable, *python, "-m", "ggufy", *args]
         return subprocess.run(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
@@ -137,28 +153,24 @@ def runner(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def run(
-    env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., CompletedProcess[str]]]:
+def run(env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
     """run("recipes", "show", "tiny", cwd=tmp_path) is what a user types in that folder."""
-    with _forked(env, tmp_path_factory):
-        yield runner(env)
+    return runner(env)
 
 
 @pytest.fixture(scope="session")
-def light_env(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def light_env(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """As on a machine without it: an export then compares no logits, which takes ten times as long as the rest."""
     folder = tmp_path_factory.mktemp("without-torch")
     (folder / "sitecustomize.py").write_text(_NO_TORCH, "utf-8")
-    return env | {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), env.get("PYTHONPATH")]))}
+    path = os.pathsep.join(filter(None, [str(folder), env.get("PYTHONPATH")]))
+    with _forked(env | {"PYTHONPATH": path}, tmp_path_factory) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
-def light_run(
-    light_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., CompletedProcess[str]]]:
-    with _forked(light_env, tmp_path_factory):
-        yield runner(light_env)
+def light_run(light_env: dict[str, str]) -> Callable[..., CompletedProcess[str]]:
+    return runner(light_env)
 
 
 @pytest.fixture(scope="session")
@@ -314,16 +326,13 @@ def local_again() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def start(env: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(env: dict[str, str]) -> Iterator[Callable[..., Process]]:
     """Starts a command in the background; what still runs at the module's end is killed."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Process] = []
 
-    def start(*args: str, cwd: Path, log: Path) -> subprocess.Popen[str]:
-        with log.open("w", encoding="utf-8") as sink:
-            command = ["env", "--default-signal=INT", sys.executable, "-m", "ggufy", *args]
-            process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
-        started.append(process)
-        return process
+    def start(*args: str, cwd: Path, log: Path) -> Process:
+        started.append(begun(*args, cwd=cwd, env=env, log=log))
+        return started[-1]
 
     yield start
     for process in started:

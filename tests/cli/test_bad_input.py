@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,12 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from tests.conftest import Process
+
 Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
 Row = Callable[..., str]
-Started = tuple["subprocess.Popen[str]", Path, Path]
+Started = tuple[Process, Path, Path]
 
 TINY = "extends: tiny\n"
 
@@ -310,9 +311,7 @@ LIVE = ("--recipe", "tiny", "--run", "live", "--set", "train.max_steps=900", "--
 
 
 @pytest.fixture(scope="module")
-def live(
-    start: Callable[..., "subprocess.Popen[str]"], quick_made: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Started:
+def live(start: Callable[..., Process], quick_made: Path, tmp_path_factory: pytest.TempPathFactory) -> Started:
     """A training in the background, and the folder it runs in; the test that interrupts it is the last one."""
     assert quick_made.is_dir()
     cwd = tmp_path_factory.mktemp("live")

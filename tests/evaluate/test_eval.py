@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -19,7 +18,7 @@ import pytest
 import ggufy
 from ggufy.evaluate.session import heldout
 from ggufy.stages import model_source
-from tests.conftest import snapshot
+from tests.conftest import Process, snapshot
 
 Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
@@ -158,7 +157,7 @@ def test_only_what_is_new_is_asked(run: Run, evaluated: Path) -> None:
     assert (after["heldout"]["conversations"], after["heldout"]["of"]) == (7, 20)
 
 
-def test_a_killed_evaluation_goes_on(start: Callable[..., subprocess.Popen[str]], light_run: Run, taught: Path) -> None:
+def test_a_killed_evaluation_goes_on(start: Callable[..., Process], light_run: Run, taught: Path) -> None:
     place = taught / "runs" / "taught"
     process = start(
         "eval", "taught", "--no-adapter", "--max-tokens", "150", "--limit", "5", cwd=taught, log=taught / "log"

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import conftest
 from tests.conftest import snapshot
 
 Run = Callable[..., CompletedProcess[str]]
@@ -203,14 +204,7 @@ def test_killed_at_a_random_moment(
         shutil.copytree(bigger, folder, copy_function=os.link)
         before = snapshot(folder)
         begun = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ggufy", *FOLDER],
-            cwd=folder,
-            env=light_env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = conftest.begun(*FOLDER, cwd=folder, env=light_env)
         try:
             process.wait(share * quickest[0])
             quickest[0] = min(quickest[0], time.monotonic() - begun)

@@ -1,7 +1,6 @@
 """A Hub on this machine for each test, and the command line talking to it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.forks import Forks
+from tests.forks import Forks, Started
 
 ROOT = Path(__file__).parents[2]
 ANN, READER, BOB = (f"hf_{letter * 34}" for letter in "arb")
@@ -65,20 +64,12 @@ class Hub:
             return subprocess.run(
                 command, cwd=cwd, env=own, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
             )
-        self.begin(*args, cwd=cwd, token=token)
-        return self.end(*args)
+        return self.forks.run(*args, cwd=cwd, env={**self.env, "HF_TOKEN": token}, timeout=180)
 
-    def begin(self, *args: str, cwd: Path, token: str = ANN) -> int:
-        """Start a command in a process that has everything imported; gives its process id."""
-        out, err = self.folder / "stdout", self.folder / "stderr"
+    def begin(self, *args: str, cwd: Path, token: str = ANN) -> Started:
+        """Start a command in a process that has everything imported."""
         assert self.forks is not None
-        return self.forks.begin(*args, cwd=cwd, env={**self.env, "HF_TOKEN": token}, out=out, err=err)
-
-    def end(self, *args: str) -> CompletedProcess[str]:
-        assert self.forks is not None
-        code = self.forks.end()
-        out, err = ((self.folder / name).read_text() for name in ("stdout", "stderr"))
-        return CompletedProcess(args, code, out, err)
+        return self.forks.begin(*args, cwd=cwd, env={**self.env, "HF_TOKEN": token})
 
     def works(self, *args: str, cwd: Path, **how: str) -> str:
         done = self.run(*args, cwd=cwd, **how)
@@ -103,23 +94,15 @@ class Hub:
         self.control("faults", [fault])
         process = self.begin(*args, cwd=cwd)
         held = self.folder / "held"
-        while not (held.exists() and ready()) and _runs(process):
+        while not (held.exists() and ready()) and process.poll() is None:
             time.sleep(0.005)
         killed = held.exists()
         if killed:
-            os.kill(process, signal.SIGKILL)
-        done = self.end()
+            process.kill()
+        _, said = process.communicate()
         self.control("faults")
-        assert done.returncode == (-signal.SIGKILL if killed else 0), done.stderr
+        assert process.returncode == (-signal.SIGKILL if killed else 0), said
         return killed
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _serve(folder: Path, env: dict[str, str], *options: str) -> tuple[subprocess.Popen[str], dict[str, str]]:

@@ -18,6 +18,7 @@ from subprocess import CompletedProcess
 import pytest
 import yaml
 
+from tests.forks import Forks
 from tests.hub.conftest import Hub, emptied
 
 ASK = """
@@ -92,7 +93,7 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def talk(
-    served: tuple[dict[str, str], subprocess.Popen[str]],
+    served: tuple[dict[str, str], Forks],
     run: Callable[..., CompletedProcess[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from ggufy.recipe import recipe
 from ggufy.sweeps import definition, report, sampler, storage, sweep, work
 from ggufy.sweeps.study import Study
 from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, OPEN, PRUNED
+from tests.conftest import Process
 
 pytest.importorskip("optuna", reason="ggufy[sweep] is not installed")
 
@@ -151,7 +152,7 @@ def test_runs_are_listed_with_their_sweep(swept: tuple[Path, list[dict[str, Any]
     assert {row["sweep"] for row in rows} == {"tiny-sweep"}
 
 
-def test_interrupted_it_says_how_to_go_on(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_interrupted_it_says_how_to_go_on(tmp_path: Path, start: Callable[..., Process]) -> None:
     long = [part.replace("max_steps=6", "max_steps=5000") for part in SWEEP]
     process = start(*long, cwd=tmp_path, log=tmp_path / "log")
     while not list(tmp_path.glob("runs/*/checkpoints/*/manifest.json")) and process.poll() is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Process, begun
 
 TRAIN = ("train", "--recipe", "tiny", "--set", "train.max_steps=12", "--set", "train.save_steps=3")
 # Random order, dropout and two gradient steps a step: what a careless resume gets wrong.
@@ -18,9 +18,8 @@ HARD = ("--set", "lora.dropout=0.1", "--set", "train.batch_size=3", "--set", "tr
 EXPORT = ("export", "--quant", "q8_0", "--quant", "q4_k_m")
 
 
-def start(folder: Path, env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ggufy", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def start(folder: Path, env: dict[str, str], *arguments: str) -> Process:
+    return begun(*arguments, cwd=folder, env=env)
 
 
 def finish(folder: Path, env: dict[str, str], *arguments: str) -> str:
@@ -30,7 +29,7 @@ def finish(folder: Path, env: dict[str, str], *arguments: str) -> str:
     return err
 
 
-def kill_when(process: subprocess.Popen[str], happened: Callable[[], bool], number: int = signal.SIGKILL) -> str:
+def kill_when(process: Process, happened: Callable[[], bool], number: int = signal.SIGKILL) -> str:
     while not happened() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(number)

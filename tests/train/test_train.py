@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -197,7 +196,7 @@ def test_a_quantized_base_trains_on_the_cpu_and_survives_a_kill(
     for folder in folders:
         folder.mkdir()
     finish(folders[0], env, *train)
-    process: subprocess.Popen[str] = start(folders[1], env, *train)
+    process = start(folders[1], env, *train)
     sealed = folders[1] / "runs/tiny/checkpoints/checkpoint-4/manifest.json"
     kill_when(process, sealed.exists)
     finish(folders[1], env, *train)
