@@ -61,7 +61,7 @@ class Counts:
     trained_on_too: int = 0
     """Held-out rows that say what a training row says."""
     apart: int = 0
-    """Rows that became one for each of their answers, as the template asks for each in another way."""
+    """Rows that became one for each of their answers, as each is asked for in another way."""
     first_bad: list[str] = field(default_factory=list)
     lengths: Counter[int] = field(default_factory=Counter)
     """How many rows have how many tokens, before anything is done about too many."""

@@ -25,7 +25,7 @@ _ANY = "\u2042"
 
 
 class Rewritten(ModelError):
-    """The template writes a turn in another way once more turns follow, or the answer is there."""
+    """A turn is written or tokenized in another way once more turns follow, or the answer is there."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def answers(
 
 
 def apart(encode: Callable[[Sample], Encoded], sample: Sample) -> list[Encoded]:
-    """What is made of a row; of a row for each of its answers where the template writes one of them in another way
-    once more turns follow, as it will be asked: transformers' templates for reasoning do so.
+    """What is made of a row; of a row for each of its answers where one of them is written or tokenized in another way
+    once more turns follow, as it will be asked: templates for reasoning do so.
     """
     try:
         return [encode(sample)]

@@ -3,7 +3,8 @@
 A conversation is rendered once by the base's template and tokenized once. What the assistant says is found by
 rendering (`labels.py`). Labels are the ids of each answer, up to and including the token that stops the model, and -100
 elsewhere. Where the ids of what a model is asked are not the beginning of the row's ids, because a token reaches over
-the place where the answer begins, the row is tokenized in pieces, as it will be asked.
+the place where the answer begins, the row is tokenized in two pieces, as it will be asked; a conversation with such an
+answer before its last becomes a row for each answer, as what is asked later holds that answer tokenized at once.
 
 A base without a chat template gets Alpaca's. A prompt with its completion is then plain text: the two are tokenized
 apart, as the prompt will be when it is asked, and the labels are the completion's ids and the token that ends it.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, lru_cache
@@ -108,7 +109,7 @@ class Tokenizer:
         return int(full[0]) if len(full) > len(plain) and full[0] != plain[0] else None
 
     def examples(self, sample: Sample) -> list[Example]:
-        """Ids and labels of a sample; of several where the template asks for each answer in another way.
+        """Ids and labels of a sample; of several where each of its answers is asked for in another way.
 
         Raises what `encode` does.
         """
@@ -185,11 +186,20 @@ class Tokenizer:
             # A template may refuse one conversation and take the next.
             raise BadRow(error.message.partition(": ")[2]) from None
 
-    def _pieces(self, text: str, found: Iterable[Answer]) -> Ids:
-        """The ids of a text; in pieces where an answer does not begin with a token."""
+    def _pieces(self, text: str, found: Sequence[Answer]) -> Ids:
+        """The ids of a text; in pieces where the last answer does not begin with a token.
+
+        Raises Rewritten where an earlier one does not: those after it are asked with a text that is tokenized at once.
+        """
         tokens = Ids(self.rust, text)
-        starts = [answer.start for answer in found if not self._is_asked_so(answer.start, tokens, text)]
-        return Ids(self.rust, text, [0, *starts]) if starts else tokens
+        apart = [answer for answer in found if not self._is_asked_so(answer.start, tokens, text)]
+        if not apart:
+            return tokens
+        if apart[0] != found[-1]:
+            raise Rewritten(
+                f"{self.template.where}: the first token of turn {apart[0].turn} reaches into the generation prompt"
+            )
+        return Ids(self.rust, text, [0, apart[0].start])
 
     def _is_asked_so(self, start: int, tokens: Ids, text: str) -> bool:
         """Whether the ids before `start` are those of the text before it by itself, which the model is asked with.
