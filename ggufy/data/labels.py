@@ -15,6 +15,7 @@ from ggufy.data.checks import said
 from ggufy.data.files import BadRow
 from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.errors import ModelError
+from ggufy.model.template import Message
 
 Render = Callable[[Conversation, bool], str]
 """The text of a conversation; with true, up to where the assistant begins to speak."""
@@ -127,20 +128,13 @@ def _unclosed(text: str, ends: Collection[str]) -> str:
     return text
 
 
-def without(text: str, marks: Collection[str]) -> str:
-    """A text without these tokens."""
-    for mark in marks:
-        text = text.replace(mark, "")
-    return text
-
-
 def _answer(
     conversation: Conversation, index: int, before: str, after: str, render: Render, where: str, *, last: bool
 ) -> Answer:
     message = conversation[index]
     written = after[len(before) :]
     content, turn = message["content"].strip(), f"turn {index + 1}"
-    at = written.find(content)
+    at = _place(conversation, index, before, written, render)
     if at < 0 or (message.get("tool_calls") and not said.has_calls(message, written)):
         raise said.LeftOut(
             f"{turn}: the chat template leaves out a part of the answer: {said.missing(message, written)}"
@@ -153,14 +147,59 @@ def _answer(
         _refuse_no_prompt(conversation[:index], before, written, render, where)
     # The indentation of the first line that says something.
     lead = message["content"][: len(message["content"]) - len(message["content"].lstrip())].rpartition("\n")[2]
+    until = at + len(content)
+    if message.get("tool_calls"):
+        until = max(until, _end_of_calls(conversation, index, before, written, render))
     return Answer(
         turn=index + 1,
         start=len(before),
-        said=len(before) + at + len(content),
+        said=len(before) + until,
         stop=len(after),
         last=last,
         trimmed=bool(lead) and not written[:at].endswith(lead),
     )
+
+
+def _place(conversation: Conversation, index: int, before: str, written: str, render: Render) -> int:
+    """Where in `written`, which is what the template makes of an answer, its own text begins; -1 where it does not.
+
+    Its words may stand in its reasoning, or in what the template writes around them, so where they are there twice,
+    another text in its place shows which are its own.
+    """
+    content = conversation[index]["content"].strip()
+    at = written.find(content)
+    if not content or at < 0 or written.find(content, at + 1) < 0:
+        return at
+    other = _instead(conversation, index, {"content": _ANY}, before, render)
+    shown = -1 if other is None else other.find(_ANY)
+    if shown >= 0 and other is not None and written.startswith(other[:shown] + content):
+        return shown
+    reasoning = conversation[index].get("reasoning_content", "").strip()
+    after = written.find(content, written.find(reasoning) + len(reasoning))
+    return at if after < 0 else after
+
+
+def _end_of_calls(conversation: Conversation, index: int, before: str, written: str, render: Render) -> int:
+    """Up to where in `written` the calls of a turn reach: what follows is the same, whatever is called."""
+    calls = list(conversation[index]["tool_calls"])
+    function = calls[-1]["function"]
+    calls[-1] = {**calls[-1], "function": {**function, "name": _ANY, "arguments": {_ANY: _ANY}}}
+    own = _instead(conversation, index, {}, before, render)
+    other = _instead(conversation, index, {"tool_calls": calls}, before, render)
+    if own is None or other is None:
+        return written.find(function["name"]) + len(function["name"])
+    return len(own) - len(_common(own[::-1], other[::-1]))
+
+
+def _instead(conversation: Conversation, index: int, changed: Message, before: str, render: Render) -> str | None:
+    """What the template makes of a turn that says something else; None where it does not take that."""
+    try:
+        text = render(
+            Conversation([*conversation[:index], {**conversation[index], **changed}], conversation.tools), False
+        )
+    except BadRow:
+        return None
+    return text.removeprefix(before) if text.startswith(before) else None
 
 
 def _refuse_no_prompt(given: Conversation, before: str, written: str, render: Render, where: str) -> None:
@@ -190,15 +229,6 @@ def _moved(
         f"{where}: the chat template writes turn {index + 1} in another way once more turns follow: "
         f"{said.short(after[max(0, same - 10) :])} becomes {said.short(text[max(0, same - 10) :])}",
         "take the template of the model's own Instruct version",
-    )
-
-
-def always_prompts(where: str, rest: str) -> ModelError:
-    """Of a template that goes on after the end of an answer, though nothing follows."""
-    return ModelError(
-        f"{where}: the chat template writes {said.short(rest)} after the end of an answer, also where none is asked "
-        "for",
-        "write the generation prompt only {% if add_generation_prompt %}",
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data import labels
-from ggufy.data.checks import said
+from ggufy.data.checks import ends, said
 from ggufy.data.files import BadRow
 from ggufy.data.ids import Ids
 from ggufy.data.labels import Answer, Rewritten
@@ -172,12 +172,12 @@ class Tokenizer:
             raise BadRow("a turn has the weight 0, and data.train_on is all: set it to responses")
         tokens = Ids(self.rust, text)
         ids = tokens.ids
-        ends = [at for at in range(len(ids) - 1, -1, -1) if self.stops(ids[at])][:1]
-        if not ends:
+        ended = [at for at in range(len(ids) - 1, -1, -1) if self.stops(ids[at])][:1]
+        if not ended:
             answers = [message["content"].strip() for message in conversation if message["role"] == "assistant"]
             until = text.rfind(answers[-1]) + len(answers[-1])
             raise self._endless(text[until:], ids[tokens.at(until) :])
-        return self._with_bos(ids, list(ids), ends)
+        return self._with_bos(ids, list(ids), ended)
 
     def _render(self, conversation: Conversation, generate: bool = False) -> str:
         try:
@@ -223,31 +223,14 @@ class Tokenizer:
             if tokens.chars(at)[0] >= answer.stop:
                 break
             if self.stops(tokens.ids[at]):
-                rest = text[tokens.chars(at)[1] : answer.stop].strip() if answer.last else ""
-                if rest and labels.without(rest, self._ends).strip():
-                    raise labels.always_prompts(self.template.where, rest)
-                return at, bool(rest)
+                rest = text[tokens.chars(at)[1] : answer.stop].strip()
+                if rest and ends.without(rest, self._ends).strip():
+                    raise ends.goes_on(self.template.where, rest)
+                return at, bool(rest) and answer.last
         raise self._endless(text[answer.said : answer.stop], tokens.ids[first : tokens.at(answer.stop)])
 
     def _endless(self, rest: str, ids: list[int]) -> ModelError:
-        names = {number: text for text, number in self.special.items()}
-        known = ", ".join(f"{names.get(number, 'token')} ({number})" for number in self.stopping) or "none is named"
-        special = next((number for number in ids if number in self._special_ids), None)
-        if special is None:
-            how = (
-                f"the chat template writes {rest.strip()!r} after an answer"
-                if rest.strip()
-                else ("the chat template writes nothing after an answer")
-            )
-            return ModelError(
-                f"{self.template.where}: {how}, so no answer would ever end; the model stops at {known}",
-                "write the eos_token there, or take the template of the model's own Instruct version",
-            )
-        return ModelError(
-            f"{self.template.where}: the chat template ends an answer with {names[special]} ({special}), which "
-            f"does not stop the model: that is {known}",
-            f"name {special} in eos_token_id of generation_config.json, if the model knows it as an end",
-        )
+        return ends.missing(self.template.where, rest, ids, self.special, self.stopping)
 
     def stops(self, token: int) -> bool:
         """Whether an answer ends at this token."""
@@ -293,18 +276,18 @@ class Tokenizer:
         if mark := self._marks.search(text):
             raise BadRow(f"{what} contains the special token {mark[0]}")
 
-    def _with_bos(self, ids: list[int], marked: list[int], ends: Sequence[int], trimmed: int = 0) -> Example:
+    def _with_bos(self, ids: list[int], marked: list[int], ended: Sequence[int], trimmed: int = 0) -> Example:
         if self.bos is not None:
             found = ids.count(self.bos)
             if found == 0:
-                ids, marked, ends = [self.bos, *ids], [IGNORED, *marked], [end + 1 for end in ends]
+                ids, marked, ended = [self.bos, *ids], [IGNORED, *marked], [end + 1 for end in ended]
             elif found > 1 or ids[0] != self.bos:
                 raise ModelError(
                     f"{self.template.where}: the chat template writes {found} BOS tokens; "
                     "it must be exactly one, at the start"
                 )
             marked[0] = IGNORED
-        return Example(ids, marked, tuple(ends), trimmed)
+        return Example(ids, marked, tuple(ended), trimmed)
 
     def plain(self, text: str) -> list[int]:
         """The ids of a text without turns: what looks like a template's mark in it is text."""

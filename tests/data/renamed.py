@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 VENDORED = Path(__file__).parents[2] / "vendor/llama.cpp/models/templates"
-NAMES = ("<|im_start|>", "<|im_end|>", "</s>", "<|begin|>", "<|end|>", "<|think|>", "<|content|>", "<think>", "</think>")
+NAMES = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "</s>",
+    "<|begin|>",
+    "<|end|>",
+    "<|think|>",
+    "<|content|>",
+    "<think>",
+    "</think>",
+)
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
