@@ -21,6 +21,8 @@ Render = Callable[[Conversation, bool], str]
 """The text of a conversation; with true, up to where the assistant begins to speak."""
 Encoded = TypeVar("Encoded")
 _FEW_LETTERS = 16
+# Of what an answer begins with, so much may be in the generation prompt.
+_LONGEST_OPENING = 40
 # An answer that begins like no other.
 _ANY = "\u2042"
 
@@ -134,49 +136,78 @@ def _answer(
     message = conversation[index]
     written = after[len(before) :]
     content, turn = message["content"].strip(), f"turn {index + 1}"
-    at = _place(conversation, index, before, written, render)
-    if at < 0 or (message.get("tool_calls") and not said.has_calls(message, written)):
+    place = _place(conversation, index, before, written, render)
+    if place is None or (message.get("tool_calls") and not said.has_calls(message, written)):
         raise said.LeftOut(
             f"{turn}: the chat template leaves out a part of the answer: {said.missing(message, written)}"
         )
     reasoning = message.get("reasoning_content", "").strip()
     if reasoning not in written:
         raise BadRow(f"{turn}: the chat template leaves out the reasoning: {said.short(reasoning)}")
+    begin, until = place
     # A few letters may be found in what the template writes before them.
-    if (len(content) < _FEW_LETTERS or written[:at].strip()) and render(conversation[:index], False) == before:
+    if (len(content) < _FEW_LETTERS or after[len(before) : begin].strip()) and render(
+        conversation[:index], False
+    ) == before:
         _refuse_no_prompt(conversation[:index], before, written, render, where)
     # The indentation of the first line that says something.
     lead = message["content"][: len(message["content"]) - len(message["content"].lstrip())].rpartition("\n")[2]
-    until = at + len(content)
     if message.get("tool_calls"):
-        until = max(until, _end_of_calls(conversation, index, before, written, render))
+        until = max(until, len(before) + _end_of_calls(conversation, index, before, written, render))
     return Answer(
         turn=index + 1,
         start=len(before),
-        said=len(before) + until,
+        said=until,
         stop=len(after),
         last=last,
-        trimmed=bool(lead) and not written[:at].endswith(lead),
+        trimmed=bool(lead) and not after[:begin].endswith(lead),
     )
 
 
-def _place(conversation: Conversation, index: int, before: str, written: str, render: Render) -> int:
-    """Where in `written`, which is what the template makes of an answer, its own text begins; -1 where it does not.
+def _place(conversation: Conversation, index: int, before: str, written: str, render: Render) -> tuple[int, int] | None:
+    """From where to where in `before` and `written`, which is what the template makes of an answer, its own text is;
+    None where it is not all there.
 
     Its words may stand in its reasoning, or in what the template writes around them, so where they are there twice,
-    another text in its place shows which are its own.
+    another text in their place shows which are its own. It may begin in the generation prompt, as `<think>` does.
     """
-    content = conversation[index]["content"].strip()
+    content, asked = conversation[index]["content"].strip(), len(before)
     at = written.find(content)
-    if not content or at < 0 or written.find(content, at + 1) < 0:
-        return at
-    other = _instead(conversation, index, {"content": _ANY}, before, render)
-    shown = -1 if other is None else other.find(_ANY)
-    if shown >= 0 and other is not None and written.startswith(other[:shown] + content):
-        return shown
-    reasoning = conversation[index].get("reasoning_content", "").strip()
-    after = written.find(content, written.find(reasoning) + len(reasoning))
-    return at if after < 0 else after
+    if at < 0:
+        return _opened(content, before, written) or _thought(content, before, written)
+    if content and written.find(content, at + 1) >= 0:
+        other = _instead(conversation, index, {"content": _ANY}, before, render) or ""
+        shown = other.find(_ANY)
+        if shown >= 0 and written.startswith(other[:shown] + content):
+            at = shown
+        else:
+            reasoning = conversation[index].get("reasoning_content", "").strip()
+            at = max(at, written.find(content, written.find(reasoning) + len(reasoning)))
+    return asked + at, asked + at + len(content)
+
+
+def _opened(content: str, before: str, written: str) -> tuple[int, int] | None:
+    """Of a text that the generation prompt begins with."""
+    for size in range(min(len(content) - 1, _LONGEST_OPENING), 0, -1):
+        if before.endswith(content[:size]) and written.startswith(content[size:]):
+            return len(before) - size, len(before) - size + len(content)
+    return None
+
+
+def _thought(content: str, before: str, written: str) -> tuple[int, int] | None:
+    """Of a text with its thinking in it, of which the template only writes other spaces around the marks."""
+    thinking, mark, answer = content.partition("</think>")
+    parts = [thinking.removeprefix("<think>").strip(), mark, answer.strip()]
+    if not mark or "<think>" not in before + written:
+        return None
+    at, begin = 0, -1
+    for part in parts:
+        at = written.find(part, at)
+        if at < 0:
+            return None
+        begin = at if begin < 0 else begin
+        at += len(part)
+    return len(before) + begin, len(before) + at
 
 
 def _end_of_calls(conversation: Conversation, index: int, before: str, written: str, render: Render) -> int:

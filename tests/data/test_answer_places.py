@@ -14,11 +14,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from ggufy.data import source
+from ggufy.data.files import BadRow
 from ggufy.data.rows.conversation import Conversation
 from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import ModelError
 from ggufy.model import tiny
-from tests.data.renamed import VENDORED, base_of
+from tests.data.renamed import CHATML, VENDORED, base_of
 
 DAY = date(2026, 3, 7)
 HEAD = "'<|start_header_id|>' + m.role + '<|end_header_id|>\n\n'"
@@ -159,3 +160,47 @@ def test_what_follows_the_end_of_any_answer_is_refused(last: bool, rest: str, ba
     with pytest.raises(ModelError, match="after the end of an answer") as caught:
         learnt(folder, [*later, *talk] if last else [*talk, *later])
     assert repr(rest) in caught.value.message
+
+
+OPENED = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
+HM, HELLO = "<think>\nhm\n</think>\n\nhello", "hm\n</think>\n\nhello<|im_end|>"
+
+
+def says(*texts: str) -> list[dict[str, Any]]:
+    return [turn for text in texts for turn in (ASKED, {"role": "assistant", "content": text})]
+
+
+@pytest.mark.parametrize(
+    ("template", "talk", "said"),
+    [
+        (OPENED, says(HM), [HELLO]),
+        (OPENED, says("\n" + HM + "\n"), None),
+        (OPENED, says(HM, "<think>\n\n</think>\n\nbye"), [HELLO, "\n</think>\n\nbye<|im_end|>"]),
+        # What is no thinking is not how an answer begins.
+        (OPENED, says("hello"), None),
+        (OPENED.replace("+ m.content +", "+ m.content.replace('hm', '') +"), says(HM), None),
+        ("Qwen3.5-4B", says(HM), [HELLO]),
+        ("Qwen3.5-4B", says("<think>hm</think>hello"), [HELLO]),
+        ("Qwen3.5-4B", says("<think>\n\nhm\n\n</think>\n\n\n\nhello\n"), [HELLO]),
+        ("Qwen3.5-4B", says("hello"), ["\n</think>\n\nhello<|im_end|>"]),
+        ("Qwen3.5-4B", says(HM, "bye"), [HELLO, "\n</think>\n\nbye<|im_end|>"]),
+        ("Qwen-Qwen3-0.6B", says("<think>hm</think>hello"), [f"<think>\n{HELLO}"]),
+        # What stands before the thinking is left out.
+        ("Qwen-Qwen3-0.6B", says("Well. <think>hm</think>hello"), None),
+    ],
+)
+def test_thinking_that_the_generation_prompt_opens(
+    template: str, talk: list[dict[str, Any]], said: list[str] | None, base: Path, tmp_path: Path
+) -> None:
+    text = template if "{" in template else (VENDORED / f"{template}.jinja").read_text("utf-8")
+    folder = base_of(base, tmp_path / "base", text, "<|im_end|>", plain=("<think>", "</think>"))
+    if said is None:
+        with pytest.raises((BadRow, ModelError), match="not how an answer begins|leaves out a part of the answer"):
+            learnt(folder, talk)
+        return
+    assert learnt(folder, talk) == said
+    theirs = AutoTokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer(folder, DAY, "responses")
+    before = theirs.apply_chat_template(talk[:-1], add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.examples(Conversation(talk))[-1].input_ids
+    assert ids[: len(before) + 1] == [tokenizer.bos, *before]
