@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data import labels
-from ggufy.data.checks import ends, said
+from ggufy.data.checks import ends, marks, said
 from ggufy.data.files import BadRow
 from ggufy.data.ids import Ids
 from ggufy.data.labels import Answer, Rewritten
@@ -72,10 +72,12 @@ class Tokenizer:
         self.bos = self._leading_bos()
         # The template writes the special tokens; the default would cut the spaces off the offsets.
         self.rust.post_processor = processors.ByteLevel(trim_offsets=False)
-        added = self.rust.get_added_tokens_decoder()
-        self.special = {token.content: number for number, token in added.items() if token.special}
-        self.stopping = stops.of(base, self.rust.token_to_id(self._end) if self._end else None)
-        if not self.chat and self._end not in self.special:
+        self._end_id: int | None = self.rust.token_to_id(self._end) if self._end else None
+        self.stopping = stops.of(base, self._end_id)
+        self.special = marks.of(
+            self.rust, marks.written(self.template.text, self._render), special.values(), self.stopping
+        )
+        if not self.chat and self._end_id is None:
             raise ModelError(
                 f"{base.as_posix()}: neither a chat template nor an eos_token, so no answer could ever end",
                 "name the eos_token in its tokenizer_config.json, or use an Instruct model",
@@ -85,7 +87,7 @@ class Tokenizer:
 
     @cached_property
     def _ends(self) -> list[str]:
-        """The special tokens that stop the model."""
+        """The tokens of the template that stop the model."""
         return [text for text, number in self.special.items() if number in self.stopping]
 
     @cached_property
@@ -260,15 +262,16 @@ class Tokenizer:
         return len(ids) + (self.bos is not None and self.bos not in ids)
 
     def _plain(self, sample: Plain) -> Example:
-        if self._end not in self.special:
+        if self._end_id is None:
             raise ModelError(
-                f"{self.template.where}: its tokenizer_config.json names no eos_token, which ends a plain text",
+                f"{self.template.where}: its tokenizer_config.json names no eos_token of the tokenizer's, which ends a "
+                "plain text",
                 "name it there",
             )
         self._refuse_marks(sample.prompt, "the prompt")
         self._refuse_marks(sample.completion, "the completion" if sample.prompt else "the text")
         before = list(self.rust.encode(sample.prompt, add_special_tokens=False).ids) if sample.prompt else []
-        after = [*self.rust.encode(sample.completion, add_special_tokens=False).ids, self.special[self._end]]
+        after = [*self.rust.encode(sample.completion, add_special_tokens=False).ids, self._end_id]
         given = before if self.train_on == "all" else [IGNORED] * len(before)
         return self._with_bos([*before, *after], [*given, *after], [len(before) + len(after) - 1])
 
