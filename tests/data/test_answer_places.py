@@ -195,7 +195,7 @@ def test_thinking_that_the_generation_prompt_opens(
     text = template if "{" in template else (VENDORED / f"{template}.jinja").read_text("utf-8")
     folder = base_of(base, tmp_path / "base", text, "<|im_end|>", plain=("<think>", "</think>"))
     if said is None:
-        with pytest.raises((BadRow, ModelError), match="not how an answer begins|leaves out a part of the answer"):
+        with pytest.raises((BadRow, ModelError), match=r"not how an answer begins|leaves out a part of the answer"):
             learnt(folder, talk)
         return
     assert learnt(folder, talk) == said

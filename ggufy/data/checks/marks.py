@@ -26,9 +26,9 @@ def written(template: str, render: Callable[[Conversation, bool], str]) -> str:
 
 
 def of(rust: Any, template: str, named: Collection[str], stopping: Collection[int]) -> dict[str, int]:
-    """The added tokens and their ids that are flagged as special or named so, those that stop the model, and the marks that the
-    template writes: many tools add `<|im_end|>` without the flag. Tags that come in pairs, of thinking and calls, are
-    for rows to hold.
+    """The added tokens, with their ids, that are flagged as special or named so, that stop the model, or are marks
+    that the template writes: many tools add `<|im_end|>` without the flag. Tags that come in pairs, of thinking and
+    calls, are for rows to hold.
     """
     added = rust.get_added_tokens_decoder()
     texts = {token.content for token in added.values()}
