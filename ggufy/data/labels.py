@@ -12,19 +12,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ggufy.data.checks import said
+from ggufy.data.checks.said import ANY, FEW_LETTERS, Render
 from ggufy.data.files import BadRow
 from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.errors import ModelError
 from ggufy.model.template import Message
 
-Render = Callable[[Conversation, bool], str]
-"""The text of a conversation; with true, up to where the assistant begins to speak."""
 Encoded = TypeVar("Encoded")
-_FEW_LETTERS = 16
 # Of what an answer begins with, so much may be in the generation prompt.
 _LONGEST_OPENING = 40
-# An answer that begins like no other.
-_ANY = "\u2042"
 
 
 class Rewritten(ModelError):
@@ -146,7 +142,7 @@ def _answer(
         raise BadRow(f"{turn}: the chat template leaves out the reasoning: {said.short(reasoning)}")
     begin, until = place
     # A few letters may be found in what the template writes before them.
-    if (len(content) < _FEW_LETTERS or after[len(before) : begin].strip()) and render(
+    if (len(content) < FEW_LETTERS or after[len(before) : begin].strip()) and render(
         conversation[:index], False
     ) == before:
         _refuse_no_prompt(conversation[:index], before, written, render, where)
@@ -176,8 +172,8 @@ def _place(conversation: Conversation, index: int, before: str, written: str, re
     if at < 0:
         return _opened(content, before, written) or _thought(content, before, written)
     if content and written.find(content, at + 1) >= 0:
-        other = _instead(conversation, index, {"content": _ANY}, before, render) or ""
-        shown = other.find(_ANY)
+        other = _instead(conversation, index, {"content": ANY}, before, render) or ""
+        shown = other.find(ANY)
         if shown >= 0 and written.startswith(other[:shown] + content):
             at = shown
         else:
@@ -214,7 +210,7 @@ def _end_of_calls(conversation: Conversation, index: int, before: str, written: 
     """Up to where in `written` the calls of a turn reach: what follows is the same, whatever is called."""
     calls = list(conversation[index]["tool_calls"])
     function = calls[-1]["function"]
-    calls[-1] = {**calls[-1], "function": {**function, "name": _ANY, "arguments": {_ANY: _ANY}}}
+    calls[-1] = {**calls[-1], "function": {**function, "name": ANY, "arguments": {ANY: ANY}}}
     own = _instead(conversation, index, {}, before, render)
     other = _instead(conversation, index, {"tool_calls": calls}, before, render)
     if own is None or other is None:
@@ -237,7 +233,7 @@ def _refuse_no_prompt(given: Conversation, before: str, written: str, render: Re
     """Raise ModelError where a template that ends with the generation prompt as without writes something before any
     answer: that would be left to the model to say. `written` is an answer.
     """
-    given.append({"role": "assistant", "content": _ANY})
+    given.append({"role": "assistant", "content": ANY})
     head = _common(written, render(given, False).removeprefix(before))
     if head.strip():
         raise ModelError(

@@ -163,13 +163,13 @@ class Tokenizer:
             return asked, self._answers(conversation, asked)
 
     def _answers(self, conversation: Conversation, text: str) -> list[Answer]:
-        said.check(conversation, text)
+        said.check(conversation, text, self._render)
         return labels.answers(conversation, text, self._render, self.template.where, self._ends)
 
     def _whole(self, conversation: Conversation) -> Example:
         """A row of which every token is trained on."""
         text = self._render(conversation)
-        said.check(conversation, text, answers_too=True)
+        said.check(conversation, text, self._render, answers_too=True)
         if any(UNTRAINED in message for message in conversation):
             raise BadRow("a turn has the weight 0, and data.train_on is all: set it to responses")
         tokens = Ids(self.rust, text)

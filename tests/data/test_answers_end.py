@@ -319,3 +319,20 @@ def test_a_dropped_turn_is_missed_where_another_says_its_words(made: Make) -> No
         Tokenizer(made(template), DAY, "responses").encode(
             [{"role": "system", "content": "lamp"}, *TALK],
         )
+
+
+@pytest.mark.parametrize("text", ["user", "start", "s", "assistant", "lamp", "|>", "Yes"])
+def test_a_dropped_turn_is_missed_where_the_template_writes_its_words(text: str, made: Make) -> None:
+    talk = [{"role": "system", "content": text}, *LONGER]
+    dropping = turns("<|eot_id|>").replace("for m in messages", "for m in messages if m['role'] != 'system'") + PROMPT
+    with pytest.raises(BadRow, match=r"turn 1: the chat template leaves out what the system turn says"):
+        Tokenizer(made(dropping), DAY, "responses").encode(talk)
+    with pytest.raises(BadRow, match=r"turn 1: the chat template leaves out what the system turn says"):
+        Tokenizer(made(dropping), DAY, "all").encode(talk)
+    # Beside a system text of the template's own, too.
+    folder = made("{{ 'You are a useful assistant of the user. ' }}" + dropping)
+    with pytest.raises(BadRow, match=r"turn 1: the chat template leaves out what the system turn says"):
+        Tokenizer(folder, DAY, "responses").encode(talk)
+    folder = made(turns("<|eot_id|>") + PROMPT)
+    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(talk, return_dict=False)
+    assert Tokenizer(folder, DAY, "responses").encode(talk).input_ids == ids

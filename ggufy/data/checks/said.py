@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from ggufy.data.files import BadRow
 from ggufy.data.rows.conversation import UNTRAINED, Conversation
 from ggufy.model.template import Message
 
+Render = Callable[[Conversation, bool], str]
+"""The text of a conversation; with true, up to where the assistant begins to speak."""
+ANY = "\u2042"
+"""A text like no other."""
+FEW_LETTERS = 16
+"""Fewer may also stand in what a template writes by itself."""
 _SHOWN = 60
 # The names under which templates look for reasoning, as transformers' own chat templates have them.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -18,7 +25,7 @@ class LeftOut(BadRow):
     """Something that a turn says is not in what the template makes of the row."""
 
 
-def check(conversation: Conversation, text: str, *, answers_too: bool = False) -> None:
+def check(conversation: Conversation, text: str, render: Render, *, answers_too: bool = False) -> None:
     """Raise LeftOut where something that is given to the assistant, or with `answers_too` what it says, is not there.
 
     Turns are looked for one after the other; a system text anywhere, as some templates write it into a later turn.
@@ -33,7 +40,9 @@ def check(conversation: Conversation, text: str, *, answers_too: bool = False) -
             continue
         if message["role"] == "system":
             others = sum(other["content"].count(content) for other in conversation if other is not message)
-            if text.count(content) > others:
+            if text.count(content) > others and (
+                len(content) >= FEW_LETTERS or _has_a_place(conversation, number - 1, render)
+            ):
                 continue
         else:
             found, spelt = text.find(content, at), content
@@ -50,6 +59,14 @@ def check(conversation: Conversation, text: str, *, answers_too: bool = False) -
     for tool in conversation.tools or ():
         if tool["function"]["name"] not in text:
             raise BadRow(f"the chat template leaves out the tool {tool['function']['name']!r}")
+
+
+def _has_a_place(conversation: Conversation, index: int, render: Render) -> bool:
+    """Whether the template writes a turn at all: a word of it may stand in what the template writes by itself."""
+    other = Conversation(conversation, conversation.tools)
+    other[index] = {**conversation[index], "content": ANY}
+    # Some write it only where an answer is asked for.
+    return ANY in render(other, False) or ANY in render(other[:-1], True)
 
 
 def fit_to(conversation: Conversation, template: str) -> Conversation:
