@@ -131,7 +131,7 @@ class Tokenizer:
                 self._refuse_marks(text, f"turn {number}")
         if conversation.tools:
             self._refuse_marks(json.dumps(conversation.tools, ensure_ascii=False), "a tool")
-        conversation = said.fit_to(conversation, self.template.text)
+        conversation = said.fit_to(conversation, self.template.text, self.template.others)
         if self.train_on == "all":
             return self._whole(conversation)
         if all(UNTRAINED in message for message in conversation if message["role"] == "assistant"):

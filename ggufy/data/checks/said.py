@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ggufy.data.files import BadRow
@@ -17,6 +17,7 @@ ANY = "\u2042"
 FEW_LETTERS = 16
 """Fewer may also stand in what a template writes by itself."""
 _SHOWN = 60
+_INSTEAD = "; to use `tool_use`, make it the chat_template.jinja of a copy of the base"
 # The names under which templates look for reasoning, as transformers' own chat templates have them.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -69,24 +70,29 @@ def _has_a_place(conversation: Conversation, index: int, render: Render) -> bool
     return ANY in render(other, False) or ANY in render(other[:-1], True)
 
 
-def fit_to(conversation: Conversation, template: str) -> Conversation:
-    """The conversation under the names that this template reads. Raises BadRow for what it has no place for."""
+def fit_to(conversation: Conversation, template: str, others: Collection[str] = ()) -> Conversation:
+    """The conversation under the names that this template reads. Raises BadRow for what it has no place for.
+
+    `others` are the names of more templates that the base has.
+    """
+    used = "the base's chat template has"
+    if others:
+        used = "only `default` of the base's chat templates is used, which has"
+    instead = _INSTEAD if "tool_use" in others else ""
     if conversation.tools and "tools" not in template:
-        raise BadRow("the row has tools, and the base's chat template has no place for them")
+        raise BadRow(f"the row has tools, and {used} no place for them{instead}")
     if not any("tool_calls" in message or "reasoning_content" in message for message in conversation):
         if any(message["role"] == "tool" for message in conversation) and "tool" not in template:
-            raise BadRow("the row has a tool's answers, and the base's chat template has no place for them")
+            raise BadRow(f"the row has a tool's answers, and {used} no place for them{instead}")
         return conversation
     found = Conversation(conversation, conversation.tools)
     for index, message in enumerate(found):
         if "tool_calls" in message and "tool_calls" not in template:
-            raise BadRow(f"turn {index + 1} calls a tool, and the base's chat template has no place for calls")
+            raise BadRow(f"turn {index + 1} calls a tool, and {used} no place for calls{instead}")
         if "reasoning_content" in message:
             name = next((name for name in _REASONING if name in template), None)
             if name is None:
-                raise BadRow(
-                    f"turn {index + 1} has reasoning of its own, and the base's chat template has no place for it"
-                )
+                raise BadRow(f"turn {index + 1} has reasoning of its own, and {used} no place for it")
             found[index] = {**message, name: message["reasoning_content"]}
     return found
 
