@@ -40,6 +40,8 @@ class Answer:
     """It ends the text."""
     trimmed: bool
     """The template takes away the spaces that it begins with."""
+    shortened: bool
+    """It takes away the blank lines that it ends with."""
 
 
 def answers(
@@ -146,8 +148,6 @@ def _answer(
         conversation[:index], False
     ) == before:
         _refuse_no_prompt(conversation[:index], before, written, render, where)
-    # The indentation of the first line that says something.
-    lead = message["content"][: len(message["content"]) - len(message["content"].lstrip())].rpartition("\n")[2]
     if message.get("tool_calls"):
         until = max(until, len(before) + _end_of_calls(conversation, index, before, written, render))
     return Answer(
@@ -156,7 +156,8 @@ def _answer(
         said=until,
         stop=len(after),
         last=last,
-        trimmed=bool(lead) and not after[:begin].endswith(lead),
+        trimmed=said.loses_beginning(message["content"], after[:begin]),
+        shortened=bool(content) and said.loses_end(message["content"], after[until:]),
     )
 
 

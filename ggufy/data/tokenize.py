@@ -23,6 +23,7 @@ from typing import Any
 
 from ggufy.data import labels
 from ggufy.data.checks import ends, marks, said
+from ggufy.data.checks.said import NOTHING, Trimmed
 from ggufy.data.files import BadRow
 from ggufy.data.ids import Ids
 from ggufy.data.labels import Answer, Rewritten
@@ -41,8 +42,8 @@ class Example:
     labels: list[int]
     ends: tuple[int, ...] = ()
     """Of each answer that is trained on, where the token is that stops the model."""
-    trimmed: int = 0
-    """How many of them begin with spaces that the template takes away."""
+    trimmed: Trimmed = NOTHING
+    """What its turns lose to the template."""
 
     @cached_property
     def trained(self) -> int:
@@ -136,7 +137,7 @@ class Tokenizer:
             return self._whole(conversation)
         if all(UNTRAINED in message for message in conversation if message["role"] == "assistant"):
             raise BadRow("every answer has the weight 0, so there is nothing to learn")
-        text, found = self._located(conversation)
+        text, found, given = self._located(conversation)
         tokens = self._pieces(text, found)
         ids = tokens.ids
         marked = [IGNORED] * len(ids)
@@ -148,28 +149,29 @@ class Tokenizer:
             ended.append(end)
             if closed:
                 ids, marked = ids[: end + 1], marked[: end + 1]
-        return self._with_bos(ids, marked, ended, sum(answer.trimmed for answer in found))
+        lost = Trimmed(sum(a.trimmed for a in found), sum(a.shortened for a in found), given)
+        return self._with_bos(ids, marked, ended, lost)
 
-    def _located(self, conversation: Conversation) -> tuple[str, list[Answer]]:
-        """A conversation's text, and the answers in it that are trained on."""
+    def _located(self, conversation: Conversation) -> tuple[str, list[Answer], int]:
+        """A conversation's text, the answers in it that are trained on, and how many other turns lose spaces."""
         text = self._render(conversation)
         try:
-            return text, self._answers(conversation, text)
+            return text, *self._answers(conversation, text)
         except (Rewritten, said.LeftOut):
             asked = None if labels.one_each(conversation) else labels.as_asked(conversation, text, self._render)
             if asked in (None, text):
                 raise
             assert asked is not None
-            return asked, self._answers(conversation, asked)
+            return asked, *self._answers(conversation, asked)
 
-    def _answers(self, conversation: Conversation, text: str) -> list[Answer]:
-        said.check(conversation, text, self._render)
-        return labels.answers(conversation, text, self._render, self.template.where, self._ends)
+    def _answers(self, conversation: Conversation, text: str) -> tuple[list[Answer], int]:
+        given = said.check(conversation, text, self._render).given
+        return labels.answers(conversation, text, self._render, self.template.where, self._ends), given
 
     def _whole(self, conversation: Conversation) -> Example:
         """A row of which every token is trained on."""
         text = self._render(conversation)
-        said.check(conversation, text, self._render, answers_too=True)
+        lost = said.check(conversation, text, self._render, answers_too=True)
         if any(UNTRAINED in message for message in conversation):
             raise BadRow("a turn has the weight 0, and data.train_on is all: set it to responses")
         tokens = Ids(self.rust, text)
@@ -178,8 +180,9 @@ class Tokenizer:
         if not ended:
             answers = [message["content"].strip() for message in conversation if message["role"] == "assistant"]
             until = text.rfind(answers[-1]) + len(answers[-1])
-            raise self._endless(text[until:], ids[tokens.at(until) :])
-        return self._with_bos(ids, list(ids), ended)
+            rest = ids[tokens.at(until) :]
+            raise ends.missing(self.template.where, text[until:], rest, self.special, self.stopping)
+        return self._with_bos(ids, list(ids), ended, lost)
 
     def _render(self, conversation: Conversation, generate: bool = False) -> str:
         try:
@@ -229,10 +232,8 @@ class Tokenizer:
                 if rest and ends.without(rest, self._ends).strip():
                     raise ends.goes_on(self.template.where, rest)
                 return at, bool(rest) and answer.last
-        raise self._endless(text[answer.said : answer.stop], tokens.ids[first : tokens.at(answer.stop)])
-
-    def _endless(self, rest: str, ids: list[int]) -> ModelError:
-        return ends.missing(self.template.where, rest, ids, self.special, self.stopping)
+        rest, ids = text[answer.said : answer.stop], tokens.ids[first : tokens.at(answer.stop)]
+        raise ends.missing(self.template.where, rest, ids, self.special, self.stopping)
 
     def stops(self, token: int) -> bool:
         """Whether an answer ends at this token."""
@@ -279,7 +280,7 @@ class Tokenizer:
         if mark := self._marks.search(text):
             raise BadRow(f"{what} contains the special token {mark[0]}")
 
-    def _with_bos(self, ids: list[int], marked: list[int], ended: Sequence[int], trimmed: int = 0) -> Example:
+    def _with_bos(self, ids: list[int], marked: list[int], ended: Sequence[int], lost: Trimmed = NOTHING) -> Example:
         if self.bos is not None:
             found = ids.count(self.bos)
             if found == 0:
@@ -290,7 +291,7 @@ class Tokenizer:
                     "it must be exactly one, at the start"
                 )
             marked[0] = IGNORED
-        return Example(ids, marked, tuple(ended), trimmed)
+        return Example(ids, marked, tuple(ended), lost)
 
     def plain(self, text: str) -> list[int]:
         """The ids of a text without turns: what looks like a template's mark in it is text."""
