@@ -50,6 +50,10 @@ class Counts:
     """Those of them that keep the token that stops the model; the others are cut before it."""
     trimmed: int = 0
     """Those that begin with spaces which the template takes away."""
+    trimmed_ends: int = 0
+    """Those that end with blank lines which it takes away."""
+    trimmed_given: int = 0
+    """Turns of the user or the system that begin with an indentation which it takes away."""
     formats: Counter[str] = field(default_factory=Counter)
     """How many rows were read in which format."""
     has: Counter[str] = field(default_factory=Counter)
@@ -61,7 +65,7 @@ class Counts:
     trained_on_too: int = 0
     """Held-out rows that say what a training row says."""
     apart: int = 0
-    """Rows that became one for each of their answers, as the template asks for each in another way."""
+    """Rows that became one for each of their answers, as each is asked for in another way."""
     first_bad: list[str] = field(default_factory=list)
     lengths: Counter[int] = field(default_factory=Counter)
     """How many rows have how many tokens, before anything is done about too many."""
@@ -91,7 +95,9 @@ class Counts:
         self.apart += outcome.apart
         self.answers += outcome.answers
         self.ended += outcome.ended
-        self.trimmed += outcome.trimmed
+        self.trimmed += outcome.trimmed.answers
+        self.trimmed_ends += outcome.trimmed.ends
+        self.trimmed_given += outcome.trimmed.given
         self.kept += outcome.examples
         self.tokens += outcome.tokens
         self.trained_tokens += outcome.trained
@@ -107,7 +113,8 @@ class Counts:
     def values(self) -> dict[str, Any]:
         """For report.json. What a later version began to count is left out where there is nothing to say of it."""
         lengths = {str(length): self.lengths[length] for length in sorted(self.lengths)}
-        absent = {"lengths", "by_source", "formats", "has", "unread", "answers", "ended", "trimmed"}
+        absent = {"lengths", "by_source", "formats", "has", "unread", "answers", "ended"}
+        absent |= {"trimmed", "trimmed_ends", "trimmed_given"}
         absent |= {name for name in _LATER if not getattr(self, name)}
         return {**{name: value for name, value in vars(self).items() if name not in absent}, "lengths": lengths}
 
@@ -119,6 +126,8 @@ class Counts:
             "answers": self.answers,
             "answers_that_keep_their_end": self.ended,
             "answers_that_lose_leading_spaces": self.trimmed,
+            "answers_that_lose_blank_lines_at_the_end": self.trimmed_ends,
+            "other_turns_that_lose_their_indentation": self.trimmed_given,
             "columns_not_read": self.unread,
         }
 
@@ -143,8 +152,7 @@ class Counts:
             parts.append(f"{self.dropped_long:,} too long and dropped")
         if self.ended < self.answers:
             parts.append(f"{self.answers - self.ended:,} of {self.answers:,} answers cut before their end")
-        if self.trimmed:
-            parts.append(f"{self.trimmed:,} answers lose the spaces they begin with to the chat template")
+        parts += self._lost()
         if self.without_answer:
             parts.append(f"{self.without_answer:,} without an answer once truncated")
         if self.repeated:
@@ -155,6 +163,15 @@ class Counts:
             first = f" (first: {self.first_bad[0]})" if places else ""
             parts.append(f"{self.skipped_bad:,} unusable and skipped{first}")
         return ", ".join(parts)
+
+    def _lost(self) -> list[str]:
+        """What the chat template takes away."""
+        said = {
+            "answers lose the spaces they begin with": self.trimmed,
+            "answers lose the blank lines they end with": self.trimmed_ends,
+            "user or system turns lose the indentation they begin with": self.trimmed_given,
+        }
+        return [f"{count:,} {what} to the chat template" for what, count in said.items() if count]
 
     def _absurd(self, *, places: bool) -> str:
         if not self.truncated_absurdly:

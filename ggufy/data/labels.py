@@ -12,20 +12,19 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ggufy.data.checks import said
+from ggufy.data.checks.said import ANY, FEW_LETTERS, Render
 from ggufy.data.files import BadRow
 from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.errors import ModelError
+from ggufy.model.template import Message
 
-Render = Callable[[Conversation, bool], str]
-"""The text of a conversation; with true, up to where the assistant begins to speak."""
 Encoded = TypeVar("Encoded")
-_FEW_LETTERS = 16
-# An answer that begins like no other.
-_ANY = "\u2042"
+# Of what an answer begins with, so much may be in the generation prompt.
+_LONGEST_OPENING = 40
 
 
 class Rewritten(ModelError):
-    """The template writes a turn in another way once more turns follow, or the answer is there."""
+    """A turn is written or tokenized in another way once more turns follow, or the answer is there."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Answer:
     """It ends the text."""
     trimmed: bool
     """The template takes away the spaces that it begins with."""
+    shortened: bool
+    """It takes away the blank lines that it ends with."""
 
 
 def answers(
@@ -74,8 +75,8 @@ def answers(
 
 
 def apart(encode: Callable[[Sample], Encoded], sample: Sample) -> list[Encoded]:
-    """What is made of a row; of a row for each of its answers where the template writes one of them in another way
-    once more turns follow, as it will be asked: transformers' templates for reasoning do so.
+    """What is made of a row; of a row for each of its answers where one of them is written or tokenized in another way
+    once more turns follow, as it will be asked: templates for reasoning do so.
     """
     try:
         return [encode(sample)]
@@ -127,47 +128,113 @@ def _unclosed(text: str, ends: Collection[str]) -> str:
     return text
 
 
-def without(text: str, marks: Collection[str]) -> str:
-    """A text without these tokens."""
-    for mark in marks:
-        text = text.replace(mark, "")
-    return text
-
-
 def _answer(
     conversation: Conversation, index: int, before: str, after: str, render: Render, where: str, *, last: bool
 ) -> Answer:
     message = conversation[index]
     written = after[len(before) :]
     content, turn = message["content"].strip(), f"turn {index + 1}"
-    at = written.find(content)
-    if at < 0 or (message.get("tool_calls") and not said.has_calls(message, written)):
+    place = _place(conversation, index, before, written, render)
+    if place is None or (message.get("tool_calls") and not said.has_calls(message, written)):
         raise said.LeftOut(
             f"{turn}: the chat template leaves out a part of the answer: {said.missing(message, written)}"
         )
     reasoning = message.get("reasoning_content", "").strip()
     if reasoning not in written:
         raise BadRow(f"{turn}: the chat template leaves out the reasoning: {said.short(reasoning)}")
+    begin, until = place
     # A few letters may be found in what the template writes before them.
-    if (len(content) < _FEW_LETTERS or written[:at].strip()) and render(conversation[:index], False) == before:
+    if (len(content) < FEW_LETTERS or after[len(before) : begin].strip()) and render(
+        conversation[:index], False
+    ) == before:
         _refuse_no_prompt(conversation[:index], before, written, render, where)
-    # The indentation of the first line that says something.
-    lead = message["content"][: len(message["content"]) - len(message["content"].lstrip())].rpartition("\n")[2]
+    if message.get("tool_calls"):
+        until = max(until, len(before) + _end_of_calls(conversation, index, before, written, render))
     return Answer(
         turn=index + 1,
         start=len(before),
-        said=len(before) + at + len(content),
+        said=until,
         stop=len(after),
         last=last,
-        trimmed=bool(lead) and not written[:at].endswith(lead),
+        trimmed=said.loses_beginning(message["content"], after[:begin]),
+        shortened=bool(content) and said.loses_end(message["content"], after[until:]),
     )
+
+
+def _place(conversation: Conversation, index: int, before: str, written: str, render: Render) -> tuple[int, int] | None:
+    """From where to where in `before` and `written`, which is what the template makes of an answer, its own text is;
+    None where it is not all there.
+
+    Its words may stand in its reasoning, or in what the template writes around them, so where they are there twice,
+    another text in their place shows which are its own. It may begin in the generation prompt, as `<think>` does.
+    """
+    content, asked = conversation[index]["content"].strip(), len(before)
+    at = written.find(content)
+    if at < 0:
+        return _opened(content, before, written) or _thought(content, before, written)
+    if content and written.find(content, at + 1) >= 0:
+        other = _instead(conversation, index, {"content": ANY}, before, render) or ""
+        shown = other.find(ANY)
+        if shown >= 0 and written.startswith(other[:shown] + content):
+            at = shown
+        else:
+            reasoning = conversation[index].get("reasoning_content", "").strip()
+            at = max(at, written.find(content, written.find(reasoning) + len(reasoning)))
+    return asked + at, asked + at + len(content)
+
+
+def _opened(content: str, before: str, written: str) -> tuple[int, int] | None:
+    """Of a text that the generation prompt begins with."""
+    for size in range(min(len(content) - 1, _LONGEST_OPENING), 0, -1):
+        if before.endswith(content[:size]) and written.startswith(content[size:]):
+            return len(before) - size, len(before) - size + len(content)
+    return None
+
+
+def _thought(content: str, before: str, written: str) -> tuple[int, int] | None:
+    """Of a text with its thinking in it, of which the template only writes other spaces around the marks."""
+    thinking, mark, answer = content.partition("</think>")
+    parts = [thinking.removeprefix("<think>").strip(), mark, answer.strip()]
+    if not mark or "<think>" not in before + written:
+        return None
+    at, begin = 0, -1
+    for part in parts:
+        at = written.find(part, at)
+        if at < 0:
+            return None
+        begin = at if begin < 0 else begin
+        at += len(part)
+    return len(before) + begin, len(before) + at
+
+
+def _end_of_calls(conversation: Conversation, index: int, before: str, written: str, render: Render) -> int:
+    """Up to where in `written` the calls of a turn reach: what follows is the same, whatever is called."""
+    calls = list(conversation[index]["tool_calls"])
+    function = calls[-1]["function"]
+    calls[-1] = {**calls[-1], "function": {**function, "name": ANY, "arguments": {ANY: ANY}}}
+    own = _instead(conversation, index, {}, before, render)
+    other = _instead(conversation, index, {"tool_calls": calls}, before, render)
+    if own is None or other is None:
+        return written.find(function["name"]) + len(function["name"])
+    return len(own) - len(_common(own[::-1], other[::-1]))
+
+
+def _instead(conversation: Conversation, index: int, changed: Message, before: str, render: Render) -> str | None:
+    """What the template makes of a turn that says something else; None where it does not take that."""
+    try:
+        text = render(
+            Conversation([*conversation[:index], {**conversation[index], **changed}], conversation.tools), False
+        )
+    except BadRow:
+        return None
+    return text.removeprefix(before) if text.startswith(before) else None
 
 
 def _refuse_no_prompt(given: Conversation, before: str, written: str, render: Render, where: str) -> None:
     """Raise ModelError where a template that ends with the generation prompt as without writes something before any
     answer: that would be left to the model to say. `written` is an answer.
     """
-    given.append({"role": "assistant", "content": _ANY})
+    given.append({"role": "assistant", "content": ANY})
     head = _common(written, render(given, False).removeprefix(before))
     if head.strip():
         raise ModelError(
@@ -190,15 +257,6 @@ def _moved(
         f"{where}: the chat template writes turn {index + 1} in another way once more turns follow: "
         f"{said.short(after[max(0, same - 10) :])} becomes {said.short(text[max(0, same - 10) :])}",
         "take the template of the model's own Instruct version",
-    )
-
-
-def always_prompts(where: str, rest: str) -> ModelError:
-    """Of a template that goes on after the end of an answer, though nothing follows."""
-    return ModelError(
-        f"{where}: the chat template writes {said.short(rest)} after the end of an answer, also where none is asked "
-        "for",
-        "write the generation prompt only {% if add_generation_prompt %}",
     )
 
 

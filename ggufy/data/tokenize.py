@@ -3,7 +3,8 @@
 A conversation is rendered once by the base's template and tokenized once. What the assistant says is found by
 rendering (`labels.py`). Labels are the ids of each answer, up to and including the token that stops the model, and -100
 elsewhere. Where the ids of what a model is asked are not the beginning of the row's ids, because a token reaches over
-the place where the answer begins, the row is tokenized in pieces, as it will be asked.
+the place where the answer begins, the row is tokenized in two pieces, as it will be asked; a conversation with such an
+answer before its last becomes a row for each answer, as what is asked later holds that answer tokenized at once.
 
 A base without a chat template gets Alpaca's. A prompt with its completion is then plain text: the two are tokenized
 apart, as the prompt will be when it is asked, and the labels are the completion's ids and the token that ends it.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, lru_cache
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data import labels
-from ggufy.data.checks import said
+from ggufy.data.checks import ends, marks, said
+from ggufy.data.checks.said import NOTHING, Trimmed
 from ggufy.data.files import BadRow
 from ggufy.data.ids import Ids
 from ggufy.data.labels import Answer, Rewritten
@@ -40,8 +42,8 @@ class Example:
     labels: list[int]
     ends: tuple[int, ...] = ()
     """Of each answer that is trained on, where the token is that stops the model."""
-    trimmed: int = 0
-    """How many of them begin with spaces that the template takes away."""
+    trimmed: Trimmed = NOTHING
+    """What its turns lose to the template."""
 
     @cached_property
     def trained(self) -> int:
@@ -71,10 +73,12 @@ class Tokenizer:
         self.bos = self._leading_bos()
         # The template writes the special tokens; the default would cut the spaces off the offsets.
         self.rust.post_processor = processors.ByteLevel(trim_offsets=False)
-        added = self.rust.get_added_tokens_decoder()
-        self.special = {token.content: number for number, token in added.items() if token.special}
-        self.stopping = stops.of(base, self.rust.token_to_id(self._end) if self._end else None)
-        if not self.chat and self._end not in self.special:
+        self._end_id: int | None = self.rust.token_to_id(self._end) if self._end else None
+        self.stopping = stops.of(base, self._end_id)
+        self.special = marks.of(
+            self.rust, marks.written(self.template.text, self._render), special.values(), self.stopping
+        )
+        if not self.chat and self._end_id is None:
             raise ModelError(
                 f"{base.as_posix()}: neither a chat template nor an eos_token, so no answer could ever end",
                 "name the eos_token in its tokenizer_config.json, or use an Instruct model",
@@ -84,7 +88,7 @@ class Tokenizer:
 
     @cached_property
     def _ends(self) -> list[str]:
-        """The special tokens that stop the model."""
+        """The tokens of the template that stop the model."""
         return [text for text, number in self.special.items() if number in self.stopping]
 
     @cached_property
@@ -108,7 +112,7 @@ class Tokenizer:
         return int(full[0]) if len(full) > len(plain) and full[0] != plain[0] else None
 
     def examples(self, sample: Sample) -> list[Example]:
-        """Ids and labels of a sample; of several where the template asks for each answer in another way.
+        """Ids and labels of a sample; of several where each of its answers is asked for in another way.
 
         Raises what `encode` does.
         """
@@ -128,12 +132,12 @@ class Tokenizer:
                 self._refuse_marks(text, f"turn {number}")
         if conversation.tools:
             self._refuse_marks(json.dumps(conversation.tools, ensure_ascii=False), "a tool")
-        conversation = said.fit_to(conversation, self.template.text)
+        conversation = said.fit_to(conversation, self.template.text, self.template.others)
         if self.train_on == "all":
             return self._whole(conversation)
         if all(UNTRAINED in message for message in conversation if message["role"] == "assistant"):
             raise BadRow("every answer has the weight 0, so there is nothing to learn")
-        text, found = self._located(conversation)
+        text, found, given = self._located(conversation)
         tokens = self._pieces(text, found)
         ids = tokens.ids
         marked = [IGNORED] * len(ids)
@@ -145,38 +149,40 @@ class Tokenizer:
             ended.append(end)
             if closed:
                 ids, marked = ids[: end + 1], marked[: end + 1]
-        return self._with_bos(ids, marked, ended, sum(answer.trimmed for answer in found))
+        lost = Trimmed(sum(a.trimmed for a in found), sum(a.shortened for a in found), given)
+        return self._with_bos(ids, marked, ended, lost)
 
-    def _located(self, conversation: Conversation) -> tuple[str, list[Answer]]:
-        """A conversation's text, and the answers in it that are trained on."""
+    def _located(self, conversation: Conversation) -> tuple[str, list[Answer], int]:
+        """A conversation's text, the answers in it that are trained on, and how many other turns lose spaces."""
         text = self._render(conversation)
         try:
-            return text, self._answers(conversation, text)
+            return text, *self._answers(conversation, text)
         except (Rewritten, said.LeftOut):
             asked = None if labels.one_each(conversation) else labels.as_asked(conversation, text, self._render)
             if asked in (None, text):
                 raise
             assert asked is not None
-            return asked, self._answers(conversation, asked)
+            return asked, *self._answers(conversation, asked)
 
-    def _answers(self, conversation: Conversation, text: str) -> list[Answer]:
-        said.check(conversation, text)
-        return labels.answers(conversation, text, self._render, self.template.where, self._ends)
+    def _answers(self, conversation: Conversation, text: str) -> tuple[list[Answer], int]:
+        given = said.check(conversation, text, self._render).given
+        return labels.answers(conversation, text, self._render, self.template.where, self._ends), given
 
     def _whole(self, conversation: Conversation) -> Example:
         """A row of which every token is trained on."""
         text = self._render(conversation)
-        said.check(conversation, text, answers_too=True)
+        lost = said.check(conversation, text, self._render, answers_too=True)
         if any(UNTRAINED in message for message in conversation):
             raise BadRow("a turn has the weight 0, and data.train_on is all: set it to responses")
         tokens = Ids(self.rust, text)
         ids = tokens.ids
-        ends = [at for at in range(len(ids) - 1, -1, -1) if self.stops(ids[at])][:1]
-        if not ends:
+        ended = [at for at in range(len(ids) - 1, -1, -1) if self.stops(ids[at])][:1]
+        if not ended:
             answers = [message["content"].strip() for message in conversation if message["role"] == "assistant"]
             until = text.rfind(answers[-1]) + len(answers[-1])
-            raise self._endless(text[until:], ids[tokens.at(until) :])
-        return self._with_bos(ids, list(ids), ends)
+            rest = ids[tokens.at(until) :]
+            raise ends.missing(self.template.where, text[until:], rest, self.special, self.stopping)
+        return self._with_bos(ids, list(ids), ended, lost)
 
     def _render(self, conversation: Conversation, generate: bool = False) -> str:
         try:
@@ -185,11 +191,20 @@ class Tokenizer:
             # A template may refuse one conversation and take the next.
             raise BadRow(error.message.partition(": ")[2]) from None
 
-    def _pieces(self, text: str, found: Iterable[Answer]) -> Ids:
-        """The ids of a text; in pieces where an answer does not begin with a token."""
+    def _pieces(self, text: str, found: Sequence[Answer]) -> Ids:
+        """The ids of a text; in pieces where the last answer does not begin with a token.
+
+        Raises Rewritten where an earlier one does not: those after it are asked with a text that is tokenized at once.
+        """
         tokens = Ids(self.rust, text)
-        starts = [answer.start for answer in found if not self._is_asked_so(answer.start, tokens, text)]
-        return Ids(self.rust, text, [0, *starts]) if starts else tokens
+        apart = [answer for answer in found if not self._is_asked_so(answer.start, tokens, text)]
+        if not apart:
+            return tokens
+        if apart[0] != found[-1]:
+            raise Rewritten(
+                f"{self.template.where}: the first token of turn {apart[0].turn} reaches into the generation prompt"
+            )
+        return Ids(self.rust, text, [0, apart[0].start])
 
     def _is_asked_so(self, start: int, tokens: Ids, text: str) -> bool:
         """Whether the ids before `start` are those of the text before it by itself, which the model is asked with.
@@ -213,31 +228,12 @@ class Tokenizer:
             if tokens.chars(at)[0] >= answer.stop:
                 break
             if self.stops(tokens.ids[at]):
-                rest = text[tokens.chars(at)[1] : answer.stop].strip() if answer.last else ""
-                if rest and labels.without(rest, self._ends).strip():
-                    raise labels.always_prompts(self.template.where, rest)
-                return at, bool(rest)
-        raise self._endless(text[answer.said : answer.stop], tokens.ids[first : tokens.at(answer.stop)])
-
-    def _endless(self, rest: str, ids: list[int]) -> ModelError:
-        names = {number: text for text, number in self.special.items()}
-        known = ", ".join(f"{names.get(number, 'token')} ({number})" for number in self.stopping) or "none is named"
-        special = next((number for number in ids if number in self._special_ids), None)
-        if special is None:
-            how = (
-                f"the chat template writes {rest.strip()!r} after an answer"
-                if rest.strip()
-                else ("the chat template writes nothing after an answer")
-            )
-            return ModelError(
-                f"{self.template.where}: {how}, so no answer would ever end; the model stops at {known}",
-                "write the eos_token there, or take the template of the model's own Instruct version",
-            )
-        return ModelError(
-            f"{self.template.where}: the chat template ends an answer with {names[special]} ({special}), which "
-            f"does not stop the model: that is {known}",
-            f"name {special} in eos_token_id of generation_config.json, if the model knows it as an end",
-        )
+                rest = text[tokens.chars(at)[1] : answer.stop].strip()
+                if rest and ends.without(rest, self._ends).strip():
+                    raise ends.goes_on(self.template.where, rest)
+                return at, bool(rest) and answer.last
+        rest, ids = text[answer.said : answer.stop], tokens.ids[first : tokens.at(answer.stop)]
+        raise ends.missing(self.template.where, rest, ids, self.special, self.stopping)
 
     def stops(self, token: int) -> bool:
         """Whether an answer ends at this token."""
@@ -267,15 +263,16 @@ class Tokenizer:
         return len(ids) + (self.bos is not None and self.bos not in ids)
 
     def _plain(self, sample: Plain) -> Example:
-        if self._end not in self.special:
+        if self._end_id is None:
             raise ModelError(
-                f"{self.template.where}: its tokenizer_config.json names no eos_token, which ends a plain text",
+                f"{self.template.where}: its tokenizer_config.json names no eos_token of the tokenizer's, which ends a "
+                "plain text",
                 "name it there",
             )
         self._refuse_marks(sample.prompt, "the prompt")
         self._refuse_marks(sample.completion, "the completion" if sample.prompt else "the text")
         before = list(self.rust.encode(sample.prompt, add_special_tokens=False).ids) if sample.prompt else []
-        after = [*self.rust.encode(sample.completion, add_special_tokens=False).ids, self.special[self._end]]
+        after = [*self.rust.encode(sample.completion, add_special_tokens=False).ids, self._end_id]
         given = before if self.train_on == "all" else [IGNORED] * len(before)
         return self._with_bos([*before, *after], [*given, *after], [len(before) + len(after) - 1])
 
@@ -283,18 +280,18 @@ class Tokenizer:
         if mark := self._marks.search(text):
             raise BadRow(f"{what} contains the special token {mark[0]}")
 
-    def _with_bos(self, ids: list[int], marked: list[int], ends: Sequence[int], trimmed: int = 0) -> Example:
+    def _with_bos(self, ids: list[int], marked: list[int], ended: Sequence[int], lost: Trimmed = NOTHING) -> Example:
         if self.bos is not None:
             found = ids.count(self.bos)
             if found == 0:
-                ids, marked, ends = [self.bos, *ids], [IGNORED, *marked], [end + 1 for end in ends]
+                ids, marked, ended = [self.bos, *ids], [IGNORED, *marked], [end + 1 for end in ended]
             elif found > 1 or ids[0] != self.bos:
                 raise ModelError(
                     f"{self.template.where}: the chat template writes {found} BOS tokens; "
                     "it must be exactly one, at the start"
                 )
             marked[0] = IGNORED
-        return Example(ids, marked, tuple(ends), trimmed)
+        return Example(ids, marked, tuple(ended), lost)
 
     def plain(self, text: str) -> list[int]:
         """The ids of a text without turns: what looks like a template's mark in it is text."""

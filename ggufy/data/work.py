@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ggufy.data import files
 from ggufy.data.budget import Budget, Cut
+from ggufy.data.checks.said import NOTHING, Trimmed
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
 from ggufy.data.rows.conversation import Conversation, Plain, Sample
@@ -57,8 +58,8 @@ class Outcome(NamedTuple):
     """Answers that are trained on, before anything is done about too many tokens."""
     ended: int = 0
     """Those of them that keep the token that stops the model."""
-    trimmed: int = 0
-    """Those that begin with spaces which the template takes away."""
+    trimmed: Trimmed = NOTHING
+    """What its turns lose to the template."""
     form: str = ""
     """The format it was read in."""
     has: tuple[str, ...] = ()
@@ -167,7 +168,7 @@ class Worker:
             identity=identity,
             answers=sum(len(example.ends) for example in examples) if kept else 0,
             ended=sum(end < longest for example in examples for end in example.ends) if kept else 0,
-            trimmed=sum(example.trimmed for example in examples) if kept else 0,
+            trimmed=_trimmed(examples) if kept else NOTHING,
             form=reader.name_of_form,
             has=_has(cuts[-1].sample),
             said=_said(examples) if kept and self.plan.data.holds_out else None,
@@ -193,6 +194,12 @@ class Worker:
             ids, label = example.input_ids[-longest:], example.labels[-1]
             pieces[-1] = Example(ids, [*[IGNORED] * (len(ids) - 1), label])
         return pieces
+
+
+def _trimmed(examples: list[Example]) -> Trimmed:
+    """Of a row: where it became several, these say what is given again."""
+    answers, ends, given = zip(*(example.trimmed for example in examples), strict=True)
+    return Trimmed(sum(answers), sum(ends), max(given))
 
 
 def _own(part: Part) -> bool:

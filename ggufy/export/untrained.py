@@ -1,8 +1,8 @@
 """Rows of an embedding that no training has ever seen, told by what they look like.
 
-Certain is what cannot be otherwise: a row of zeros, and one that another added token has as well, or a row past the
-last token. How near the nearest of these is, as a share of the distance of ordinary rows to their mean, was measured on
-real weights, which had been through Q8_0:
+Certain is what cannot be otherwise: a row of zeros, one that another token has to the last bit, and one that is nearly
+that of another added token, or of a row past the last token. How near the nearest of these is, as a share of the
+distance of ordinary rows to their mean, was measured on real weights, which had been through Q8_0:
 
 | | tokens that no text holds | the nearest that are trained |
 |---|---|---|
@@ -41,8 +41,8 @@ _MEAN, _SMALL, _LARGE = 0.7, 1 / 3, 2.0
 _NOISE, _ALIKE = 4.0, 5.0
 
 _SAMPLE, _COMPARED = 2000, 400
-# Rows that are compared at once.
-_PIECE = 512
+# Rows that are compared at once, and bytes of one that are compared first.
+_PIECE, _BEGINNING = 512, 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def find(weights: Checkpoint, name: str, tokens: Collection[int], ordinary: Coll
     """Those of `tokens` whose rows look untrained in the matrix `name`.
 
     `ordinary` are the tokens that were learnt from text: a sample of their rows says what is usual. All other rows, of
-    added tokens and of none, are what one of `tokens` may share its row with.
+    added tokens and of none, are what the row of one of `tokens` may be near to; equal it may be to any.
     """
     import numpy as np
 
@@ -77,11 +77,14 @@ def find(weights: Checkpoint, name: str, tokens: Collection[int], ordinary: Coll
             found[token] = Look("as good as zero", certain=True)
     others = sorted(set(range(count)) - set(ordinary) - found.keys())
     nearest = _nearest(weights, name, known, held - usual.mean, others, usual.mean)
+    equal = _equal(weights, name, set(known) - found.keys())
     alike = np.abs(usual.directions @ held.T).max(axis=0)
     for token, other, row, norm, most in zip(known, nearest, held, norms, alike, strict=True):
         if token in found:
             continue
         look = _shared(weights, name, row, other, _EQUAL * min(float(norm), usual.spread))
+        if look is None and token in equal:
+            look = Look("that of", certain=True, other=equal[token])
         look = look or usual.odd(row, float(norm), float(most))
         if look is not None:
             found[token] = look
@@ -175,6 +178,35 @@ def _nearest(
             nearest[index] = piece[places[index]]
         least = np.minimum(least, values)
     return nearest
+
+
+def _equal(weights: Checkpoint, name: str, tokens: Collection[int]) -> dict[int, int]:
+    """Of those of `tokens` whose row another token has to the last bit: the first of these. Reads the matrix once."""
+    import numpy as np
+
+    tensor = weights[name]
+    count, width = tensor.shape
+    size = width * SIZES.get(tensor.dtype, 0)
+    if not tokens or tensor.dtype == FOUR_BIT or size < _BEGINNING:
+        return {}
+    own: dict[bytes, list[int]] = {}
+    found: dict[int, int] = {}
+    with tensor.file.open("rb", buffering=0) as file:
+        for token in tokens:
+            file.seek(tensor.start + token * size)
+            own.setdefault(file.read(size), []).append(token)
+        # A row that begins otherwise is another one.
+        begins = np.array(sorted({row[:_BEGINNING] for row in own}), f"V{_BEGINNING}").view(np.uint64)
+        file.seek(tensor.start)
+        for start in range(0, count, _PIECE):
+            rows_here = min(_PIECE, count - start)
+            piece = np.frombuffer(file.read(rows_here * size), np.uint8).reshape(rows_here, size)
+            theirs = np.ascontiguousarray(piece[:, :_BEGINNING]).view(np.uint64)[:, 0]
+            for index in np.flatnonzero(np.isin(theirs, begins)).tolist():
+                for token in own.get(piece[index].tobytes(), ()):
+                    if token != start + index:
+                        found.setdefault(token, start + index)
+    return found
 
 
 def _shared(weights: Checkpoint, name: str, row: Any, other: int | None, limit: float) -> Look | None:

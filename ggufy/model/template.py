@@ -30,6 +30,8 @@ class ChatTemplate:
                 f"{where}: the chat template is {len(text):,} characters long; at most {_MAX_TEMPLATE:,} are read"
             )
         self.text, self.special, self.where = text, special, where
+        self.others: tuple[str, ...] = ()
+        """The names of more templates that the model has; they are not used, as a GGUF is asked by one."""
         if not text:
             raise ModelError(f"{where}: there is no chat template", "use an Instruct model, which has one")
         import jinja2
@@ -44,7 +46,10 @@ class ChatTemplate:
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:
         """The template of a model folder: chat_template.jinja, else the one in tokenizer_config.json."""
-        return cls(text_of(folder), cls.specials(folder), folder.as_posix())
+        named = _named(folder)
+        found = cls(named.pop("default", ""), cls.specials(folder), folder.as_posix())
+        found.others = tuple(sorted(named))
+        return found
 
     @staticmethod
     def specials(folder: Path) -> dict[str, str]:
@@ -84,13 +89,21 @@ class ChatTemplate:
 
 def text_of(folder: Path) -> str:
     """The text of a model folder's template; empty for a base model, which has none."""
-    beside = folder / "chat_template.jinja"
+    return _named(folder).get("default", "")
+
+
+def _named(folder: Path) -> dict[str, str]:
+    """The templates of a model folder by name, from where transformers reads them; a lone one is `default`."""
+    beside, more = folder / "chat_template.jinja", folder / "additional_chat_templates"
+    found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(more.glob("*.jinja"))}
     if beside.is_file():
-        return beside.read_text(encoding="utf-8")
-    text = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template") or ""
-    if isinstance(text, list):
-        text = {entry["name"]: entry["template"] for entry in text}.get("default", "")
-    return str(text)
+        return {**found, "default": beside.read_text(encoding="utf-8")}
+    given = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template") or ""
+    if isinstance(given, list):
+        given = {entry["name"]: entry["template"] for entry in given}
+    if not isinstance(given, dict):
+        given = {"default": given}
+    return {**{name: str(text) for name, text in given.items()}, **found}
 
 
 def _environment() -> Any:

@@ -319,3 +319,73 @@ def test_a_dropped_turn_is_missed_where_another_says_its_words(made: Make) -> No
         Tokenizer(made(template), DAY, "responses").encode(
             [{"role": "system", "content": "lamp"}, *TALK],
         )
+
+
+@pytest.mark.parametrize("text", ["user", "start", "s", "assistant", "lamp", "|>", "Yes"])
+def test_a_dropped_turn_is_missed_where_the_template_writes_its_words(text: str, made: Make) -> None:
+    talk = [{"role": "system", "content": text}, *LONGER]
+    dropping = turns("<|eot_id|>").replace("for m in messages", "for m in messages if m['role'] != 'system'") + PROMPT
+    with pytest.raises(BadRow, match=r"turn 1: the chat template leaves out what the system turn says"):
+        Tokenizer(made(dropping), DAY, "responses").encode(talk)
+    with pytest.raises(BadRow, match=r"turn 1: the chat template leaves out what the system turn says"):
+        Tokenizer(made(dropping), DAY, "all").encode(talk)
+    # Beside a system text of the template's own, too.
+    folder = made("{{ 'You are a useful assistant of the user. ' }}" + dropping)
+    with pytest.raises(BadRow, match=r"turn 1: the chat template leaves out what the system turn says"):
+        Tokenizer(folder, DAY, "responses").encode(talk)
+    folder = made(turns("<|eot_id|>") + PROMPT)
+    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(talk, return_dict=False)
+    assert Tokenizer(folder, DAY, "responses").encode(talk).input_ids == ids
+
+
+@pytest.mark.parametrize("train_on", ["responses", "all"])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "counts"),
+    [
+        # The user's or the system's text, and what of the answers' beginnings, ends and of the others is lost.
+        ([("", "    def f():\n        pass", "x1")], (0, 0, 1)),
+        ([("   keep\n", "q", "code"), ("\n\n\tkeep", "  q", "code")], (0, 0, 3)),
+        ([("", "q", "code\n\n"), ("", "q", "code \n \n"), ("", "q", "  code\n\n\n")], (1, 3, 0)),
+        # As FineTome has them.
+        ([("", " q ", "code\n"), ("", "q\n", "code "), ("Be brief. ", "\nq\n\n", "code \n")], (0, 0, 0)),
+        ([("", "a\n    b", "x\n\ny")], (0, 0, 0)),
+    ],
+)
+def test_what_a_template_trims_is_counted(
+    rows: list[tuple[str, str, str]],
+    counts: tuple[int, int, int],
+    keeps: bool,
+    train_on: str,
+    made: Make,
+    tmp_path: Path,
+) -> None:
+    folder = made(turns("<|eot_id|>", "m['content']" if keeps else "m['content'] | trim") + PROMPT)
+    talks = [
+        [{"role": "system", "content": s}] * bool(s)
+        + [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+        for s, q, a in rows
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks), "utf-8")
+    data = Data(source=path.as_posix(), train_on=train_on)
+    found = prepare.prepare(source.locate(data, offline=True), data, folder, 256, DAY, tmp_path / "out")["train"]
+    expected = (0, 0, 0) if keeps else counts
+    assert (found.trimmed, found.trimmed_ends, found.trimmed_given) == expected
+    names = ("the spaces they begin with", "the blank lines they end with", "the indentation they begin with")
+    assert [name in found.text() for name in names] == [count > 0 for count in expected]
+    assert not any("trimmed" in name for name in found.values())
+
+
+def test_a_turn_that_is_given_to_several_answers_is_counted_once(made: Make, tmp_path: Path) -> None:
+    """Of a row that becomes a row for each answer, as the first is in a piece of its own."""
+    template = turns("<|eot_id|>", "(m['content'] | trim if m['role'] == 'user' else m['content'])") + PROMPT
+    template = template.replace("\n\n", "\n")
+    talk = [{"role": "user", "content": "    q"}, {"role": "assistant", "content": "\n\nthe lamp"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [*talk, *talk, *talk]}) + "\n", "utf-8")
+    data = Data(source=path.as_posix())
+    found = prepare.prepare(source.locate(data, offline=True), data, made(template), 256, DAY, tmp_path / "out")[
+        "train"
+    ]
+    assert (found.kept, found.apart, found.answers, found.trimmed_given) == (3, 1, 3, 3)

@@ -23,6 +23,7 @@ from ggufy.data.tokenize import IGNORED, Tokenizer
 from ggufy.errors import ModelError
 from ggufy.model import tiny
 from ggufy.recipe.schema import Data
+from tests.data.renamed import CHATML, VENDORED, base_of
 from tests.data.test_answers_end import turns
 
 DAY = date(2026, 3, 7)
@@ -181,3 +182,67 @@ def test_a_prompt_that_is_cut_keeps_the_tools_of_its_row(base: Path, tmp_path: P
     [further] = Budget(tokenizer, Data(source="rows.jsonl", prompt_tokens=40), short).encode(talk)
     assert further.further
     assert '"weather"' in tokenizer.decode(further.example.input_ids)
+
+
+VICUNA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
+LAMP = {"type": "function", "function": {"name": "get_lamp", "description": "", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "get_lamp", "arguments": {"room": "hall"}}}
+CALLED = [
+    {"role": "user", "content": "Is the lamp on?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "name": "get_lamp", "content": "on"},
+    {"role": "assistant", "content": "Yes, it is on."},
+]
+
+
+def spoken(*texts: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("template", "end", "talk", "pieces"),
+    [
+        # A line break of the header and those that an answer begins with are one token.
+        (CHATML, "<|im_end|>", spoken("q", "\n\nthe lamp", "p", "the end"), True),
+        (CHATML, "<|im_end|>", spoken("q", "yes", "p", "\nthe lamp", "r", "the end"), True),
+        (CHATML, "<|im_end|>", spoken("q", "\nthe lamp", "p", "\n\nthe end"), True),
+        # Only what is asked before the last answer has to be so, and one answer is in pieces by itself.
+        (CHATML, "<|im_end|>", spoken("q", "yes", "p", "\n\nthe lamp"), False),
+        (CHATML, "<|im_end|>", spoken("q", "yes", "p", "the end"), False),
+        # The space of the prompt is a part of the first word.
+        (VICUNA, "</s>", spoken("q", "the lamp is on.", "p", "the lamp is on, yes."), True),
+        ("Qwen3.5-4B", "<|im_end|>", CALLED, True),
+        ("StepFun3.5-Flash", "<|im_end|>", CALLED, True),
+        ("Bielik-11B-v3.0-Instruct", "<|im_end|>", CALLED, True),
+    ],
+)
+def test_earlier_answers_are_tokenized_as_they_will_be_asked(
+    template: str, end: str, talk: list[dict[str, Any]], pieces: bool, base: Path, tmp_path: Path
+) -> None:
+    """At once with all that comes before what is asked, also where one of them is learnt in a piece of its own."""
+    tools = [LAMP] if talk == CALLED else None
+    text = template if "{" in template else (VENDORED / f"{template}.jinja").read_text("utf-8")
+    folder = base_of(base, tmp_path / "base", text, end)
+    tokenizer = Tokenizer(folder, DAY, "responses")
+    examples = tokenizer.examples(Conversation(talk, tools))
+    answers = [at for at, turn in enumerate(talk) if turn["role"] == "assistant"]
+    assert len(examples) == (len(answers) if pieces else 1)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    for number, at in enumerate(answers):
+        before = theirs.apply_chat_template(talk[:at], tools=tools, add_generation_prompt=True, return_dict=False)
+        if tokenizer.bos not in before:
+            before = [tokenizer.bos, *before]
+        example = examples[number if pieces else 0]
+        assert example.input_ids[: len(before)] == before
+        assert example.labels[len(before) - 1] == IGNORED
+        stop = next(n for n in range(len(before), len(example.labels)) if example.labels[n] in tokenizer.stopping)
+        assert example.labels[len(before) : stop + 1] == example.input_ids[len(before) : stop + 1]
+        said = theirs.decode(example.labels[len(before) : stop + 1])
+        assert talk[at]["content"] in said
+        assert said.endswith(end)
+        if pieces:
+            assert {*example.labels[: len(before)], *example.labels[stop + 1 :]} == {IGNORED}

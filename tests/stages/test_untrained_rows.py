@@ -101,6 +101,9 @@ CERTAIN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "next to zero": (lambda _: noise(1e-24), "zero"),
     "tiny noise": (lambda _: noise(1e-5), "as good as zero"),
     "equal": (lambda rows: rows[SPARE], "that of <spare>"),
+    "equal to the first word": (lambda rows: rows[0], "that of w0"),
+    "equal to a word": (lambda rows: rows[600], "that of w600"),
+    "equal to the last word": (lambda rows: rows[WORDS - 1], "that of w999"),
     "nearly equal": (lambda rows: rows[SPARE] + noise(1e-4), "nearly that of <spare>"),
 }
 # What only looks so: never a refusal.
@@ -154,6 +157,22 @@ def test_rows_of_the_mean_that_differ_by_a_hair_are_the_same(checked: Callable[.
 
     with pytest.raises(ModelError, match=r"<end> \(1001\), which answers end with, was never trained"):
         checked(change)
+
+
+@pytest.mark.parametrize("place", [0, 5, WIDTH - 1])
+def test_a_row_that_is_a_word_s_but_for_a_number_is_another(place: int, checked: Callable[..., list[str]]) -> None:
+    """As a trained one may be near to that of a word, only the same row is certain."""
+
+    def change(rows: Any) -> None:
+        rows[END] = rows[600]
+        rows[END, place] *= 1.01
+
+    assert checked(change) == []
+
+
+def test_the_row_of_a_word_in_the_head_alone(checked: Callable[..., list[str]]) -> None:
+    with pytest.raises(ModelError, match=r"<end> \(1001\).* its row of lm_head.weight is that of w7$"):
+        checked(lambda _: None, head=setting(END, lambda rows: rows[7]))
 
 
 def test_a_token_of_the_last_batch_alone_is_looked_at(checked: Callable[..., list[str]]) -> None:

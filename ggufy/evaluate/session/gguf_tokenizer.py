@@ -48,6 +48,7 @@ class GgufTokenizer(Tokenizer):
         self.special = model.specials()
         ends = {token: text for text, token in self.special.items()}
         self._end = ends.get(model.eos, "")
+        self._end_id = model.eos if self._end else None
         named = {"bos_token": ends.get(model.bos, "") if model.bos is not None else "", "eos_token": self._end}
         self.chat = bool(texts.get(_TEMPLATE))
         where = model.path.as_posix()
