@@ -191,7 +191,7 @@ TOOLS: dict[str, dict[str, Any]] = {
         "conversations": [
             {
                 "from": "system",
-                "value": f"You call functions.\n<tools>\n{json.dumps(WEATHER)}\n</tools>\nAnswer in <tool_call>.",
+                "value": f"You are a function calling AI model.\n<tools>\n{json.dumps(WEATHER)}\n</tools>\n",
             },
             {"from": "human", "value": "Weather in Oslo?"},
             {"from": "gpt", "value": "<tool_call>\n{'arguments': {'place': 'Oslo'}, 'name': 'weather'}\n</tool_call>"},

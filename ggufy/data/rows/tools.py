@@ -7,16 +7,9 @@ A template gets `tools` as JSON schemas of functions, and a call as {"type": "fu
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from ggufy.data.files import BadRow
-
-# Hermes writes calls into the text of the assistant's turn, and results into that of the tool's.
-_HERMES_CALL = re.compile(r"\s*<tool_call>\s*(.*?)\s*</tool_call>\s*", re.DOTALL)
-_HERMES_RESULT = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
-_HERMES_TOOLS = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
-_HERMES_WORDS = re.compile(r"<tool_call>|function calling AI model|function signatures")
 
 
 def of_column(value: Any, where: str) -> list[Any] | None:
@@ -80,44 +73,6 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     _check_text(arguments, f"{where}: arguments")
     made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
-
-
-def in_text(text: str, where: str) -> tuple[str, list[dict[str, Any]]]:
-    """What an assistant says, and the calls that Hermes writes into it. Raises BadRow."""
-    if "<tool_call>" in text:
-        found = [one for match in _HERMES_CALL.findall(text) for one in calls(match, f"{where}: <tool_call>")]
-        if not found:
-            raise BadRow(f"{where}: <tool_call> is not closed by </tool_call>")
-        return _HERMES_CALL.sub("\n", text).strip(), found
-    return text, []
-
-
-def result(text: str) -> str:
-    """What a tool gave back, without Hermes' marks around it."""
-    found = _HERMES_RESULT.findall(text)
-    return "\n".join(found) if found and not _HERMES_RESULT.sub("", text).strip() else text
-
-
-def in_system(text: str) -> tuple[str, list[Any] | None]:
-    """A system turn without the tools that Hermes writes into it, and these tools."""
-    # The instructions around them name the marks too, with nothing between.
-    for match in _HERMES_TOOLS.finditer(text):
-        lines = match[1].strip()
-        try:
-            found = json.loads(lines)
-        except ValueError:
-            try:
-                found = [json.loads(line) for line in lines.splitlines() if line.strip()]
-            except ValueError:
-                continue
-        listed = found if isinstance(found, list) else [found]
-        if not listed:
-            continue
-        rest = f"{text[: match.start()]}{text[match.end() :]}".strip()
-        # Hermes' own words say how Hermes calls; the template says how this model does. Anybody else's stay.
-        own = "" if _HERMES_WORDS.search(rest) else rest
-        return own, [tool(one, f"<tools>: tool {number}") for number, one in enumerate(listed, 1)]
-    return text, None
 
 
 def _json(text: Any, where: str) -> Any:

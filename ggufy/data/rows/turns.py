@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from ggufy.data.files import BadRow
-from ggufy.data.rows import glaive, tools
+from ggufy.data.rows import glaive, hermes, tools
 from ggufy.data.rows.conversation import UNTRAINED, Conversation
 from ggufy.data.rows.texts import is_parts, is_set, text_of
 from ggufy.model.template import Message
@@ -150,11 +150,11 @@ class Turns:
             return None
         message = {"role": role, "content": text}
         if role == "tool":
-            message["content"] = tools.result(text)
+            message["content"] = hermes.result(text)
             message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
         if role == "assistant":
             made = tools.calls(called, f"{where}: tool_calls") if called is not None else []
-            text, written = tools.in_text(text, where)
+            text, written = hermes.in_text(text, where)
             message["content"], called_by_glaive = glaive.in_text(text, where)
             if made or written or called_by_glaive:
                 message["tool_calls"] = [*made, *written, *called_by_glaive]
@@ -192,7 +192,7 @@ class Turns:
 
 def in_system(text: str, where: str) -> tuple[str, list[Any] | None]:
     """A system text without the tools that Hermes or Glaive write into it, and these tools. Raises BadRow."""
-    rest, listed = tools.in_system(text)
+    rest, listed = hermes.in_system(text)
     return (rest, listed) if listed else glaive.in_system(text, where)
 
 
