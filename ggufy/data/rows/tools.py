@@ -10,18 +10,15 @@ import json
 from typing import Any
 
 from ggufy.data.files import BadRow
+from ggufy.data.rows.texts import is_set
 
 
 def of_column(value: Any, where: str) -> list[Any] | None:
     """The tools of a row: a list, or JSON of one. None where there are none. Raises BadRow."""
-    if value is None:
+    if not is_set(value):
         return None
     if isinstance(value, str):
-        if not value.strip():
-            return None
         value = _json(value, where)
-    if value is None:
-        return None
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):

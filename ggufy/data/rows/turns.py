@@ -10,7 +10,7 @@ from typing import Any
 from ggufy.data.files import BadRow
 from ggufy.data.rows import glaive, hermes, tools
 from ggufy.data.rows.conversation import UNTRAINED, Conversation
-from ggufy.data.rows.texts import is_parts, is_set, text_of
+from ggufy.data.rows.texts import is_parts, is_set, text_of, weight_of
 from ggufy.model.template import Message
 
 ROLES = {
@@ -38,8 +38,14 @@ ROLES = {
 }
 PAIRS = (("role", "content"), ("from", "value"))
 _PAIRED = frozenset(key for pair in PAIRS for key in pair)
-# By which a turn says that it is not trained on, or is.
-_WEIGHTS = ("weight", "train", "loss")
+# By which a turn says that it is trained on, or is not. The last is torchtune's, and says the opposite.
+_WEIGHTS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "step_loss_mask", "loss_weight", "masked")
+# By which it says something else of that: some take a mask of 1 for what is left out, others for what is learnt.
+_UNCLEAR = {
+    "mask": "which leaves open whether 1 or 0 is learnt",
+    "train_detail": "and a turn is learnt whole, or not at all",
+}
+_MARKS = frozenset((*_WEIGHTS, *_UNCLEAR))
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -112,7 +118,7 @@ class Turns:
         """Whether a key means something in a turn of this role, and that is done."""
         if key in (self.keys or _PAIRED) or key in _MEDIA:
             return True
-        if key in _WEIGHTS and not value:
+        if key in _WEIGHTS and _is_learnt(key, value) is False:
             return True
         keys = self._keys(turn)
         role = self.roles[str(turn[keys[0]]).lower()] if keys else ""
@@ -177,17 +183,28 @@ class Turns:
 
     def _marked(self, message: Message, turn: Mapping[str, Any], where: str) -> Message:
         """Noted as not trained on, where the turn says so. Raises BadRow for a weight between."""
+        if _MARKS.isdisjoint(turn):
+            return message
+        if unclear := next((key for key in _UNCLEAR if is_set(turn.get(key))), None):
+            raise BadRow(f"{where} has {unclear!r}, {_UNCLEAR[unclear]}; weight: 0 leaves a turn out of the loss")
         for key in _WEIGHTS:
-            weight = turn.get(key)
-            if weight is None:
+            if not is_set(weight := turn.get(key)):
                 continue
-            if not isinstance(weight, int | float) or weight not in (0, 1):
+            learnt = _is_learnt(key, weight)
+            if learnt is None:
                 raise BadRow(
                     f"{where}: {key} is {weight!r}; 0 or false leaves a turn out of the loss, 1 or true does not"
+                    if key != "masked"
+                    else f"{where}: masked is {weight!r}; true leaves a turn out of the loss, false does not"
                 )
-            if not weight:
+            if not learnt:
                 message[UNTRAINED] = True
         return message
+
+
+def _is_learnt(key: str, weight: Any) -> bool | None:
+    said = weight_of(weight)
+    return not said if key == "masked" and said is not None else said
 
 
 def in_system(text: str, where: str) -> tuple[str, list[Any] | None]:
