@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ggufy.data.files import BadRow
+from ggufy.data.files import BadRow, Joined
 from ggufy.data.rows import tools
 from ggufy.data.rows.cells import Cells, Row
 from ggufy.data.rows.conversation import Conversation
@@ -105,9 +105,11 @@ def around(row: Row, cells: Cells, sample: list[Message]) -> Conversation:
             where = f"the column {name!r}"
             text, listed = in_system(text_of(system, where, needed=False), where)
             found = _with_tools(with_system(found, text), listed, name)
+    joined = isinstance(row, Joined)
     for name in map(cells.name, TOOLS):
         if name not in cells.used and row.get(name) is not None:
-            found = _with_tools(found, tools.of_column(row[name], f"the column {name!r}"), name)
+            found = _with_tools(found, tools.of_column(row[name], f"the column {name!r}", joined=joined), name)
+    tools.settle_nulls(found, found.tools, joined=joined)
     return found
 
 
