@@ -29,8 +29,8 @@ THINKING = (
     "You are a function calling AI model. You are provided with function signatures within <tools> </tools> XML tags. "
     "You may call one or more functions to assist with the user query. If available tools are not relevant in "
     "assisting with user query, just respond in natural conversational language. Don't make assumptions about what "
-    "values to plug into functions. After calling & executing the functions, you will be provided with function results "
-    "within <tool_response> </tool_response> XML tags.",
+    "values to plug into functions. After calling & executing the functions, you will be provided with function "
+    "results within <tool_response> </tool_response> XML tags.",
     "For each function call return a JSON object, with the following pydantic model json schema for each:\n{'title': "
     "'FunctionCall', 'type': 'object', 'properties': {'name': {'title': 'Name', 'type': 'string'}, 'arguments': "
     "{'title': 'Arguments', 'type': 'object'}}, 'required': ['name', 'arguments']}\nEach function call should be "

@@ -100,16 +100,21 @@ def refuse_around(row: Row, cells: Cells) -> None:
 def around(row: Row, cells: Cells, sample: list[Message]) -> Conversation:
     """With the system text and the tools that columns of the row hold. Raises BadRow."""
     found = sample if isinstance(sample, Conversation) else Conversation(sample)
+    # The columns that the system text is of; none where it is a turn.
+    told: list[str] = [name for name in map(cells.name, SYSTEM) if name in cells.used and is_set(row.get(name))]
     for name in map(cells.name, SYSTEM):
         if name not in cells.used and (system := row.get(name)) is not None:
             where = f"the column {name!r}"
             text, listed = in_system(text_of(system, where, needed=False), where)
-            found = _with_tools(with_system(found, text), listed, name)
+            has_turn = found[0]["role"] == "system"
+            found = _with_tools(with_system(found, text, [*told, name]), listed, name)
+            told += [] if has_turn or not text.strip() else [name]
     joined = isinstance(row, Joined)
     for name in map(cells.name, TOOLS):
         if name not in cells.used and row.get(name) is not None:
             found = _with_tools(found, tools.of_column(row[name], f"the column {name!r}", joined=joined), name)
-    tools.settle_nulls(found, found.tools, joined=joined)
+    if any("tool_calls" in message for message in found):
+        tools.settle_nulls(found, found.tools, joined=joined)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ggufy.data.rows.beside import SYSTEM, TOOLS
 from ggufy.data.rows.formats import FORMATS
+from ggufy.data.rows.texts import names_of
 from ggufy.errors import DataError
 from ggufy.recipe.schema import Part
 
@@ -18,14 +19,14 @@ def detect(columns: Iterable[str], part: Part, where: str) -> str:
         if theirs not in columns and ours not in ("role", "content"):
             raise DataError(
                 f"{where}: data.columns names {theirs!r}, which is not a column; "
-                f"the columns are {', '.join(columns) or 'none'}",
+                f"the columns are {names_of(columns) or 'none'}",
                 "the usual name comes first, as in {instruction: question}",
             )
     if found := matching(columns, names, part.format):
         if found[0] == "text" and part.prompt:
             raise DataError(f"{where}: data.prompt does not apply to plain text", "leave it out, or set data.format")
         return found[0]
-    there = f"the columns are {', '.join(sorted(columns)) or 'none'}"
+    there = f"the columns are {names_of(sorted(columns)) or 'none'}"
     if part.format != "auto":
         form = FORMATS[part.format]
         lacking = [names.get(column, column) for column in form.columns if names.get(column, column) not in columns]

@@ -38,6 +38,7 @@ class Reader:
         self._seen: set[tuple[str, ...]] = set()
         self._usual = form
         self._views: dict[tuple[str, ...], _View] = {}
+        self._columns: tuple[str, ...] = ()
         self._known: dict[tuple[str, ...], _View | None] = {}
         self._take(self._view(form, self.cells.own))
 
@@ -68,10 +69,12 @@ class Reader:
 
         That of the source comes first, whatever the rows before were, so that nothing depends on their order.
         """
-        columns = tuple(row)
-        if columns not in self._views:
-            self._views[columns] = self._view(self._usual, named(self._usual, columns, self.cells.own), columns)
-        self._take(self._views[columns])
+        columns = self._columns = tuple(row)
+        view = self._views.get(columns)
+        if view is None:
+            view = self._view(self._usual, named(self._usual, columns, self.cells.own), columns)
+            self._views[columns] = view
+        self._take(view)
         if all(row.get(self.cells.name(ours)) is not None for ours in self.form.columns):
             return
         if self.part is not None:
@@ -88,7 +91,7 @@ class Reader:
 
     def _note_unread(self, row: Row) -> None:
         self.unread |= self.cells.unread
-        columns = tuple(row)
+        columns = self._columns
         if columns in self._seen:
             return
         used = {*self.cells.used, *map(self.cells.name, (*beside.SYSTEM, *beside.TOOLS)), "id"}

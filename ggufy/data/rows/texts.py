@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ggufy.data.files import BadRow
@@ -20,6 +20,11 @@ def is_set(value: Any) -> bool:
         return len(value) > _LONGEST_NONE or value.strip().lower() not in _NONE
     # A number that is none is not equal to itself.
     return value is not None and value == value and value != []
+
+
+def names_of(columns: Iterable[Any]) -> str:
+    """Names of columns for people: those that are hard to see, as the one that pandas gives to no name, in quotes."""
+    return ", ".join(str(name) if name and str(name).strip() == name else repr(name) for name in columns)
 
 
 def weight_of(value: Any) -> bool | None:

@@ -63,14 +63,16 @@ class Turns:
         self.usual = usual
         self.roles = {**ROLES, **{name.lower(): role for name, role in roles.items()}}
 
-    def listed(self, turns: Any) -> Sequence[Any]:
+    def listed(self, turns: Any, column: str) -> Sequence[Any]:
         """The turns that a column holds, also as JSON, or by key. Raises BadRow."""
         if isinstance(turns, str) and turns.lstrip().startswith("["):
             turns = _parsed(turns)
         if isinstance(turns, Mapping):
             turns = _by_turn(turns)
         if not isinstance(turns, list | tuple) or not turns:
-            raise BadRow("no turns" if turns in ([], (), None) else f"turns are a list, not {type(turns).__name__}")
+            none = "null" if turns is None else "empty" if turns in ([], ()) else ""
+            here = f"the column {column!r}"
+            raise BadRow(f"no turns: {here} is {none}" if none else f"turns are a list, not {_kind(turns)}, in {here}")
         return turns
 
     def read(self, turns: Sequence[Any], system: Any = None) -> Conversation:
@@ -151,6 +153,9 @@ class Turns:
             said = ""
         if role == "tool" and isinstance(said, dict | list) and not is_parts(said):
             said = json.dumps(said, ensure_ascii=False)
+        if not isinstance(said, str | list):
+            kind = "null" if said is None else _kind(said)
+            raise BadRow(f"{where} is {kind}, not a string, under its key {keys[1]!r}")
         text = text_of(said, where, needed=called is None and role not in ("system", "tool"))
         if role == "system" and not text.strip():
             return None
@@ -159,11 +164,7 @@ class Turns:
             message["content"] = hermes.result(text)
             message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
         if role == "assistant":
-            made = tools.calls(called, f"{where}: tool_calls") if called is not None else []
-            text, written = hermes.in_text(text, where)
-            message["content"], called_by_glaive = glaive.in_text(text, where)
-            if made or written or called_by_glaive:
-                message["tool_calls"] = [*made, *written, *called_by_glaive]
+            message = _answer(text, called, where)
         return self._marked(_with_reasoning(message, reasoning, where), turn, where)
 
     def _keys(self, turn: Any) -> tuple[str, str] | None:
@@ -202,6 +203,10 @@ class Turns:
         return message
 
 
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
 def _is_learnt(key: str, weight: Any) -> bool | None:
     said = weight_of(weight)
     return not said if key == "masked" and said is not None else said
@@ -225,6 +230,17 @@ def _refuse_keys(turn: Mapping[str, Any], where: str) -> None:
         raise BadRow(f"{where} has {lost!r}, and this model reads text only")
     if lost := next((key for key in _TOOLS if is_set(turn.get(key))), None):
         raise BadRow(f"{where} has {lost!r}; they are read as a column of the row")
+
+
+def _answer(text: str, called: Any, where: str) -> Message:
+    """A turn of the assistant, with the calls under a key of their own and those in its text. Raises BadRow."""
+    made = tools.calls(called, f"{where}: tool_calls") if called is not None else []
+    text, written = hermes.in_text(text, where)
+    text, called_by_glaive = glaive.in_text(text, where)
+    message: Message = {"role": "assistant", "content": text}
+    if made or written or called_by_glaive:
+        message["tool_calls"] = [*made, *written, *called_by_glaive]
+    return message
 
 
 def _call(said: Any, called: Any, where: str) -> Message:
@@ -269,14 +285,19 @@ def check_order(conversation: Conversation) -> None:
             raise BadRow(f"turn {number}: a tool answers, and the turn before calls none")
 
 
-def with_system(conversation: Conversation, system: str) -> Conversation:
-    """With a system turn first that a column of its row holds. Raises BadRow where there is another one."""
+def with_system(conversation: Conversation, system: str, names: Sequence[str] = ()) -> Conversation:
+    """With a system turn first that a column of its row holds. Raises BadRow where there is another one.
+
+    `names` are the columns that said so, this one last.
+    """
     if not system.strip():
         return conversation
     if conversation[0]["role"] != "system":
         return Conversation([{"role": "system", "content": system}, *conversation], conversation.tools)
     if conversation[0]["content"].strip() != system.strip():
-        raise BadRow("a system turn and a system column that differ: which one holds is not said")
+        both = " and ".join(map(repr, names))
+        what = f"the columns {both} differ" if len(names) > 1 else "a system turn and a system column that differ"
+        raise BadRow(f"{what}: which one holds is not said")
     return conversation
 
 
