@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.data.readers import columnar, csv_rows, json_rows
-from ggufy.data.readers.row import BadRow, Broken, parse
+from ggufy.data.readers.row import BadRow, Broken, Joined, parse
 
-__all__ = ["SUFFIXES", "BadRow", "Broken", "by_line", "count", "is_known", "parse", "read"]
+__all__ = ["SUFFIXES", "BadRow", "Broken", "Joined", "by_line", "count", "is_known", "parse", "read"]
 
 _READERS = {
     ".jsonl": json_rows.read,

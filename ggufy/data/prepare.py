@@ -21,10 +21,11 @@ from ggufy.data.counts import Counts
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
 from ggufy.data.rows import detect
+from ggufy.data.rows.reader import Reader
 from ggufy.data.source import Source
 from ggufy.data.work import Outcome, Plan, Result, Worker
 from ggufy.errors import DataError, MissingExtra
-from ggufy.recipe.schema import Data
+from ggufy.recipe.schema import Data, Part
 from ggufy.system import machine, progress
 from ggufy.system.disk import write_json
 
@@ -68,9 +69,31 @@ def planned(source: Source, data: Data, base: Path, max_length: int, day: date) 
     """All sources of a recipe, that of what is held out last, and how their rows are read."""
     apart = [] if source.held_out is None else [source.held_out]
     sources = [source, *source.more, *apart]
-    held_out = (data.model_copy(update={"source": one.name}) for one in apart)
+    held_out = (_held_out(one, data) for one in apart)
     parts = zip(sources, (data, *data.more, *held_out), strict=True)
     return sources, Plan(base, day, data, max_length, tuple((part, format_of(one, part, data)) for one, part in parts))
+
+
+def _held_out(source: Source, data: Data) -> Data:
+    """How held-out rows are read: as those of data.source, or, of another source, by the usual names of columns.
+
+    Those come second: what the recipe says is tried on the first row.
+    """
+    mapped = data.model_copy(update={"source": source.name})
+    if not data.eval_source or not data.columns:
+        return mapped
+    plain = mapped.model_copy(update={"columns": {}})
+    return plain if not _fits(source, mapped, data) and _fits(source, plain, data) else mapped
+
+
+def _fits(source: Source, part: Part, data: Data) -> bool:
+    try:
+        reader = Reader(format_of(source, part, data), part)
+        for _, item in islice(source.raw(), 1):
+            reader.read(files.parse(item))
+    except (BadRow, DataError):
+        return False
+    return True
 
 
 Sizes = tuple[int | None, int | None]
@@ -125,7 +148,7 @@ def format_of(source: Source, part: Any, data: Data) -> str:
             first = first or _bad(where(number), str(problem))
         except DataError as error:
             first = first or error
-    raise first or DataError(f"{source.name}: the data set is empty", "check data.source and data.split")
+    raise first or source.empty()
 
 
 class Stage:

@@ -17,6 +17,7 @@ from ggufy.data.counts import Counts, not_read
 from ggufy.data.files import BadRow
 from ggufy.data.mix import Row
 from ggufy.data.rows.conversation import Conversation
+from ggufy.data.rows.texts import names_of
 from ggufy.data.source import Source
 from ggufy.data.tokenize import IGNORED, Example, Tokenizer
 from ggufy.data.work import Worker
@@ -158,7 +159,7 @@ class Report:
         if train.answers:
             yield f"answers that keep their end: {train.ended:,} of {train.answers:,}"
         if self.columns_not_read:
-            yield f"not read: columns {', '.join(self.columns_not_read)}"
+            yield f"not read: columns {names_of(self.columns_not_read)}"
 
     def _histogram(self) -> Iterator[str]:
         bars = self.bars()

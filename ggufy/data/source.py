@@ -130,6 +130,18 @@ class Source:
             held.append(f"no split is {self._listed(self.folder.others)}")
         return DataError(f"{self.name}: there is no split {asked!r}: {', '.join(held)}", hint)
 
+    def empty(self) -> DataError:
+        """The error for one without rows."""
+        if not self.path.is_dir():
+            return DataError(f"{self.name}: the data set is empty", "check data.source and data.split")
+        read = self._listed(dict.fromkeys(path for _, paths in self.parts() for path in paths))
+        left = self._listed(self.folder.others)
+        beside = f"; no split is {left}" if left else ""
+        return DataError(
+            f"{self.name}: the data set is empty: {read} of the split {self.split} holds no row{beside}",
+            "remove the empty file, or check data.source and data.split",
+        )
+
     def _listed(self, paths: Iterable[Path]) -> str:
         return folders.listed([folders.within(self.path, path) for path in paths])
 
@@ -143,11 +155,24 @@ def locate(data: Data, *, offline: bool) -> Source:
         splits.parse(data.eval_split)
         held_out = replace(source, split=data.eval_split)
     elif data.eval_source:
-        held_out = _locate(Part(source=data.eval_source), offline=offline)
+        held_out = _apart(_locate(Part(source=data.eval_source), offline=offline))
     if not more and not held_out:
         return source
     all_of_it = [source.fingerprint, *(part.fingerprint for part in more), held_out and held_out.fingerprint]
     return replace(source, fingerprint=digest.of_values(all_of_it), more=more, held_out=held_out)
+
+
+def _apart(source: Source) -> Source:
+    """What is held out of a source of its own: of a folder without train the split that is meant for that."""
+    if not source.path.is_dir() or source.split in (there := source.folder.splits):
+        return source
+    meant = next((split for split in ("validation", "test", *there) if split in there), source.split)
+    if len(there) > 1 and meant not in ("validation", "test"):
+        raise DataError(
+            f"{source.name}: which split is to be held out is not plain: it has {', '.join(there)}",
+            "name one of its files as data.eval_source",
+        )
+    return replace(source, split=meant)
 
 
 def check_local(data: Data) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ggufy.data import prepare, source
 from ggufy.data.checks import unread
 from ggufy.data.counts import not_read
+from ggufy.data.rows.texts import names_of
 from ggufy.data.source import Source
 from ggufy.hub import dataset, push
 from ggufy.model import bases
@@ -54,7 +55,7 @@ def of_run(
         for name, counts in report.items():
             log.info("%s: %s", name, counts.text())
         if columns := not_read(report.values()):
-            log.info("not read: columns %s", ", ".join(columns))
+            log.info("not read: columns %s", names_of(columns))
 
     return this.make({"data": inputs}, build, force=True)["data"]
 

@@ -52,7 +52,26 @@ ROWS: dict[str, tuple[Any, str]] = {
     "empty turn": (chat(("user", "a?"), ("assistant", "  \n")), "turn 2 is empty"),
     "no turns": (chat(), "no turns"),
     "null turns": ({"messages": None}, "no turns"),
-    "null content": (chat(("user", None), ("assistant", "b.")), "turn 1 is null, not a string"),
+    "null content": (
+        chat(("user", None), ("assistant", "b.")),
+        "turn 1 is null, not a string, under its key 'content'",
+    ),
+    "a number as content": (
+        chat(("user", "a?"), ("assistant", 7)),
+        "turn 2 is int, not a string, under its key 'content'",
+    ),
+    "no column set": (
+        {"messages": None, "prompt": "a?", "completion": None},
+        "no turns: the column 'messages' is null",
+    ),
+    "system in two columns": (
+        {"system": "S", "system_prompt": "T", "messages": chat(("user", "a?"), ("assistant", "b."))["messages"]},
+        "the columns 'system' and 'system_prompt' differ: which one holds is not said",
+    ),
+    "system in a turn and a column": (
+        {"system": "S", **chat(("system", "T"), ("user", "a?"), ("assistant", "b."))},
+        "a system turn and a system column that differ",
+    ),
     "number as content": (chat(("user", "a?"), ("assistant", 7)), "turn 2 is int, not a string"),
     "unknown role": (chat(("user", "a?"), ("robot", "b.")), "turn 2: unknown role 'robot'; known are system"),
     "assistant first": (chat(("assistant", "b."), ("user", "a?")), "the assistant speaks first"),

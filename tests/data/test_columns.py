@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from ggufy.data import prepare, source
 from ggufy.data.files import BadRow
-from ggufy.data.rows.conversation import Conversation, Sample
+from ggufy.data.rows.conversation import Conversation, Plain, Sample
 from ggufy.data.rows.detect import detect
 from ggufy.data.rows.reader import Reader
 from ggufy.data.tokenize import IGNORED, Tokenizer
@@ -191,7 +191,7 @@ TOOLS: dict[str, dict[str, Any]] = {
         "conversations": [
             {
                 "from": "system",
-                "value": f"You call functions.\n<tools>\n{json.dumps(WEATHER)}\n</tools>\nAnswer in <tool_call>.",
+                "value": f"You are a function calling AI model.\n<tools>\n{json.dumps(WEATHER)}\n</tools>\n",
             },
             {"from": "human", "value": "Weather in Oslo?"},
             {"from": "gpt", "value": "<tool_call>\n{'arguments': {'place': 'Oslo'}, 'name': 'weather'}\n</tool_call>"},
@@ -512,6 +512,21 @@ LATER: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         {"prompt": "Q", "response": "A", "history": [["q0", "a0"]]},
         [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}, USER, BOT],
     ),
+    "a history as JSON": (
+        {"instruction": "Q", "output": "A", "history": '[["q0", "a0"]]'},
+        [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}, USER, BOT],
+    ),
+    "a system text in capitals": ({"System": "Be brief.", "messages": [USER, BOT]}, [SYSTEM, USER, BOT]),
+    "another one": ({"SYSTEM_PROMPT": "Be brief.", "prompt": "Q", "completion": "A"}, [SYSTEM, USER, BOT]),
+    "an input in capitals": (
+        {"instruction": "Q", "Input": "C", "output": "A"},
+        [{"role": "user", "content": "Q\n\nC"}, BOT],
+    ),
+    "a history in capitals": (
+        {"prompt": "Q", "completion": "A", "History": [["q0", "a0"]]},
+        [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}, USER, BOT],
+    ),
+    "a history of nothing beside turns": ({"messages": [USER, BOT], "history": []}, [USER, BOT]),
     "a history of nothing": ({"instruction": "Q", "output": "A", "history": "[]"}, [USER, BOT]),
     "a question with a context": (
         {"question": "Q", "context": "C", "answer": "A"},
@@ -548,6 +563,20 @@ def test_nothing_of_a_row_is_lost(row: dict[str, Any], messages: list[dict[str, 
 
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
     "a row of weight 0": ({"prompt": "Q", "completion": "A", "weight": 0}, "the column 'weight' is 0"),
+    "history beside turns": (
+        {"messages": [USER, BOT], "history": [["q0", "a0"]]},
+        "the column 'history' is set; it is read beside a prompt or an instruction",
+    ),
+    "history as JSON beside turns": (
+        {
+            "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}],
+            "History": '[["q0", "a0"]]',
+        },
+        "the column 'History' is set",
+    ),
+    "history beside a text": ({"text": "Q", "history": "Before."}, "the column 'history' is set"),
+    "history that is no list": ({"prompt": "Q", "completion": "A", "history": "Before."}, "a list of pairs .* or JSON"),
+    "pictures in capitals": ({"messages": [USER, BOT], "Images": ["a.png"]}, "the column 'Images' is set"),
     "calls in a column": ({"prompt": "Q", "completion": "A", "tool_calls": [CALL]}, "the column 'tool_calls' is set"),
     "reasoning in a column": ({"question": "Q", "answer": "A", "thinking": "T"}, "the column 'thinking' is set"),
     "two lists of tools": (
@@ -596,6 +625,14 @@ def test_what_says_two_things_is_refused(row: dict[str, Any], naming: str) -> No
 def test_the_chosen_answers_can_be_learnt() -> None:
     row = {"prompt": "Q", "chosen": "A", "rejected": "B"}
     assert read(row, columns={"completion": "chosen"}) == [USER, BOT]
+
+
+@pytest.mark.parametrize("column", ["system", "tools", "history", "images", "weight"])
+@pytest.mark.parametrize("none", [None, "", "[]", "{}", "null", "None", "NaN", [], {}, float("nan")])
+def test_what_stands_for_nothing_is_nothing(column: str, none: Any) -> None:
+    if column != "system" or none in (None, ""):
+        assert read({"messages": [USER, BOT], column: none}) == [USER, BOT]
+    assert read({"text": "Q", column: none}) == Plain("", "Q")
 
 
 @pytest.mark.parametrize("column", ["system", "tools"])

@@ -213,3 +213,77 @@ def test_the_command_says_it(run: Callable[..., CompletedProcess[str]], tmp_path
     done = run(*words, "--set", "data.eval_size=20%", cwd=tmp_path)
     assert "eval: 2 of 2 conversations" in done.stdout
     assert "no held-out conversation is trained on too\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("names", "held_out"),
+    [
+        (["val.jsonl"], "val.jsonl"),
+        (["test.jsonl"], "test.jsonl"),
+        (["dev.jsonl", "test.jsonl"], "dev.jsonl"),
+        (["rows.jsonl"], "rows.jsonl"),
+        (["train.jsonl", "val.jsonl"], "train.jsonl"),
+    ],
+)
+def test_a_folder_is_held_out_by_the_split_it_has(base: Path, tmp_path: Path, names: list[str], held_out: str) -> None:
+    train = write(tmp_path / "rows.jsonl", pairs(0, 5))
+    sizes = {name: 3 + at for at, name in enumerate(names)}
+    for name, size in sizes.items():
+        write(tmp_path / "apart" / name, pairs(10, 10 + size))
+    counts = made(base, tmp_path / "out", source=train, eval_source=(tmp_path / "apart").as_posix())
+    assert counts["eval"].rows == sizes[held_out]
+
+
+def test_a_folder_of_several_splits_that_are_not_plain(base: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "rows.jsonl", pairs(0, 5))
+    for name in ("a", "b"):
+        write(tmp_path / "apart" / f"{name}.jsonl", pairs(10, 12))
+    listed = "".join(f"  - {{split: {name}, path: {name}.jsonl}}\n" for name in ("a", "b"))
+    (tmp_path / "apart" / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{listed}---\n"
+    )
+    with pytest.raises(DataError, match="which split is to be held out is not plain: it has a, b") as caught:
+        made(base, tmp_path / "out", source=train, eval_source=(tmp_path / "apart").as_posix())
+    assert "data.eval_source" in str(caught.value.hint)
+
+
+MAPPED: list[tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = [
+    (
+        {"frage": "Who?", "antwort": "Me."},
+        {"prompt": "frage", "completion": "antwort"},
+        {"prompt": "Who else?", "completion": "You."},
+    ),
+    (
+        {"dialog": [{"who": "user", "says": "Who?"}, {"who": "assistant", "says": "Me."}]},
+        {"messages": "dialog", "role": "who", "content": "says"},
+        {"messages": [{"role": "user", "content": "Who else?"}, {"role": "assistant", "content": "You."}]},
+    ),
+    (
+        {"messages": [{"who": "user", "says": "Who?"}, {"who": "assistant", "says": "Me."}]},
+        {"role": "who", "content": "says"},
+        {"conversations": [{"from": "human", "value": "Who else?"}, {"from": "gpt", "value": "You."}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "columns", "usual"), MAPPED)
+def test_a_mapping_of_columns_is_not_forced_on_another_source(
+    base: Path, tmp_path: Path, row: dict[str, Any], columns: dict[str, str], usual: dict[str, Any]
+) -> None:
+    train = write(tmp_path / "rows.jsonl", [row])
+    for held_out in (usual, row):
+        apart = write(tmp_path / "apart.jsonl", [held_out])
+        counts = made(base, tmp_path / "out", source=train, eval_source=apart, columns=columns)
+        assert counts["eval"].used == 1
+    # What is in neither way is refused by what the recipe says.
+    apart = write(tmp_path / "apart.jsonl", [{"q": "Who?", "a": "Me."}])
+    with pytest.raises(DataError, match=r"data\.columns names|unknown format"):
+        made(base, tmp_path / "out", source=train, eval_source=apart, columns=columns)
+
+
+def test_an_empty_file_of_a_split_is_named(base: Path, tmp_path: Path) -> None:
+    write(tmp_path / "set" / "a.jsonl", pairs(0, 5))
+    write(tmp_path / "set" / "train.jsonl", [])
+    said = r"the data set is empty: train\.jsonl of the split train holds no row; no split is a\.jsonl"
+    with pytest.raises(DataError, match=said):
+        made(base, tmp_path / "out", source=(tmp_path / "set").as_posix())

@@ -186,6 +186,42 @@ def test_spaces_after_the_commas_are_no_part_of_names(tmp_path: Path) -> None:
     assert rows(tmp_path / "rows.csv", "prompt,completion\nWho?, Me.\n") == [{"prompt": "Who?", "completion": " Me."}]
 
 
+@pytest.mark.parametrize("mark", [";", ",", "\t", "|", "^"])
+def test_what_excel_says_of_a_csv_is_heard(tmp_path: Path, mark: str) -> None:
+    written = io.StringIO()
+    writer = csv.DictWriter(written, list(ROWS[0]), delimiter=mark)
+    writer.writeheader()
+    writer.writerows(ROWS)
+    for first in (f"sep={mark}\r\n", f'"sep={mark}"\r\n', f"\ufeffSEP={mark}\n", f"\nsep={mark}\n"):
+        assert rows(tmp_path / "rows.csv", first + written.getvalue()) == ROWS, first
+
+
+@pytest.mark.parametrize("before", ["\n", "\r\n\r\n", "  \n\n", "\ufeff\n"])
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_empty_lines_before_a_header_are_none(tmp_path: Path, before: str, mark: str) -> None:
+    assert rows(tmp_path / "rows.csv", f"{before}prompt{mark}completion\nq{mark}a\n") == [
+        {"prompt": "q", "completion": "a"}
+    ]
+
+
+def test_lines_before_a_header_count(base: Path, tmp_path: Path) -> None:
+    message, _ = refused(base, tmp_path / "rows.csv", 'sep=;\nprompt;completion\n"a;b\n')
+    assert message.startswith(":3: not CSV")
+    message, _ = refused(base, tmp_path / "rows.csv", "\nprompt;a\tcompletion;b\n")
+    assert message.startswith(":2: the header may be divided")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (",q,a\n0,x,y\n", ": row 1: unknown format: the columns are '', a, q"),
+        ("q , a\nx,y\n", ": row 1: unknown format: the columns are a, 'q '"),
+    ],
+)
+def test_a_name_that_is_hard_to_see_is_quoted(base: Path, tmp_path: Path, content: str, problem: str) -> None:
+    assert refused(base, tmp_path / "rows.csv", content)[0].startswith(problem)
+
+
 def test_a_header_that_may_be_divided_in_two_ways(base: Path, tmp_path: Path) -> None:
     message, hint = refused(base, tmp_path / "rows.csv", "prompt;a\tcompletion;b\n")
     assert message.startswith(":1: the header may be divided at ';' and '\\t'")

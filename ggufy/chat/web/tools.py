@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from ggufy.model.tool_schemas import without_nulls
+
 _Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
@@ -37,9 +39,8 @@ class Tool(BaseModel):
 
     @property
     def shown(self) -> dict[str, Any]:
-        """As the template gets it: its keys in the client's order and, as in training, without those that are null."""
-        found: dict[str, Any] = _without_nulls(self._given)
-        return {"type": "function", "function": found["function"]}
+        """As the template gets it: its keys in the client's order, and of nulls, as in training, only values."""
+        return {"type": "function", "function": without_nulls(self._given)["function"]}
 
 
 class _Named(BaseModel):
@@ -105,9 +106,3 @@ def check_choice(offered: list[Tool] | None, choice: str | Named) -> None:
             f"tools: {strict.function.name!r} is strict. Arguments are held to the schema where tool_choice is "
             "required or names the function, and not where the model may also answer with a text"
         )
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ggufy.data.readers.row import Joined
 from ggufy.errors import DataError, MissingExtra
 
 _BATCH = 256
@@ -37,6 +38,8 @@ def _numbered(path: Path, kind: str, batches: Any) -> Iterator[tuple[int, Any]]:
     try:
         for batch in batches():
             texts = [field.name for field in batch.schema if _is_bytes(pa, field.type)]
+            # pandas writes NaN for what is not there.
+            numbers = [field.name for field in batch.schema if _has_floats(pa, field.type)]
             turned = [field.name for field in batch.schema if _is_lists(pa, field.type)]
             for row in batch.to_pylist():
                 number += 1
@@ -44,7 +47,9 @@ def _numbered(path: Path, kind: str, batches: Any) -> Iterator[tuple[int, Any]]:
                     row[name] = _as_text(row[name])
                 for name in turned:
                     row[name] = _as_dicts(row[name])
-                yield number, row
+                for name in numbers:
+                    row[name] = _without_nan(row[name])
+                yield number, Joined(row)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _bad(path, kind, error, f" after row {number}" if number else "") from None
 
@@ -59,6 +64,21 @@ def _as_text(cell: bytes | None) -> str | bytes | None:
         return cell.decode("utf-8") if cell is not None else None
     except UnicodeDecodeError:
         return cell
+
+
+def _has_floats(pa: Any, kind: Any) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_has_floats(pa, kind.field(number).type) for number in range(kind.num_fields))
+    return bool(pa.types.is_floating(kind))
+
+
+def _without_nan(cell: Any) -> Any:
+    """With null for each number that is none."""
+    if isinstance(cell, dict):
+        return {name: _without_nan(value) for name, value in cell.items()}
+    if isinstance(cell, list | tuple):
+        return type(cell)(map(_without_nan, cell))
+    return None if isinstance(cell, float) and cell != cell else cell
 
 
 def _is_lists(pa: Any, kind: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from ggufy.errors import DataError
 # A turn of a megabyte is a field; csv's own bound is an eighth of that.
 _LONGEST_FIELD = 1 << 30
 _OTHERS = (";", "\t", "|")
+_TOLD = re.compile(r'"?sep=([^"\w\s]|\t)"?', re.IGNORECASE)
 
 
 def read(path: Path) -> Iterator[tuple[int, Any]]:
     """The rows with their numbers, the header not counted. Raises DataError."""
-    delimiter, spaced = _dialect(path)
+    skipped, delimiter, spaced = _dialect(path)
     csv.field_size_limit(_LONGEST_FIELD)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
+            for _ in range(skipped):
+                file.readline()
             lines = csv.reader(file, strict=True, delimiter=delimiter, skipinitialspace=spaced)
             names = next(lines, [])
             if len(set(names)) < len(names):
@@ -36,26 +40,32 @@ def read(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{place}: not UTF-8 text: {error.reason}", "save the file as UTF-8") from None
     except csv.Error as error:
         hint = 'fields with commas, quotes or line breaks are quoted with ", and a quote in them is doubled'
-        raise DataError(f"{path.as_posix()}:{lines.line_num}: not CSV: {error}", hint) from None
+        raise DataError(f"{path.as_posix()}:{skipped + lines.line_num}: not CSV: {error}", hint) from None
 
 
-def _dialect(path: Path) -> tuple[str, bool]:
-    """What stands between fields, told from the header, and whether a space follows it. Raises DataError.
+def _dialect(path: Path) -> tuple[int, str, bool]:
+    """How many lines are before the header, what stands between fields, and whether a space follows it.
 
-    A header that has a comma in it is one with commas; one that has none, but another delimiter, is of that.
+    Excel's first line may say what stands there, as sep=; and empty lines may come before. Else it is told from the
+    header: one that has a comma in it is one with commas; one that has none, but another delimiter, is of that. Raises
+    DataError.
     """
     with path.open("rb") as file:
-        head = file.readline()
-    refuse_utf16(path, head[:4])
-    header = head.removeprefix(BOM).decode("utf-8", "replace").strip("\r\n")
+        refuse_utf16(path, file.read(4))
+        file.seek(0)
+        lines = (line.removeprefix(BOM).decode("utf-8", "replace").strip("\r\n") for line in file)
+        skipped, header = next(((at, line) for at, line in enumerate(lines) if line.strip()), (0, ""))
+    if told := _TOLD.fullmatch(header):
+        return skipped + 1, told[1], False
     found = {mark: names for mark in (",", *_OTHERS) if len(names := _fields(header, mark)) > 1}
     if not found:
-        return ",", False
+        return skipped, ",", False
     if "," not in found and len(found) > 1:
         marks = " and ".join(repr(mark) for mark in found)
-        raise DataError(f"{path.as_posix()}:1: the header may be divided at {marks}", "write the file with commas")
+        place = f"{path.as_posix()}:{skipped + 1}"
+        raise DataError(f"{place}: the header may be divided at {marks}", "write the file with commas")
     mark, names = next(iter(found.items()))
-    return mark, all(name.startswith(" ") for name in names[1:])
+    return skipped, mark, all(name.startswith(" ") for name in names[1:])
 
 
 def _fields(header: str, mark: str) -> list[str]:

@@ -26,6 +26,10 @@ class Broken:
     problem: str
 
 
+class Joined(dict[str, Any]):
+    """A row of a table in which structs have the keys that any row has, null where this one has none."""
+
+
 def parse(item: Any) -> Any:
     """What a row holds. Raises BadRow."""
     if isinstance(item, Broken):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ggufy.data.files import BadRow
 from ggufy.data.rows.conversation import Conversation
-from ggufy.data.rows.texts import text_of
+from ggufy.data.rows.texts import names_of, text_of
 from ggufy.data.rows.turns import Turns
 from ggufy.recipe.schema import Part
 from ggufy.recipe.section import template_fields
@@ -52,7 +52,7 @@ class Cells:
         `system` is what a column beside them says. Raises BadRow.
         """
         turns = self.turns[form]
-        listed = {column: turns.listed(value) for column, value in columns.items()}
+        listed = {column: turns.listed(value, column) for column, value in columns.items()}
         found = turns.read([turn for value in listed.values() for turn in value], system)
         for column, value in listed.items():
             self.unread.update(f"{column}[].{key}" for key in turns.unread(value))
@@ -89,7 +89,7 @@ class Cells:
         values = {}
         for field in self.fields:
             if field not in known:
-                raise BadRow(f"data.prompt names {{{field}}}; the columns are {', '.join(sorted(row))}")
+                raise BadRow(f"data.prompt names {{{field}}}; the columns are {names_of(sorted(row))}")
             value = known[field]
             if isinstance(value, bool) or not isinstance(value, str | int | float):
                 kind = "null" if value is None else type(value).__name__

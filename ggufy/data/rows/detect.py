@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ggufy.data.rows.beside import SYSTEM, TOOLS
 from ggufy.data.rows.formats import FORMATS
+from ggufy.data.rows.texts import names_of
 from ggufy.errors import DataError
 from ggufy.recipe.schema import Part
 
@@ -18,14 +19,14 @@ def detect(columns: Iterable[str], part: Part, where: str) -> str:
         if theirs not in columns and ours not in ("role", "content"):
             raise DataError(
                 f"{where}: data.columns names {theirs!r}, which is not a column; "
-                f"the columns are {', '.join(columns) or 'none'}",
+                f"the columns are {names_of(columns) or 'none'}",
                 "the usual name comes first, as in {instruction: question}",
             )
     if found := matching(columns, names, part.format):
         if found[0] == "text" and part.prompt:
             raise DataError(f"{where}: data.prompt does not apply to plain text", "leave it out, or set data.format")
         return found[0]
-    there = f"the columns are {', '.join(sorted(columns)) or 'none'}"
+    there = f"the columns are {names_of(sorted(columns)) or 'none'}"
     if part.format != "auto":
         form = FORMATS[part.format]
         lacking = [names.get(column, column) for column in form.columns if names.get(column, column) not in columns]
@@ -51,16 +52,26 @@ def matching(columns: Iterable[str], names: Mapping[str, str], form: str) -> tup
     wanted = FORMATS if form == "auto" else (form,)
     for name in wanted:
         if all(names.get(column, column) in there for column in FORMATS[name].columns):
-            return name, dict(names)
-    plain = {column.lower(): column for column in there}
+            return name, named(name, there, names)
+    plain = _plain(there)
     fitting: list[tuple[str, dict[str, str]]] = []
     for name in wanted:
         for others in ({column: column for column in FORMATS[name].columns}, *FORMATS[name].other_names):
             # A column that the recipe names itself is not looked for under another name.
             if all(column in names or other in plain for column, other in others.items()):
                 found = {column: plain[other] for column, other in others.items() if column not in names}
-                may = (*FORMATS[name].may, *SYSTEM, *TOOLS)
-                further = {column: plain[column] for column in may if column in plain}
-                fitting.append((name, {**further, **found, **names}))
+                fitting.append((name, {**named(name, there, names), **found, **names}))
     # The one that reads the most columns, and of equals the first.
     return max(fitting, key=lambda one: len(one[1]), default=None)
+
+
+def named(form: str, columns: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
+    """With the names of what a row in this format may have beside what it must have, as the names in capitals."""
+    plain = _plain(columns)
+    may = (*FORMATS[form].may, *SYSTEM, *TOOLS)
+    return {**{column: plain[column] for column in may if column in plain}, **names}
+
+
+def _plain(columns: Iterable[str]) -> dict[str, str]:
+    """Columns by their names without capitals; one that has none comes before one that has."""
+    return {column.lower(): column for column in sorted(map(str, columns))}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ggufy.data.files import BadRow
 from ggufy.data.rows import glaive
 from ggufy.data.rows.cells import Cells, Row
 from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
-from ggufy.data.rows.texts import text_of
+from ggufy.data.rows.texts import is_set, text_of
 from ggufy.data.rows.turns import check_order, with_system
 from ggufy.model.template import Message
 
@@ -63,14 +65,23 @@ def _history(row: Row, cells: Cells) -> list[Message]:
     found: list[Message] = []
     name = cells.name("history")
     value = row.get(name)
-    if value in (None, "", "[]", "null"):
+    if not is_set(value):
         return found
+    if isinstance(value, str):
+        value = _parsed(value, name)
     if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         raise BadRow(f"the column {name!r} is a list of pairs of question and answer")
     for number, (question, answer) in enumerate(value, 1):
         where = f"the column {name!r}, pair {number}"
         found += _exchange(text_of(question, where), text_of(answer, where))
     return found
+
+
+def _parsed(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRow(f"the column {name!r} is a list of pairs of question and answer, or JSON of one") from None
 
 
 def _prompt_completion(row: Row, cells: Cells) -> Sample:

@@ -9,7 +9,7 @@ from ggufy.data.files import BadRow
 from ggufy.data.rows import beside
 from ggufy.data.rows.cells import Cells, Row
 from ggufy.data.rows.conversation import Plain, Sample
-from ggufy.data.rows.detect import matching
+from ggufy.data.rows.detect import matching, named
 from ggufy.data.rows.formats import FORMATS
 from ggufy.data.rows.texts import is_set
 from ggufy.recipe.schema import Part
@@ -21,6 +21,8 @@ class _View(NamedTuple):
     form: str
     names: dict[str, str]
     used: frozenset[str]
+    meant: Mapping[str, str]
+    """Columns that are there and say what a row is (see `beside.meaning`)."""
 
 
 class Reader:
@@ -34,16 +36,18 @@ class Reader:
         self.unread: set[str] = set()
         """Columns, and keys of turns, that were set in a row and are not read."""
         self._seen: set[tuple[str, ...]] = set()
-        self._usual = self._view(form, self.cells.own)
+        self._usual = form
+        self._views: dict[tuple[str, ...], _View] = {}
+        self._columns: tuple[str, ...] = ()
         self._known: dict[tuple[str, ...], _View | None] = {}
-        self._take(self._usual)
+        self._take(self._view(form, self.cells.own))
 
-    def _view(self, form: str, names: dict[str, str]) -> _View:
+    def _view(self, form: str, names: dict[str, str], there: tuple[str, ...] = ()) -> _View:
         columns = (*FORMATS[form].columns, *FORMATS[form].may)
-        return _View(form, names, self.cells.used_of(columns, names))
+        return _View(form, names, self.cells.used_of(columns, names), beside.meaning(there))
 
     def _take(self, view: _View) -> None:
-        self.name_of_form, self.form = view.form, FORMATS[view.form]
+        self.name_of_form, self.form, self.meant = view.form, FORMATS[view.form], view.meant
         self.cells.names, self.cells.used = view.names, view.used
 
     def read(self, row: Any) -> Sample:
@@ -51,7 +55,7 @@ class Reader:
         if not isinstance(row, Mapping):
             raise BadRow(f"a row is an object with columns, not {type(row).__name__}")
         self._fit(row)
-        beside.refuse_meaning(row, self.cells, self.name_of_form)
+        beside.refuse_meaning(row, self.meant, self.cells, self.name_of_form)
         sample = self.form.convert(row, self.cells)
         if isinstance(sample, Plain):
             beside.refuse_around(row, self.cells)
@@ -65,14 +69,19 @@ class Reader:
 
         That of the source comes first, whatever the rows before were, so that nothing depends on their order.
         """
-        self._take(self._usual)
+        columns = self._columns = tuple(row)
+        view = self._views.get(columns)
+        if view is None:
+            view = self._view(self._usual, named(self._usual, columns, self.cells.own), columns)
+            self._views[columns] = view
+        self._take(view)
         if all(row.get(self.cells.name(ours)) is not None for ours in self.form.columns):
             return
         if self.part is not None:
             there = tuple(column for column, value in row.items() if value is not None)
             if there not in self._known:
                 found = matching(there, self.cells.own, self.part.format)
-                self._known[there] = self._view(*found) if found else None
+                self._known[there] = self._view(*found, there) if found else None
             if view := self._known[there]:
                 self._take(view)
                 return
@@ -82,7 +91,7 @@ class Reader:
 
     def _note_unread(self, row: Row) -> None:
         self.unread |= self.cells.unread
-        columns = tuple(row)
+        columns = self._columns
         if columns in self._seen:
             return
         used = {*self.cells.used, *map(self.cells.name, (*beside.SYSTEM, *beside.TOOLS)), "id"}

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ggufy.data.files import BadRow
+
+# What tables write where there is nothing.
+_NONE = frozenset(("", "[]", "{}", "null", "none", "nan"))
+_LONGEST_NONE = 9
 
 
 def is_set(value: Any) -> bool:
     """Whether a cell holds something: not null, empty, or a struct that a joined table left without values."""
     if isinstance(value, Mapping):
         return any(map(is_set, value.values()))
-    return value is not None and value not in ("", [])
+    if isinstance(value, str):
+        return len(value) > _LONGEST_NONE or value.strip().lower() not in _NONE
+    # A number that is none is not equal to itself.
+    return value is not None and value == value and value != []
+
+
+def names_of(columns: Iterable[Any]) -> str:
+    """Names of columns for people: those that are hard to see, as the one that pandas gives to no name, in quotes."""
+    return ", ".join(str(name) if name and str(name).strip() == name else repr(name) for name in columns)
+
+
+def weight_of(value: Any) -> bool | None:
+    """What a weight says of being learnt, also as a text, which CSV has for everything; None where neither is said."""
+    said = str(value).strip().lower()
+    return True if said in ("1", "1.0", "true") else False if said in ("0", "0.0", "false") else None
 
 
 def is_parts(value: Any) -> bool:

@@ -7,39 +7,38 @@ A template gets `tools` as JSON schemas of functions, and a call as {"type": "fu
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Container, Iterable
 from typing import Any
 
 from ggufy.data.files import BadRow
-
-# Hermes writes calls into the text of the assistant's turn, and results into that of the tool's.
-_HERMES_CALL = re.compile(r"\s*<tool_call>\s*(.*?)\s*</tool_call>\s*", re.DOTALL)
-_HERMES_RESULT = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
-_HERMES_TOOLS = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
-_HERMES_WORDS = re.compile(r"<tool_call>|function calling AI model|function signatures")
+from ggufy.data.rows.texts import is_set
+from ggufy.model.template import Message
+from ggufy.model.tool_schemas import without_nulls
 
 
-def of_column(value: Any, where: str) -> list[Any] | None:
-    """The tools of a row: a list, or JSON of one. None where there are none. Raises BadRow."""
-    if value is None:
+class Filled(dict[str, Any]):
+    """Arguments of a call with nulls in them, which a table may have filled in: those that other calls have."""
+
+
+def of_column(value: Any, where: str, *, joined: bool = False) -> list[Any] | None:
+    """The tools of a row: a list, or JSON of one; `joined` as nulls are. None where there are none. Raises BadRow."""
+    if not is_set(value):
         return None
     if isinstance(value, str):
-        if not value.strip():
-            return None
-        value = _json(value, where)
-    if value is None:
-        return None
+        # What is JSON has only the nulls that somebody wrote.
+        value, joined = _json(value, where), False
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
         raise BadRow(f"{where} is {type(value).__name__}, not a list of tools")
-    return [tool(one, f"{where}: tool {number}") for number, one in enumerate(value, 1)] or None
+    return [tool(one, f"{where}: tool {number}", joined=joined) for number, one in enumerate(value, 1)] or None
 
 
-def tool(value: Any, where: str) -> dict[str, Any]:
+def tool(value: Any, where: str, *, joined: bool = False) -> dict[str, Any]:
     """A tool as templates take it. Raises BadRow."""
-    # What is JSON has only the nulls that somebody wrote.
-    given = _json(value, where) if isinstance(value, str) else _without_nulls(value)
+    given, joined = (_json(value, where), False) if isinstance(value, str) else (value, joined)
+    if isinstance(given, dict):
+        given = without_nulls(given, joined=joined)
     if isinstance(given, dict) and isinstance(given.get("function"), dict):
         function, rest = given["function"], given
     else:
@@ -56,15 +55,18 @@ def tool(value: Any, where: str) -> dict[str, Any]:
 
 def calls(value: Any, where: str) -> list[dict[str, Any]]:
     """The calls of an assistant's turn, from `tool_calls`, `function_call` or JSON of these. Raises BadRow."""
-    value = _json(value, where) if isinstance(value, str) else value
+    written = isinstance(value, str)
+    value = _json(value, where) if written else value
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list) or not value:
         raise BadRow(f"{where} is {'empty' if value == [] else type(value).__name__}, not a list of calls")
-    return [_call(one, f"{where} {number}" if len(value) > 1 else where) for number, one in enumerate(value, 1)]
+    places = [f"{where} {number}" if len(value) > 1 else where for number in range(1, len(value) + 1)]
+    return [_call(one, place, written=written) for one, place in zip(value, places, strict=True)]
 
 
-def _call(call: Any, where: str) -> dict[str, Any]:
-    call = _json(call, where) if isinstance(call, str) else call
+def _call(call: Any, where: str, *, written: bool) -> dict[str, Any]:
+    """A call; one that was `written` as JSON has only the nulls that somebody wrote."""
+    call, written = (_json(call, where), True) if isinstance(call, str) else (call, written)
     function = (call.get("function") or call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow(f'{where} names no function; a call is {{"name": ..., "arguments": {{...}}}}')
@@ -74,50 +76,42 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     arguments = _json(given, f"{where}: arguments") if isinstance(given, str) and given.strip() else given or {}
     if not isinstance(arguments, dict):
         raise BadRow(f"{where}: arguments are {type(arguments).__name__}, not an object")
-    if not isinstance(given, str):
-        # What Arrow has filled in: the arguments that other calls have.
-        arguments = {key: value for key, value in arguments.items() if value is not None}
+    if not written and not isinstance(given, str) and _holds_null(arguments):
+        arguments = Filled(arguments)
     _check_text(arguments, f"{where}: arguments")
     made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
 
 
-def in_text(text: str, where: str) -> tuple[str, list[dict[str, Any]]]:
-    """What an assistant says, and the calls that Hermes writes into it. Raises BadRow."""
-    if "<tool_call>" in text:
-        found = [one for match in _HERMES_CALL.findall(text) for one in calls(match, f"{where}: <tool_call>")]
-        if not found:
-            raise BadRow(f"{where}: <tool_call> is not closed by </tool_call>")
-        return _HERMES_CALL.sub("\n", text).strip(), found
-    return text, []
+def _holds_null(value: Any) -> bool:
+    """Whether a key is null, however deep."""
+    if isinstance(value, list):
+        return any(map(_holds_null, value))
+    return isinstance(value, dict) and any(one is None or _holds_null(one) for one in value.values())
 
 
-def result(text: str) -> str:
-    """What a tool gave back, without Hermes' marks around it."""
-    found = _HERMES_RESULT.findall(text)
-    return "\n".join(found) if found and not _HERMES_RESULT.sub("", text).strip() else text
+def settle_nulls(messages: Iterable[Message], tools: list[Any] | None, *, joined: bool) -> None:
+    """Take out of the calls the nulls that a table has filled in.
+
+    In the rows of a table, which are `joined`, all are; in JSON those of arguments that the function does not have.
+    """
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            function = call["function"]
+            if isinstance(given := function["arguments"], Filled):
+                known = None if joined else _parameters(function["name"], tools)
+                kept = {key: one for key, one in given.items() if one is not None or known is None or key in known}
+                function["arguments"] = without_nulls(given, joined=True) if joined else kept
 
 
-def in_system(text: str) -> tuple[str, list[Any] | None]:
-    """A system turn without the tools that Hermes writes into it, and these tools."""
-    # The instructions around them name the marks too, with nothing between.
-    for match in _HERMES_TOOLS.finditer(text):
-        lines = match[1].strip()
-        try:
-            found = json.loads(lines)
-        except ValueError:
-            try:
-                found = [json.loads(line) for line in lines.splitlines() if line.strip()]
-            except ValueError:
-                continue
-        listed = found if isinstance(found, list) else [found]
-        if not listed:
-            continue
-        rest = f"{text[: match.start()]}{text[match.end() :]}".strip()
-        # Hermes' own words say how Hermes calls; the template says how this model does. Anybody else's stay.
-        own = "" if _HERMES_WORDS.search(rest) else rest
-        return own, [tool(one, f"<tools>: tool {number}") for number, one in enumerate(listed, 1)]
-    return text, None
+def _parameters(name: str, tools: list[Any] | None) -> Container[str] | None:
+    """The parameters of a function; None where it is not known, or takes others too."""
+    of_it = (tool["function"].get("parameters") for tool in tools or () if tool["function"]["name"] == name)
+    parameters = next(of_it, None)
+    if not isinstance(parameters, dict) or parameters.get("additionalProperties"):
+        return None
+    held = parameters.get("properties")
+    return held if isinstance(held, dict) else None
 
 
 def _json(text: Any, where: str) -> Any:
@@ -144,10 +138,3 @@ def _check_text(value: Any, where: str) -> None:
         lone = isinstance(error, UnicodeEncodeError)
         reason = "half a surrogate pair, which is not a character" if lone else "something that JSON does not have"
         raise BadRow(f"{where} holds {reason}") from None
-
-
-def _without_nulls(value: Any) -> Any:
-    """Without the keys that Arrow has filled in because another tool has them."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 from ggufy.data.files import BadRow
-from ggufy.data.rows import glaive, tools
+from ggufy.data.rows import glaive, hermes, tools
 from ggufy.data.rows.conversation import UNTRAINED, Conversation
-from ggufy.data.rows.texts import is_parts, is_set, text_of
+from ggufy.data.rows.texts import is_parts, is_set, text_of, weight_of
 from ggufy.model.template import Message
 
 ROLES = {
@@ -38,8 +38,14 @@ ROLES = {
 }
 PAIRS = (("role", "content"), ("from", "value"))
 _PAIRED = frozenset(key for pair in PAIRS for key in pair)
-# By which a turn says that it is not trained on, or is.
-_WEIGHTS = ("weight", "train", "loss")
+# By which a turn says that it is trained on, or is not. The last is torchtune's, and says the opposite.
+_WEIGHTS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "step_loss_mask", "loss_weight", "masked")
+# By which it says something else of that: some take a mask of 1 for what is left out, others for what is learnt.
+_UNCLEAR = {
+    "mask": "which leaves open whether 1 or 0 is learnt",
+    "train_detail": "and a turn is learnt whole, or not at all",
+}
+_MARKS = frozenset((*_WEIGHTS, *_UNCLEAR))
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -57,14 +63,16 @@ class Turns:
         self.usual = usual
         self.roles = {**ROLES, **{name.lower(): role for name, role in roles.items()}}
 
-    def listed(self, turns: Any) -> Sequence[Any]:
+    def listed(self, turns: Any, column: str) -> Sequence[Any]:
         """The turns that a column holds, also as JSON, or by key. Raises BadRow."""
         if isinstance(turns, str) and turns.lstrip().startswith("["):
             turns = _parsed(turns)
         if isinstance(turns, Mapping):
             turns = _by_turn(turns)
         if not isinstance(turns, list | tuple) or not turns:
-            raise BadRow("no turns" if turns in ([], (), None) else f"turns are a list, not {type(turns).__name__}")
+            none = "null" if turns is None else "empty" if turns in ([], ()) else ""
+            here = f"the column {column!r}"
+            raise BadRow(f"no turns: {here} is {none}" if none else f"turns are a list, not {_kind(turns)}, in {here}")
         return turns
 
     def read(self, turns: Sequence[Any], system: Any = None) -> Conversation:
@@ -112,7 +120,7 @@ class Turns:
         """Whether a key means something in a turn of this role, and that is done."""
         if key in (self.keys or _PAIRED) or key in _MEDIA:
             return True
-        if key in _WEIGHTS and not value:
+        if key in _WEIGHTS and _is_learnt(key, value) is False:
             return True
         keys = self._keys(turn)
         role = self.roles[str(turn[keys[0]]).lower()] if keys else ""
@@ -145,19 +153,18 @@ class Turns:
             said = ""
         if role == "tool" and isinstance(said, dict | list) and not is_parts(said):
             said = json.dumps(said, ensure_ascii=False)
+        if not isinstance(said, str | list):
+            kind = "null" if said is None else _kind(said)
+            raise BadRow(f"{where} is {kind}, not a string, under its key {keys[1]!r}")
         text = text_of(said, where, needed=called is None and role not in ("system", "tool"))
         if role == "system" and not text.strip():
             return None
         message = {"role": role, "content": text}
         if role == "tool":
-            message["content"] = tools.result(text)
+            message["content"] = hermes.result(text)
             message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
         if role == "assistant":
-            made = tools.calls(called, f"{where}: tool_calls") if called is not None else []
-            text, written = tools.in_text(text, where)
-            message["content"], called_by_glaive = glaive.in_text(text, where)
-            if made or written or called_by_glaive:
-                message["tool_calls"] = [*made, *written, *called_by_glaive]
+            message = _answer(text, called, where)
         return self._marked(_with_reasoning(message, reasoning, where), turn, where)
 
     def _keys(self, turn: Any) -> tuple[str, str] | None:
@@ -177,22 +184,37 @@ class Turns:
 
     def _marked(self, message: Message, turn: Mapping[str, Any], where: str) -> Message:
         """Noted as not trained on, where the turn says so. Raises BadRow for a weight between."""
+        if _MARKS.isdisjoint(turn):
+            return message
+        if unclear := next((key for key in _UNCLEAR if is_set(turn.get(key))), None):
+            raise BadRow(f"{where} has {unclear!r}, {_UNCLEAR[unclear]}; weight: 0 leaves a turn out of the loss")
         for key in _WEIGHTS:
-            weight = turn.get(key)
-            if weight is None:
+            if not is_set(weight := turn.get(key)):
                 continue
-            if not isinstance(weight, int | float) or weight not in (0, 1):
+            learnt = _is_learnt(key, weight)
+            if learnt is None:
                 raise BadRow(
                     f"{where}: {key} is {weight!r}; 0 or false leaves a turn out of the loss, 1 or true does not"
+                    if key != "masked"
+                    else f"{where}: masked is {weight!r}; true leaves a turn out of the loss, false does not"
                 )
-            if not weight:
+            if not learnt:
                 message[UNTRAINED] = True
         return message
 
 
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _is_learnt(key: str, weight: Any) -> bool | None:
+    said = weight_of(weight)
+    return not said if key == "masked" and said is not None else said
+
+
 def in_system(text: str, where: str) -> tuple[str, list[Any] | None]:
     """A system text without the tools that Hermes or Glaive write into it, and these tools. Raises BadRow."""
-    rest, listed = tools.in_system(text)
+    rest, listed = hermes.in_system(text)
     return (rest, listed) if listed else glaive.in_system(text, where)
 
 
@@ -208,6 +230,17 @@ def _refuse_keys(turn: Mapping[str, Any], where: str) -> None:
         raise BadRow(f"{where} has {lost!r}, and this model reads text only")
     if lost := next((key for key in _TOOLS if is_set(turn.get(key))), None):
         raise BadRow(f"{where} has {lost!r}; they are read as a column of the row")
+
+
+def _answer(text: str, called: Any, where: str) -> Message:
+    """A turn of the assistant, with the calls under a key of their own and those in its text. Raises BadRow."""
+    made = tools.calls(called, f"{where}: tool_calls") if called is not None else []
+    text, written = hermes.in_text(text, where)
+    text, called_by_glaive = glaive.in_text(text, where)
+    message: Message = {"role": "assistant", "content": text}
+    if made or written or called_by_glaive:
+        message["tool_calls"] = [*made, *written, *called_by_glaive]
+    return message
 
 
 def _call(said: Any, called: Any, where: str) -> Message:
@@ -252,14 +285,19 @@ def check_order(conversation: Conversation) -> None:
             raise BadRow(f"turn {number}: a tool answers, and the turn before calls none")
 
 
-def with_system(conversation: Conversation, system: str) -> Conversation:
-    """With a system turn first that a column of its row holds. Raises BadRow where there is another one."""
+def with_system(conversation: Conversation, system: str, names: Sequence[str] = ()) -> Conversation:
+    """With a system turn first that a column of its row holds. Raises BadRow where there is another one.
+
+    `names` are the columns that said so, this one last.
+    """
     if not system.strip():
         return conversation
     if conversation[0]["role"] != "system":
         return Conversation([{"role": "system", "content": system}, *conversation], conversation.tools)
     if conversation[0]["content"].strip() != system.strip():
-        raise BadRow("a system turn and a system column that differ: which one holds is not said")
+        both = " and ".join(map(repr, names))
+        what = f"the columns {both} differ" if len(names) > 1 else "a system turn and a system column that differ"
+        raise BadRow(f"{what}: which one holds is not said")
     return conversation
 
 
