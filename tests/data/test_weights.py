@@ -35,7 +35,7 @@ def test_a_turn_says_whether_it_is_learnt(key: str) -> None:
 def test_a_masked_turn_is_not_learnt() -> None:
     assert answer(masked=True)[UNTRAINED]
     assert UNTRAINED not in answer(masked=False)
-    with pytest.raises(BadRow, match=r"masked is 0\.5; true leaves a turn out"):
+    with pytest.raises(BadRow, match=r"masked is 0\.5; 1 or true leaves a turn out"):
         answer(masked=0.5)
 
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 from ggufy.data.files import BadRow
-from ggufy.data.rows import glaive, hermes, tools
-from ggufy.data.rows.conversation import UNTRAINED, Conversation
-from ggufy.data.rows.texts import is_parts, is_set, text_of, weight_of
+from ggufy.data.rows import glaive, hermes, tools, weights
+from ggufy.data.rows.conversation import Conversation
+from ggufy.data.rows.texts import is_parts, is_set, text_of
 from ggufy.model.template import Message
 
 ROLES = {
@@ -38,14 +38,6 @@ ROLES = {
 }
 PAIRS = (("role", "content"), ("from", "value"))
 _PAIRED = frozenset(key for pair in PAIRS for key in pair)
-# By which a turn says that it is trained on, or is not. The last is torchtune's, and says the opposite.
-_WEIGHTS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "step_loss_mask", "loss_weight", "masked")
-# By which it says something else of that: some take a mask of 1 for what is left out, others for what is learnt.
-_UNCLEAR = {
-    "mask": "which leaves open whether 1 or 0 is learnt",
-    "train_detail": "and a turn is learnt whole, or not at all",
-}
-_MARKS = frozenset((*_WEIGHTS, *_UNCLEAR))
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -120,12 +112,12 @@ class Turns:
         """Whether a key means something in a turn of this role, and that is done."""
         if key in (self.keys or _PAIRED) or key in _MEDIA:
             return True
-        if key in _WEIGHTS and _is_learnt(key, value) is False:
+        if key in weights.KEYS and weights.is_learnt(key, value) is False:
             return True
         keys = self._keys(turn)
         role = self.roles[str(turn[keys[0]]).lower()] if keys else ""
         if role in ("assistant", "call"):
-            return key in (*_WEIGHTS, *_REASONING, *_CALLS)
+            return key in (*weights.KEYS, *_REASONING, *_CALLS)
         return role == "tool" and key in _OF_RESULTS and isinstance(value, str)
 
     def _message(self, turn: Any, where: str) -> Message | None:
@@ -148,7 +140,7 @@ class Turns:
             raise BadRow(f"{where} is a {role} turn that {what}; only the assistant does")
         if role == "call":
             message = _call(said, called, where)
-            return self._marked(_with_reasoning(message, reasoning, where), turn, where)
+            return weights.marked(_with_reasoning(message, reasoning, where), turn, where)
         if said is None and (called is not None or role == "system"):
             said = ""
         if role == "tool" and isinstance(said, dict | list) and not is_parts(said):
@@ -165,7 +157,7 @@ class Turns:
             message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
         if role == "assistant":
             message = _answer(text, called, where)
-        return self._marked(_with_reasoning(message, reasoning, where), turn, where)
+        return weights.marked(_with_reasoning(message, reasoning, where), turn, where)
 
     def _keys(self, turn: Any) -> tuple[str, str] | None:
         """The keys of role and text: the recipe's, the format's, or the other's, as many files mix the two.
@@ -182,34 +174,9 @@ class Turns:
         called = [keys for keys in pairs if turn.get(keys[0]) is not None and any(turn.get(key) for key in _CALLS)]
         return next((keys for keys in held if turn[keys[1]] is not None), next(iter([*held, *called]), None))
 
-    def _marked(self, message: Message, turn: Mapping[str, Any], where: str) -> Message:
-        """Noted as not trained on, where the turn says so. Raises BadRow for a weight between."""
-        if _MARKS.isdisjoint(turn):
-            return message
-        if unclear := next((key for key in _UNCLEAR if is_set(turn.get(key))), None):
-            raise BadRow(f"{where} has {unclear!r}, {_UNCLEAR[unclear]}; weight: 0 leaves a turn out of the loss")
-        for key in _WEIGHTS:
-            if not is_set(weight := turn.get(key)):
-                continue
-            learnt = _is_learnt(key, weight)
-            if learnt is None:
-                raise BadRow(
-                    f"{where}: {key} is {weight!r}; 0 or false leaves a turn out of the loss, 1 or true does not"
-                    if key != "masked"
-                    else f"{where}: masked is {weight!r}; true leaves a turn out of the loss, false does not"
-                )
-            if not learnt:
-                message[UNTRAINED] = True
-        return message
-
 
 def _kind(value: Any) -> str:
     return type(value).__name__
-
-
-def _is_learnt(key: str, weight: Any) -> bool | None:
-    said = weight_of(weight)
-    return not said if key == "masked" and said is not None else said
 
 
 def in_system(text: str, where: str) -> tuple[str, list[Any] | None]:
