@@ -106,9 +106,15 @@ def test_what_has_no_answers(fails: Callable[..., str], quick: Path) -> None:
 
 @pytest.mark.parametrize("package", ["sacrebleu", "rouge_score"])
 def test_without_the_extra(
-    package: str, env: dict[str, str], fails: Callable[..., str], quick: Path, monkeypatch: pytest.MonkeyPatch
+    package: str,
+    env: dict[str, str],
+    fails: Callable[..., str],
+    quick: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (quick / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n", "utf-8")
-    monkeypatch.setitem(env, "PYTHONPATH", f"{quick}:{env.get('PYTHONPATH', '')}")
+    without = tmp_path_factory.mktemp("without")
+    (without / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n", "utf-8")
+    monkeypatch.setitem(env, "PYTHONPATH", f"{without}:{env.get('PYTHONPATH', '')}")
     lacking = ["comparing answers with references needs the package", package.replace("_", "-")]
     fails("eval", "quick", "--only", "references", cwd=quick, naming=lacking, hinting=["pip install 'ggufy[eval]'"])
