@@ -182,7 +182,22 @@ class Tokenizer:
             until = text.rfind(answers[-1]) + len(answers[-1])
             rest = ids[tokens.at(until) :]
             raise ends.missing(self.template.where, text[until:], rest, self.special, self.stopping)
+        self._refuse_endless(conversation, tokens, text)
         return self._with_bos(ids, list(ids), ended, lost)
+
+    def _refuse_endless(self, conversation: Conversation, tokens: Ids, text: str) -> None:
+        """Raise ModelError where nothing that stops the model stands between an answer and what the next turn says."""
+        for index, message in enumerate(conversation[:-1]):
+            content = message["content"].strip()
+            if message["role"] != "assistant" or not content:
+                continue
+            other = Conversation(conversation, conversation.tools)
+            other[index + 1] = {**conversation[index + 1], "content": said.ANY}
+            stop = self._render(other).find(said.ANY)
+            until = text.rfind(content, 0, max(stop, 0)) + len(content)
+            ids = tokens.ids[tokens.at(until) : tokens.at(stop)]
+            if stop >= until >= len(content) and not any(map(self.stops, ids)):
+                raise ends.nowhere(self.template.where, index + 1, text[until:stop], self.special, self.stopping)
 
     def _render(self, conversation: Conversation, generate: bool = False) -> str:
         try:

@@ -293,6 +293,33 @@ def test_a_turn_of_weight_0_is_not_trained_on(base: Path) -> None:
     assert ids == told(base, LONGER)[1]
 
 
+ENDLESS = {
+    "only the last": turns("' + ('<|eot_id|>' if loop.last else '') + '"),
+    "another between": turns("' + ('<|eot_id|>' if loop.last else '<|eom_id|>') + '"),
+    "only the user's": turns("' + ('' if m['role'] == 'assistant' and not loop.last else '<|eot_id|>') + '"),
+}
+
+
+@pytest.mark.parametrize("template", ENDLESS)
+def test_training_on_all_every_answer_has_its_end(template: str, made: Make) -> None:
+    folder = made(ENDLESS[template] + PROMPT)
+    ends = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|eot_id|>")
+    folder = made(ENDLESS[template] + PROMPT, generation_config={"eos_token_id": ends})
+    tokenizer = Tokenizer(folder, DAY, "all")
+    assert tokenizer.encode(TALK).input_ids[-1] == ends
+    with pytest.raises(ModelError, match=r"between the answer of turn 2 and what turn 3 says, and nothing there stops"):
+        tokenizer.encode(LONGER)
+
+
+def test_training_on_all_a_template_with_all_its_ends_is_taken(made: Make) -> None:
+    folder = made()
+    tokenizer = Tokenizer(folder, DAY, "all")
+    for talk in (TALK, LONGER, [*LONGER, {"role": "user", "content": "e"}, {"role": "assistant", "content": "s"}]):
+        theirs = AutoTokenizer.from_pretrained(folder)
+        ids = theirs.apply_chat_template(talk, return_dict=False, date_string="07 Mar 2026")
+        assert tokenizer.encode(talk).input_ids == ids
+
+
 @pytest.mark.parametrize("train_on", ["responses", "all"])
 def test_training_on_all_keeps_to_the_same_rules(train_on: str, made: Make) -> None:
     with pytest.raises(ModelError, match="writes nothing after an answer"):

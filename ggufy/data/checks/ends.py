@@ -20,8 +20,7 @@ def missing(
     where: str, rest: str, ids: Collection[int], special: Mapping[str, int], stopping: Collection[int]
 ) -> ModelError:
     """Of an answer that no token of `stopping` ends: `rest` is what the template writes after it, `ids` are its."""
-    names = {number: text for text, number in special.items()}
-    known = ", ".join(f"{names.get(number, 'token')} ({number})" for number in stopping) or "none is named"
+    names, known = {number: text for text, number in special.items()}, _known(special, stopping)
     # After a call there may be others, such as one that closes its arguments.
     last = next((number for number in reversed(list(ids)) if number in names), None)
     if last is None:
@@ -36,6 +35,20 @@ def missing(
         f"is {known}",
         f"name {last} in eos_token_id of generation_config.json, if the model knows it as an end",
     )
+
+
+def nowhere(where: str, turn: int, between: str, special: Mapping[str, int], stopping: Collection[int]) -> ModelError:
+    """Of an answer with no token of `stopping` `between` it and what the next turn says."""
+    return ModelError(
+        f"{where}: the chat template writes {short(between)} between the answer of turn {turn} and what turn "
+        f"{turn + 1} says, and nothing there stops the model: that is {_known(special, stopping)}",
+        "write the eos_token after every answer, or take the template of the model's own Instruct version",
+    )
+
+
+def _known(special: Mapping[str, int], stopping: Collection[int]) -> str:
+    names = {number: text for text, number in special.items()}
+    return ", ".join(f"{names.get(number, 'token')} ({number})" for number in stopping) or "none is named"
 
 
 def without(text: str, marks: Collection[str]) -> str:
