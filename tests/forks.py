@@ -81,11 +81,11 @@ class Started:
         try:
             return self._ended.result(timeout)
         except concurrent.futures.TimeoutError:
-            raise subprocess.TimeoutExpired(self.args, timeout or 0, *self._said()) from None
+            raise subprocess.TimeoutExpired(self.args, timeout or 0, *self.said()) from None
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         self.wait(timeout)
-        out, err = self._said()
+        out, err = self.said()
         return out.decode("utf-8"), err.decode("utf-8")
 
     def send_signal(self, number: int) -> None:
@@ -99,7 +99,8 @@ class Started:
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
-    def _said(self) -> tuple[bytes, bytes]:
+    def said(self) -> tuple[bytes, bytes]:
+        """What it has said so far, on stdout and on stderr."""
         return self._out.read_bytes(), self._err.read_bytes()
 
 
@@ -142,6 +143,8 @@ class Forks:
         with self._lock:
             self._count += 1
             out, err = (log or self.folder / f"{name}-{self._count}" for name in ("stdout", "stderr"))
+            out.touch()
+            err.touch()
             wanted = {"args": args, "cwd": str(cwd), "env": dict(env), "out": str(out), "err": str(err)}
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(wanted) + "\n")

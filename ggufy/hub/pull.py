@@ -137,7 +137,7 @@ def gguf(repo: str, branch: str | None = None, quant: str | None = None) -> Path
     parts = [path for path in sorted(models) if _group(path) == _group(chosen)]
     place.mkdir(parents=True, exist_ok=True)
     # Two commands that want the same file at once: the second waits, and finds it.
-    with held(place):
+    with held(place, f"waiting for another ggufy that downloads from {target.name}"):
         missing = [part for part in parts if not _verified(place / part, remote.files[part])]
         if missing:
             size = sum(models[part] for part in missing)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ggufy.system import digest
+
+log = logging.getLogger("ggufy")
 
 
 def sync(path: Path) -> None:
@@ -62,13 +65,19 @@ def size(count: int) -> str:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Wait until no other process of ggufy holds the folder, and hold it."""
+def held(folder: Path, waiting: str = "") -> Iterator[None]:
+    """Wait until no other process of ggufy holds the folder, and hold it. Where it has to wait, `waiting` is said."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # Some network file systems lock no folders; there two processes at once may both write.
-        with suppress(OSError):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                log.info("%s", waiting)
             fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            # Some network file systems lock no folders; there two processes at once may both write.
+            pass
         yield
     finally:
         os.close(handle)
