@@ -26,12 +26,11 @@ from ggufy.system import machine, progress
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
     """Check that a base can be exported and has these modules, before hours of training."""
-    weights = Checkpoint.open(base)
     if conversion.is_foreign(base):
         conversion.check(base)
-        planned = conversion.plan(base, weights)
+        planned = conversion.plan(base, Checkpoint.open(base))
     else:
-        config = llama.read_config(base)
+        config, weights = llama.opened(base)
         planned = llama.plan(config, weights)
         vocab.check(base, config["vocab_size"])
     have = {t.source.split(".")[-2] for t in planned if t.source and len(t.shape) == 2 and "." in t.source}
@@ -51,11 +50,10 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
             "ggufy was installed without its own kernels",
             "see how to get them with `ggufy doctor`, or give --kernels auto",
         )
-    weights = Checkpoint.open(request.base)
     adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()
     if conversion.is_foreign(request.base):
-        return merged_base.plan(request, weights, adapter, scratch)
-    config = llama.read_config(request.base)
+        return merged_base.plan(request, Checkpoint.open(request.base), adapter, scratch)
+    config, weights = llama.opened(request.base)
     planned = llama.plan(config, weights, untied=adapter.unties(config["tie_word_embeddings"]))
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:

@@ -14,9 +14,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import EMBEDDING, HEAD
+from ggufy.export.families import loading
 from ggufy.export.rows import READABLE
 from ggufy.export.vocab import add_vocab
-from ggufy.model import config_files
+from ggufy.model import architecture, config_files
 from ggufy.model.config_files import Settings
 from ggufy.model.llama3 import Shape
 from ggufy.model.safetensors import Checkpoint
@@ -89,10 +90,9 @@ def read_config(base: Path) -> dict[str, Any]:
     path = base / "config.json"
     config = config_files.read(path)
     known = config_files.check(Config, config, path)
-    architecture = (known.architectures or ["none"])[0]
-    if architecture not in ARCHITECTURES:
+    if (name := architecture.of(config)) not in ARCHITECTURES:
         raise ExportError(
-            f"{base.as_posix()}: architecture {architecture} is not exported yet; "
+            f"{base.as_posix()}: architecture {name} is not exported yet; "
             f"the known ones are {', '.join(ARCHITECTURES)}",
             "llama.cpp's convert_hf_to_gguf.py may know it",
         )
@@ -120,6 +120,13 @@ def read_config(base: Path) -> dict[str, Any]:
     return config
 
 
+def opened(base: Path) -> tuple[dict[str, Any], Checkpoint]:
+    """The configuration and the tensors of a model folder, as transformers loads them."""
+    config = read_config(base)
+    known = shape_of({**config, "tie_word_embeddings": False}).tensors()
+    return loading.loaded(config, Checkpoint.open(base), known)
+
+
 def plan(config: dict[str, Any], checkpoint: Checkpoint, *, untied: bool = False) -> list[Planned]:
     """Every tensor of the GGUF, in the converter's order. Raises ExportError for a tensor that has no place in it.
 
@@ -134,7 +141,9 @@ def plan(config: dict[str, Any], checkpoint: Checkpoint, *, untied: bool = False
         planned.append(Planned("rope_freqs.weight", None, (len(factors),), made=tuple(factors)))
     permuted = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     tied, untied = config["tie_word_embeddings"], config["tie_word_embeddings"] and untied
-    for source in sorted({*checkpoint.tensors, *([HEAD] if untied else [])}):
+    # In the order of its files, as the converter reads them: a matrix of its own lies where its name would.
+    own = [HEAD] if untied and HEAD not in checkpoint else []
+    for source in (*own, *checkpoint.tensors):
         if source.endswith(_IGNORED) or (source == HEAD and tied and not untied):
             continue
         name = names.get_name(source, (".weight", ".bias"))
