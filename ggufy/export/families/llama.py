@@ -5,7 +5,6 @@ Follows llama.cpp's `conversion/llama.py` and `conversion/base.py`: same keys, s
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import EMBEDDING, HEAD
-from ggufy.export.families import loading
+from ggufy.export.families import loading, rope
 from ggufy.export.rows import READABLE
 from ggufy.export.vocab import add_vocab
 from ggufy.model import architecture, config_files
@@ -24,16 +23,6 @@ from ggufy.model.safetensors import Checkpoint
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 _IGNORED = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
-
-
-class Rope(Settings):
-    """What an export uses of config.json's rope_parameters, which older files call rope_scaling."""
-
-    rope_theta: PositiveFloat = 10000.0
-    factor: PositiveFloat = 8.0
-    low_freq_factor: PositiveFloat = 1.0
-    high_freq_factor: PositiveFloat = 4.0
-    original_max_position_embeddings: PositiveInt = 8192
 
 
 class Config(Settings):
@@ -54,8 +43,6 @@ class Config(Settings):
     head_dim: PositiveInt | None = Field(None, multiple_of=2)
     attention_bias: bool = False
     mlp_bias: bool = False
-    rope_parameters: Rope | None = None
-    rope_scaling: Rope | None = None
 
 
 class Sampling(Settings):
@@ -113,10 +100,7 @@ def read_config(base: Path) -> dict[str, Any]:
                 "copy the folder again, or correct that key",
             )
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope.setdefault("rope_theta", config["rope_theta"])
-    rope.setdefault("rope_type", rope.get("type", "default"))
-    config["rope"] = rope
+    config["rope"] = rope.read(config, path)
     return config
 
 
@@ -137,7 +121,7 @@ def plan(config: dict[str, Any], checkpoint: Checkpoint, *, untied: bool = False
     _check_shapes(config, checkpoint)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     planned = []
-    if factors := rope_factors(config):
+    if factors := rope.factors(config["rope"], config["head_dim"]):
         planned.append(Planned("rope_freqs.weight", None, (len(factors),), made=tuple(factors)))
     permuted = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     tied, untied = config["tie_word_embeddings"], config["tie_word_embeddings"] and untied
@@ -192,36 +176,6 @@ def shape_of(config: dict[str, Any]) -> Shape:
     )
 
 
-def rope_factors(config: dict[str, Any]) -> list[float]:
-    """llama3 rope scaling as llama.cpp's rope_freqs: 1, the factor, or the blend between, by wavelength.
-
-    In float32, and in the converter's order of operations: PyTorch divides a number by a tensor as the tensor's
-    reciprocal times the number.
-    """
-    import numpy as np
-
-    rope = config["rope"]
-    if str(rope["rope_type"]).lower() != "llama3":
-        return []
-    one, f32 = np.float32(1), np.float32
-    dim = config["head_dim"]
-    low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
-    context, factor = rope.get("original_max_position_embeddings", 8192), rope.get("factor", 8.0)
-    exponents = (np.arange(0, dim, 2, dtype=f32) / f32(dim)).astype(np.float64)
-    frequencies = one / np.power(np.float64(rope["rope_theta"]), exponents).astype(f32)
-    factors = []
-    for frequency in frequencies:
-        wavelength = (one / frequency) * f32(2 * math.pi)
-        if wavelength < context / high:
-            factors.append(1.0)
-        elif wavelength > context / low:
-            factors.append(float(factor))
-        else:
-            smooth = ((one / wavelength) * f32(context) - f32(low)) / f32(high - low)
-            factors.append(float(one / ((one - smooth) / f32(factor) + smooth)))
-    return factors
-
-
 def add_keys(writer: Any, config: dict[str, Any], base: Path, ftype: int, general: dict[str, str]) -> None:
     """Every key-value of the GGUF, in the converter's order. `general` are names and notes under `general.`."""
     import gguf
@@ -236,7 +190,7 @@ def add_keys(writer: Any, config: dict[str, Any], base: Path, ftype: int, genera
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    _add_rope(writer, config["rope"])
+    rope.add(writer, config["rope"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
@@ -245,18 +199,6 @@ def add_keys(writer: Any, config: dict[str, Any], base: Path, ftype: int, genera
     writer.add_rope_dimension_count(config["head_dim"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_vocab(writer, base, config["vocab_size"])
-
-
-def _add_rope(writer: Any, rope: dict[str, Any]) -> None:
-    import gguf
-
-    kind = str(rope["rope_type"]).lower()
-    if kind == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope["factor"])
-    elif kind not in ("default", "llama3"):
-        raise ExportError(f"rope scaling of type {kind} is not exported yet", "known are default, linear and llama3")
-    writer.add_rope_freq_base(rope["rope_theta"])
 
 
 def _add_sampling(writer: Any, base: Path) -> None:
