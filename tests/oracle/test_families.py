@@ -1,0 +1,189 @@
+"""Each family in one pass against llama.cpp's converter, quantizer and runtime, on a tiny random checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from ggufy.data import source
+from ggufy.llamacpp import library
+from ggufy.model import tiny
+from ggufy.verify.checks import verify
+from ggufy.verify.expected import Expected
+from tests.oracle.converter import VENDOR, Contents, contents, export
+
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 320,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,  # SmolLM3 leaves every fourth as it is
+    "max_position_embeddings": 128,
+}
+GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+THETAS = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 300000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+}
+FACTORS = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "long_factor": [1.0 + 0.25 * n for n in range(24)],
+    "short_factor": [1.0 + 0.01 * n for n in range(24)],
+}
+ODD = {"attention_multiplier": 0.1, "embedding_multiplier": 6.0, "residual_multiplier": 0.3, "logits_scaling": 4.0}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("MistralConfig", {"head_dim": 32, "sliding_window": None}),
+    "qwen2": ("Qwen2Config", {"rope_parameters": {"rope_theta": 1000000.0}}),
+    "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3Config", {}),
+    "granite": ("GraniteConfig", {"attention_bias": True, "mlp_bias": True, **ODD}),
+    "gemma2": ("Gemma2Config", {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
+    "gemma3": ("Gemma3TextConfig", {**GEMMA, "num_hidden_layers": 6, "rope_parameters": THETAS}),
+    "phi3": ("Phi3Config", {}),
+    "phi4": (
+        "Phi3Config",
+        {
+            "original_max_position_embeddings": 16,
+            "partial_rotary_factor": 0.75,
+            "rope_parameters": FACTORS,
+            "sliding_window": 100,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+# Not from a list of ours: what peft calls all-linear.
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+TEXT = [736, *np.random.default_rng(3).integers(0, 700, 40).tolist()]
+
+# All in one process, as most of its time goes into the start. The vocabulary's kind is told, as in converter.py.
+_CONVERT = """
+import json, runpy, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
+for script, *arguments in json.loads(Path(sys.argv[2]).read_text()):
+    sys.argv = [script, *arguments]
+    runpy.run_path(str(Path(sys.path[0]) / script), run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By family: base, adapter, ours and theirs."""
+    folder, work = tmp_path_factory.mktemp("families"), []
+    for family in FAMILIES:
+        here = folder / family
+        make(here, family)
+        outputs = {name: here / f"{name}.gguf" for name in ("f16", "q8_0", "q4_k_m", "f32")}
+        export(here / "base", None, outputs)
+        outputs = {"f16": here / "tuned.gguf", "merged": here / "merged", "adapter": here / "adapter.gguf"}
+        export(here / "base", here / "adapter", outputs)
+        for name, given, kind in (("base", "base", "f16"), ("f32", "base", "f32"), ("merged", "merged", "f16")):
+            out = str(here / f"theirs-{name}.gguf")
+            work.append(["convert_hf_to_gguf.py", str(here / given), "--outfile", out, "--outtype", kind])
+        out = str(here / "theirs-adapter.gguf")
+        lora = ["--base", str(here / "base"), "--outfile", out, str(here / "adapter")]
+        work.append(["convert_lora_to_gguf.py", *lora])
+    (folder / "work.json").write_text(json.dumps(work))
+    command = [sys.executable, "-c", _CONVERT, str(VENDOR), str(folder / "work.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def make(here: Path, family: str) -> None:
+    """A random base with a tokenizer, in float16, and an adapter on all of its linear modules."""
+    tokenizer = tiny.ensure(source.sample_texts())
+    given = json.loads((tokenizer / "config.json").read_text())
+    name, own = FAMILIES[family]
+    ids = {key: given[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    config = getattr(transformers, name)(**{**SIZES, **ids, **own})
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        # Norms and biases too, which begin as ones and zeros.
+        parameter.data += torch.randn_like(parameter) * 0.05
+    model.to(torch.float16).save_pretrained(here / "base")
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    if name == "Phi3Config":
+        settings["tokenizer_class"] = "GPT2Tokenizer"
+    # Or transformers adds one of its own to the vocabulary of a Qwen2.
+    settings["unk_token"] = "<|end_of_text|>"
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (here / "base" / file).write_text((tokenizer / file).read_text())
+    (here / "base" / "tokenizer_config.json").write_text(json.dumps(settings))
+    if family == "gemma2":
+        write_sentencepiece(here / "base" / "tokenizer.model")
+    tuned = get_peft_model(model.float(), LORA)
+    for key, parameter in tuned.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.02)
+    tuned.save_pretrained(here / "adapter")
+
+
+def write_sentencepiece(path: Path) -> None:
+    """The converter takes no Gemma 2 without one."""
+    import sentencepiece
+
+    settings = {"model_type": "bpe", "vocab_size": 600, "byte_fallback": True}
+    texts = (text.encode("ascii", "ignore").decode() for text in source.sample_texts())
+    prefix = str(path.with_suffix(""))
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_prefix=prefix, minloglevel=2, **settings)
+    path.with_suffix(".vocab").unlink()
+
+
+def assert_same(family: str, ours: Contents, theirs: Contents) -> None:
+    if family == "gemma2":
+        # ggufy's is still that of tokenizer.json.
+        for one in (ours, theirs):
+            one.keys = {key: value for key, value in one.keys.items() if not key.startswith("tokenizer.")}
+    assert list(ours.keys) == list(theirs.keys)
+    assert ours.keys == theirs.keys
+    assert list(ours.tensors) == list(theirs.tensors)
+    assert [name for name in theirs.tensors if ours.tensors[name] != theirs.tensors[name]] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_file_is_the_converters(family: str, made: Path) -> None:
+    here = made / family
+    for ours, theirs in (("f16", "base"), ("f32", "f32"), ("tuned", "merged")):
+        assert_same(family, contents(here / f"{ours}.gguf"), contents(here / f"theirs-{theirs}.gguf"))
+    assert_same("", contents(here / "adapter.gguf"), contents(here / "theirs-adapter.gguf"))
+    for quant in ("q8_0", "q4_k_m"):
+        library.quantize_file(here / "f16.gguf", here / "expected.gguf", library.ftypes()[quant])
+        assert (here / f"{quant}.gguf").read_bytes() == (here / "expected.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_computes_what_transformers_computes(family: str, made: Path) -> None:
+    # PyTorch's fused attention leaves out Gemma 2's soft cap.
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(made / family / "base", **settings).eval()
+    with torch.inference_mode():
+        theirs = model(torch.tensor([TEXT])).logits[0].numpy()
+    runtime = llama_cpp.Llama(str(made / family / "f32.gguf"), n_ctx=128, logits_all=True, verbose=False)
+    runtime.eval(TEXT)
+    ours = np.array(runtime.scores[: len(TEXT)])
+    runtime.close()
+    assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rows_are_verified(family: str, made: Path) -> None:
+    base, adapter = made / family / "base", made / family / "adapter"
+    assert verify(made / family / "tuned.gguf", None, 2, expected=Expected.of(base, adapter)).rows > 20
+    assert verify(made / family / "adapter.gguf", None, 2, expected=Expected.of(base, adapter)).adapter_tensors > 10
