@@ -25,12 +25,11 @@ from ggufy.system import machine, progress
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
     """Check that a base can be exported and has these modules, before hours of training."""
-    weights = Checkpoint.open(base)
     if conversion.is_foreign(base):
         conversion.check(base)
-        planned = conversion.plan(base, weights)
+        planned = conversion.plan(base, Checkpoint.open(base))
     else:
-        family = families.read(base)
+        family, weights = families.opened(base)
         planned = family.plan(weights)
         vocab.check(base, family.vocab_size)
     have = {t.source.split(".")[-2] for t in planned if t.source and len(t.shape) == 2 and "." in t.source}
@@ -50,11 +49,10 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
             "ggufy was installed without its own kernels",
             "see how to get them with `ggufy doctor`, or give --kernels auto",
         )
-    weights = Checkpoint.open(request.base)
     adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()
     if conversion.is_foreign(request.base):
-        return merged_base.plan(request, weights, adapter, scratch)
-    family = families.read(request.base)
+        return merged_base.plan(request, Checkpoint.open(request.base), adapter, scratch)
+    family, weights = families.opened(request.base)
     planned = family.plan(weights, untied=adapter.unties(family.tied))
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:

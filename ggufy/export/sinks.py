@@ -15,7 +15,7 @@ from ggufy.export.imatrix import Imatrix
 from ggufy.export.kernels import native
 from ggufy.export.merge import Rows, Slab
 from ggufy.llamacpp import library
-from ggufy.model import safetensors
+from ggufy.model import architecture, safetensors
 from ggufy.model.safetensors import SIZES
 
 _SHARD = 5_000_000_000
@@ -145,6 +145,8 @@ class MergedSink:
         config.pop("dtype", None)
         # A base in 4 bits becomes one in 16.
         config.pop("quantization_config", None)
+        if (known := architecture.of(config)) != "none":
+            config["architectures"] = [known, *config.get("architectures", [])[1:]]
         if config.get("tie_word_embeddings") and "lm_head.weight" in self.places:
             config["tie_word_embeddings"] = False
         _dump(self.folder / "config.json", config)

@@ -23,7 +23,6 @@ from ggufy.export.families.family import Family, Planned
 from ggufy.export.gguf import lora_gguf
 from ggufy.export.merge import Merge, Slab, matrix
 from ggufy.llamacpp import gguf_reader, library
-from ggufy.model.safetensors import Checkpoint
 
 # Names and notes, which file of several it is, and which importance matrix was used.
 _FREE = ("general.", "split.", "quantize.")
@@ -82,9 +81,8 @@ class Expected:
         """Of a base and an adapter folder. None for other architectures, whose tensors llama.cpp's converter names."""
         if conversion.is_foreign(base):
             return None
-        checkpoint = Checkpoint.open(base)
+        family, checkpoint = families.opened(base)
         change = Adapter.open(adapter) if adapter else Adapter.none()
-        family = families.read(base)
         planned = family.plan(checkpoint, untied=change.unties(family.tied))
         return cls(planned, Merge(checkpoint, change, compiled=False), _keys(family))
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError
+from ggufy.export.adapter import names
 from ggufy.export.adapter.config import AdapterConfig
 from ggufy.export.adapter.lora_delta import DAMAGED, PARTS, LoraDelta, deltas_of
 from ggufy.export.rows import check_readable, float32
 from ggufy.model.safetensors import Checkpoint
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_PREFIX = "base_model.model."
 _OTHER_BASE = "name the base this adapter was trained on with --base"
 
 
@@ -54,11 +54,11 @@ class Adapter:
         """Read a PEFT adapter folder. Raises ExportError for what cannot be merged exactly."""
         where = folder.as_posix()
         config = AdapterConfig.read(folder / "adapter_config.json")
-        weights = Checkpoint.open(_file(folder))
+        weights = names.open_weights(_file(folder))
         found: dict[str, dict[str, Any]] = {}
         whole: dict[str, str] = {}
         for name in weights.tensors:
-            short = name.removeprefix(_PREFIX)
+            short = names.module_of(name)
             suffix = next((s for s in PARTS if short.endswith(s)), None)
             if suffix:
                 found.setdefault(short.removesuffix(suffix), {})[PARTS[suffix]] = float32(weights, name)
@@ -130,9 +130,9 @@ class Adapter:
 
     def check(self, base: Checkpoint, used: Iterable[str]) -> None:
         """Refuse an adapter that does not fit the base, is incomplete, changes nothing, or cannot be merged whole."""
-        names = dict.fromkeys(used)
+        wanted = dict.fromkeys(used)
         for name, delta in self.deltas.items():
-            self._check_known(name, names, base, "changes")
+            self._check_known(name, wanted, base, "changes")
             # The change of a bias is a delta with one column.
             shape = _shape(base, name)
             if delta.shape != (*shape, 1)[:2]:
@@ -142,7 +142,7 @@ class Adapter:
                     _OTHER_BASE,
                 )
         for name, stored in self.whole.items():
-            self._check_known(name, names, base, "replaces")
+            self._check_known(name, wanted, base, "replaces")
             shape, brought = _shape(base, name), self.weights[stored].shape if self.weights else ()
             if brought != shape:
                 raise ExportError(
@@ -151,7 +151,7 @@ class Adapter:
                     f"{_OTHER_BASE}, with its added tokens: a folder where the base was saved after "
                     "resize_token_embeddings, with that tokenizer",
                 )
-        for name in names:
+        for name in wanted:
             module = name.removesuffix(".weight")
             if name not in self.deltas and self.config and module != name and self.config.changes(module):
                 raise ExportError(
@@ -165,7 +165,7 @@ class Adapter:
                 f"{self.where}: the adapter changes nothing: all of its lora_A or lora_B, or its scaling, are zero",
                 "train it first, or export the base itself",
             )
-        for name in (*names, *([HEAD] if HEAD not in names and EMBEDDING in names else [])):
+        for name in (*wanted, *([HEAD] if HEAD not in wanted and EMBEDDING in wanted else [])):
             self._check_whole(name)
 
     def _check_whole(self, name: str) -> None:
@@ -181,11 +181,11 @@ class Adapter:
             return
         raise ExportError(f"{self.where}: {says} in adapter_config.json means {name}, but it is not there", DAMAGED)
 
-    def _check_known(self, name: str, names: Container[str], base: Checkpoint, does: str) -> None:
-        if name in names:
+    def _check_known(self, name: str, wanted: Container[str], base: Checkpoint, does: str) -> None:
+        if name in wanted:
             return
         module, _, kind = name.rpartition(".")
-        if does == "changes" and kind == "bias" and f"{module}.weight" in names:
+        if does == "changes" and kind == "bias" and f"{module}.weight" in wanted:
             raise ExportError(
                 f"{self.where}: lora_bias trained a bias of {module}, which has none in the base {base.where}",
                 "train it without lora_bias: peft cannot merge it either",

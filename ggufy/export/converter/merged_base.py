@@ -19,6 +19,7 @@ from ggufy.export.families.family import Planned
 from ggufy.export.kernel_agreement import agreed
 from ggufy.export.request import ADAPTER, Request, merged_sinks
 from ggufy.export.sinks import MergedSink
+from ggufy.model import architecture, config_files
 from ggufy.model.safetensors import FOUR_BIT, Checkpoint
 from ggufy.system import progress
 
@@ -92,6 +93,9 @@ def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path)
         )
     sinks = merged_sinks(request, planned)
     changed = bool(adapter.deltas or adapter.whole) or any(t.dtype == FOUR_BIT for t in weights.tensors.values())
+    # The converter would not know the names that a trainer's wrapper wrote.
+    config = config_files.read(request.base / "config.json")
+    changed = changed or weights.wrapped or architecture.of(config) not in config.get("architectures", [])
     # Always from F16, whatever else is asked for: the bytes of a quant may not depend on it.
     if request.quants and changed and "merged" not in sinks:
         sinks[_SCRATCH] = MergedSink(scratch / "merged", request.base, planned, "F16")

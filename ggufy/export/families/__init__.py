@@ -6,11 +6,13 @@ All others go by way of llama.cpp's converter (`ggufy/export/converter/`).
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufy.errors import ExportError
-from ggufy.model import config_files
+from ggufy.model import architecture, config_files
+from ggufy.model.safetensors import Checkpoint
 
 if TYPE_CHECKING:
     from ggufy.export.families.family import Family
@@ -31,19 +33,23 @@ FAMILIES = {
 
 def read(base: Path) -> Family:
     """The family of a base folder, with its config.json. Raises ExportError where it has none here."""
-    architecture = architecture_of(base)
-    if architecture not in FAMILIES:
+    name = architecture.of(config_files.read(base / "config.json"))
+    if name not in FAMILIES:
         raise ExportError(
-            f"{base.as_posix()}: the architecture {architecture} is not one that ggufy exports in one pass; "
+            f"{base.as_posix()}: the architecture {name} is not one that ggufy exports in one pass; "
             f"those are {', '.join(FAMILIES)}",
             "`ggufy export` takes others by way of llama.cpp's converter",
         )
-    module, _, name = FAMILIES[architecture].partition(":")
-    made: Family = getattr(importlib.import_module(f"{__name__}.{module}"), name)(base)
+    module, _, kind = FAMILIES[name].partition(":")
+    made: Family = getattr(importlib.import_module(f"{__name__}.{module}"), kind)(base)
     return made
 
 
-def architecture_of(base: Path) -> str:
-    """The first architecture in a base folder's config.json; "none" where it names none. Raises ExportError."""
-    names = config_files.read(base / "config.json").get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else "none"
+def opened(base: Path) -> tuple[Family, Checkpoint]:
+    """The family and the tensors of a base folder, as transformers loads them. Raises ExportError or ModelError."""
+    from ggufy.export.families import loading
+
+    family = read(base)
+    known = replace(family.shape, tied=False).tensors()
+    family.config, weights = loading.loaded(family.config, Checkpoint.open(base), known)
+    return family, weights

@@ -95,6 +95,8 @@ class Family:
     """Modules whose rows are permuted, and the key that holds their number of heads."""
     activation: ClassVar[tuple[str, ...]] = ("hidden_act", "silu", "swish")
     """The key of the activation, and the values of it that llama.cpp computes."""
+    always_tied: ClassVar[bool] = False
+    """Whether llama.cpp takes the embedding as the output matrix, whatever else there is."""
     says_head_dim: ClassVar[bool] = False
     """Whether transformers, and so the converter, puts head_dim into a config without it."""
 
@@ -186,7 +188,15 @@ class Family:
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[self.arch.upper()], layers)
         planned = list(self.made())
         tied, untied = self.tied, self.tied and untied
-        for source in sorted({*checkpoint.tensors, *([HEAD] if untied else [])}):
+        if self.always_tied and (untied or not tied):
+            raise ExportError(
+                f"{checkpoint.where}: embedding and output matrix are trained apart, and llama.cpp takes the embedding "
+                f"of a {self.name} as its output matrix",
+                "train neither, or both as one",
+            )
+        # In the order of its files, as the converter reads them: a matrix of its own lies where its name would.
+        own = [HEAD] if untied and HEAD not in checkpoint else []
+        for source in (*own, *checkpoint.tensors):
             if source.endswith(_IGNORED) or (source == HEAD and tied and not untied):
                 continue
             name = names.get_name(source, (".weight", ".bias"))

@@ -50,6 +50,7 @@ class Gemma2(Llama):
     shape_type: ClassVar[type[Shape]] = Gemma2Shape
     paired: ClassVar[Mapping[str, str]] = {}
     says_head_dim, by_factors = False, False
+    always_tied = True
     activation = ("hidden_activation", "gelu_pytorch_tanh")
     every: ClassVar[int] = 2
     """One of so many layers sees all tokens, the last of them; the others see a window."""
@@ -74,8 +75,6 @@ class Gemma2(Llama):
             self.refuse("use_bidirectional_attention is true", f"lets no token of a {self.name} see those after it")
         if config["attention_bias"]:
             self.refuse("attention_bias is true", f"knows no bias in the attention of a {self.name}")
-        if not self.tied:
-            self.refuse("tie_word_embeddings is false", f"takes the embedding of a {self.name} as its output matrix")
         self.check_rotation()
 
     def check_rotation(self) -> None:

@@ -44,6 +44,7 @@ class Gemma3(Gemma2):
     name, arch = "Gemma 3", "gemma3"
     settings = Config
     shape_type = Gemma3Shape
+    always_tied = False
     every, large = 6, 62
 
     def read_rope(self, config: dict[str, Any]) -> dict[str, Any]:
