@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.llamacpp import library
 from ggufy.model.safetensors import Checkpoint
+from ggufy.recipe.schema import Lora
 from ggufy.system import machine, progress
 
 
-def check_base(base: Path, modules: Sequence[str] = ()) -> None:
-    """Check that a base can be exported and has these modules, before hours of training."""
+def check_base(base: Path, lora: Lora | None = None) -> tuple[str, ...]:
+    """Check that a base can be exported and has the modules to be trained, before hours of it. Returns their names."""
     if conversion.is_foreign(base):
         conversion.check(base)
         planned = conversion.plan(base, Checkpoint.open(base))
@@ -33,10 +34,12 @@ def check_base(base: Path, modules: Sequence[str] = ()) -> None:
         planned = family.plan(weights)
         vocab.check(base, family.vocab_size)
     have = {t.source.split(".")[-2] for t in planned if t.source and len(t.shape) == 2 and "." in t.source}
+    modules = lora.modules_in(have) if lora else ()
     if missing := [module for module in modules if module not in have]:
         raise ExportError(
             f"the base has no module named {missing[0]}; it has {', '.join(sorted(have))}", "check lora.target_modules"
         )
+    return modules
 
 
 def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
