@@ -44,23 +44,50 @@ def add_vocab(writer: Any, base: Path, vocab_size: int) -> None:
 
 
 def read(base: Path, vocab_size: int) -> Vocabulary:
-    """The vocabulary of a folder whose embedding has `vocab_size` rows. Raises ExportError, or ModelError."""
+    """The vocabulary of a folder whose embedding has `vocab_size` rows. Raises ExportError, or ModelError.
+
+    That of the last one is kept, and read again where its files have changed.
+    """
     tokenizer = folder.of(base)
+    key = (tokenizer.state, vocab_size)
+    if key not in _made:
+        made = _read(tokenizer, vocab_size)
+        _made.clear()
+        _made[key] = made
+    return _made[key]
+
+
+# Those with which llama.cpp puts a BOS before every text, where the file does not say otherwise.
+_ADDS_BOS = ("llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "chameleon")
+_made: dict[tuple[object, ...], Vocabulary] = {}
+_proved: set[tuple[object, ...]] = set()
+
+
+def _read(tokenizer: FolderTokenizer, vocab_size: int) -> Vocabulary:
     _check_kind(tokenizer)
     made = special.of(tokenizer)
+    backend = tokenizer.backend
+    # The tokenizer's own word on a BOS where the converter says nothing, and llama.cpp would put one.
+    quiet = backend.encode("a").ids == backend.encode("a", add_special_tokens=False).ids
     known = pre_tokenizers.known(tokenizer)
     pre = known[0] if len(known) == 1 else _by_comparison(tokenizer, vocab_size, made, known)
+    if quiet and pre in _ADDS_BOS:
+        made.added.setdefault("bos", False)
     # The converter's, for the small Granite models, and so for SmolLM2, which has a vocabulary of that size, too.
-    bos = False if vocab_size == 49152 else None
+    bos = False if vocab_size == 49152 and quiet else None
     return Vocabulary(tokens.byte_level(tokenizer, vocab_size, pre), made, tokenizer.config.get("add_prefix_space"), bos)
 
 
 def check(base: Path, vocab_size: int, texts: Sequence[str] = ()) -> None:
     """Raise ExportError where llama.cpp would read text otherwise than the tokenizer of a folder, or cannot have it.
 
-    `texts` are compared beside those that every tokenizer is tried with.
+    `texts` are compared beside those that every tokenizer is tried with, which is done once for a folder as it is.
     """
-    prove(folder.of(base), read(base, vocab_size), texts)
+    tokenizer = folder.of(base)
+    key = (tokenizer.state, vocab_size)
+    if key not in _proved or texts:
+        prove(tokenizer, read(base, vocab_size), texts)
+        _proved.add(key)
 
 
 def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = ()) -> None:
@@ -68,7 +95,7 @@ def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = (
     compared = proof.texts_for(tokenizer, texts)
     with proof.loaded(made.tokens, made.special, _flags(made)) as ours:
         found = proof.first_difference(tokenizer, ours, compared)
-        if found is None and made.bos is None:
+        if found is None:
             found = proof.first_difference(tokenizer, ours, ["Hello, world!"], ends=True)
     if found:
         raise ExportError(
@@ -79,7 +106,8 @@ def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = (
 
 
 def _flags(made: Vocabulary) -> dict[str, bool]:
-    return {} if made.prefix is None else {"tokenizer.ggml.add_space_prefix": made.prefix}
+    flags = {"tokenizer.ggml.add_space_prefix": made.prefix, "tokenizer.ggml.add_bos_token": made.bos}
+    return {key: value for key, value in flags.items() if value is not None}
 
 
 def _check_kind(tokenizer: FolderTokenizer) -> None:
