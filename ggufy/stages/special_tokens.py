@@ -32,14 +32,21 @@ class _Names:
 
     def __init__(self, base: Path) -> None:
         tokenizer = folder.of(base)
-        self.all = dict(tokenizer.names)
+        spec = tokenizer.spec
+        vocab = (spec.get("model") or {}).get("vocab") or {}
+        # Of a Unigram model: pairs of a token and its score, in the order of the ids.
+        entries = vocab.items() if isinstance(vocab, dict) else ((pair[0], n) for n, pair in enumerate(vocab))
+        self.all = {int(number): str(name) for name, number in entries}
         # With or without the flag `special`: `<|im_end|>` is often added without.
-        added = tokenizer.added.keys()
+        added = {int(token["id"]): str(token["content"]) for token in spec.get("added_tokens") or []}
+        listed = tokenizer.config.get("added_tokens_decoder") or {}
+        added |= {int(number): str(token["content"]) for number, token in listed.items()}
         eos = tokenizer.special.get("eos_token")
-        end = next((number for number, name in self.all.items() if name == eos), None)
+        end = next((number for number, name in (self.all | added).items() if name == eos), None)
         self.stops = set(stops.of(base, end))
-        self.looked_at = added | self.stops
+        self.looked_at = added.keys() | self.stops
         self.ordinary = self.all.keys() - self.looked_at
+        self.all |= added
 
     def __getitem__(self, token: int) -> str:
         """The name, in one line, and the id."""
