@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufy.errors import ExportError
-from ggufy.export import families, imatrix, kernel_agreement, stream, vocab
+from ggufy.export import families, imatrix, kernel_agreement, stream
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.converter import conversion, merged_base
 from ggufy.export.families.family import Family, Planned
@@ -20,19 +20,23 @@ from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.llamacpp import library
 from ggufy.model.safetensors import Checkpoint
+from ggufy.model.tokenizer import folder as tokenizer_folder
 from ggufy.recipe.schema import Lora
 from ggufy.system import machine, progress
 
 
 def check_base(base: Path, lora: Lora | None = None) -> tuple[str, ...]:
-    """Check that a base can be exported and has the modules to be trained, before hours of it. Returns their names."""
+    """Check that a base can be exported and has the modules to be trained, before hours of it. Returns their names.
+
+    Its tokenizer as well: what llama.cpp would read in another way is refused.
+    """
     if conversion.is_foreign(base):
         conversion.check(base)
         planned = conversion.plan(base, Checkpoint.open(base))
     else:
         family, weights = families.opened(base)
         planned = family.plan(weights)
-        vocab.check(base, family.vocab_size)
+        family.check_vocab()
     have = {t.source.split(".")[-2] for t in planned if t.source and len(t.shape) == 2 and "." in t.source}
     modules = lora.modules_in(have) if lora else ()
     if missing := [module for module in modules if module not in have]:
@@ -56,6 +60,8 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     if conversion.is_foreign(request.base):
         return merged_base.plan(request, Checkpoint.open(request.base), adapter, scratch)
     family, weights = families.opened(request.base)
+    if request.quants:
+        family.check_vocab()
     planned = family.plan(weights, untied=adapter.unties(family.tied))
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:
@@ -66,6 +72,7 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
     wanted = layout.Wanted(family, planned, dict(request.general), matrix, request.split)
     layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
+    tokenizer_folder.forget()
     split = request.split is not None
     sinks: dict[str, GgufSink | MergedSink] = {
         name: GgufSink(request.outputs[name], made, request.imatrix, split=split) for name, made in layouts.items()

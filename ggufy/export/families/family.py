@@ -6,7 +6,7 @@ own, which says only what differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -14,9 +14,9 @@ from typing import Any, ClassVar, NoReturn
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ggufy.errors import ExportError
+from ggufy.export import vocab
 from ggufy.export.adapter.adapter import EMBEDDING, HEAD
 from ggufy.export.rows import READABLE
-from ggufy.export.vocab import add_vocab
 from ggufy.model import config_files
 from ggufy.model.config_files import Settings
 from ggufy.model.llama3 import Shape
@@ -95,6 +95,8 @@ class Family:
     """Modules whose rows are permuted, and the key that holds their number of heads."""
     activation: ClassVar[tuple[str, ...]] = ("hidden_act", "silu", "swish")
     """The key of the activation, and the values of it that llama.cpp computes."""
+    as_llama: ClassVar[bool] = False
+    """Whether the converter writes of the tokenizer what it writes of a Llama's: a space before texts, no BOS."""
     always_tied: ClassVar[bool] = False
     """Whether llama.cpp takes the embedding as the output matrix, whatever else there is."""
     says_head_dim: ClassVar[bool] = False
@@ -275,7 +277,11 @@ class Family:
 
     def add_vocab(self, writer: Any) -> None:
         """The tokenizer."""
-        add_vocab(writer, self.base, self.vocab_size)
+        vocab.add_vocab(writer, self.base, self.vocab_size, as_llama=self.as_llama)
+
+    def check_vocab(self, texts: Sequence[str] = ()) -> None:
+        """Raise ExportError where llama.cpp would read these texts, and ggufy's own, otherwise than the tokenizer."""
+        vocab.check(self.base, self.vocab_size, texts, as_llama=self.as_llama)
 
 
 def _add_sampling(writer: Any, base: Path) -> None:

@@ -49,7 +49,7 @@ class Gemma2(Llama):
     settings: ClassVar[type[family.Config]] = Config
     shape_type: ClassVar[type[Shape]] = Gemma2Shape
     paired: ClassVar[Mapping[str, str]] = {}
-    says_head_dim, by_factors = False, False
+    says_head_dim, by_factors, as_llama = False, False, False
     always_tied = True
     activation = ("hidden_activation", "gelu_pytorch_tanh")
     every: ClassVar[int] = 2

@@ -44,7 +44,7 @@ class Llama(Family):
     name, arch = "Llama", "llama"
     settings: ClassVar[type[family.Config]] = Config
     paired: ClassVar[Mapping[str, str]] = PAIRED
-    says_head_dim = True
+    says_head_dim, as_llama = True, True
     by_factors: ClassVar[bool] = True
     """Whether llama.cpp reads factors of the rotation from a tensor, as llama3's scaling needs them."""
 

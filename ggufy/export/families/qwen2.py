@@ -35,7 +35,7 @@ class Qwen2(Llama):
     settings = Config
     shape_type: ClassVar[type[Shape]] = Qwen2Shape
     paired: ClassVar[Mapping[str, str]] = {}
-    says_head_dim, by_factors = False, False
+    says_head_dim, by_factors, as_llama = False, False, False
 
     def check(self) -> None:
         super().check()
