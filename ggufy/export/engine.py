@@ -62,6 +62,7 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     family, weights = families.opened(request.base)
     if request.quants:
         family.check_vocab()
+        family.say_limits()
     planned = family.plan(weights, untied=adapter.unties(family.tied))
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import llama_cpp
@@ -25,10 +28,12 @@ from ggufy.model import tiny
 from ggufy.model.safetensors import Checkpoint
 from ggufy.plan import footprint
 from ggufy.recipe.schema import Lora
+from ggufy.verify import reference
 from ggufy.verify.checks import verify
 from ggufy.verify.expected import Expected
 from tests.oracle.converter import VENDOR, Contents, contents, export
 
+Run = Callable[..., CompletedProcess[str]]
 SIZES = {
     "hidden_size": 256,
     "intermediate_size": 320,
@@ -196,10 +201,34 @@ def test_llama_cpp_computes_what_transformers_computes(family: str, made: Path) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_rows_are_verified(family: str, made: Path) -> None:
+def test_a_tuned_file_is_verified(family: str, made: Path) -> None:
     base, adapter = made / family / "base", made / family / "adapter"
-    assert verify(made / family / "tuned.gguf", None, 2, expected=Expected.of(base, adapter)).rows > 20
+    training = reference.of(base, adapter, lambda: [TEXT])
+    found = verify(made / family / "tuned.gguf", base, 2, training, Expected.of(base, adapter))
+    assert found.rows > 20
+    assert found.closeness is not None
+    assert found.closeness.relative < 0.01
     assert verify(made / family / "adapter.gguf", None, 2, expected=Expected.of(base, adapter)).adapter_tensors > 10
+
+
+def test_a_family_with_fused_modules_is_trained_and_exported(run: Run, made: Path, tmp_path: Path) -> None:
+    steps = ("--set", "train.max_steps=2", "--set", "train.save_steps=2")
+    done = run("train", "--recipe", "tiny", "--set", f"model.base={made / 'phi4' / 'base'}", *steps, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "runs" / "tiny" / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]
+    done = run("export", "--quant", "q8_0", "--adapter-gguf", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"verified tiny-q8_0\.gguf: .* of what training changed", done.stderr)
+    assert (tmp_path / "runs" / "tiny" / "export" / "tiny-q8_0.Modelfile").is_file()
+
+
+def test_a_window_that_llama_cpp_leaves_out_is_said(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "ggufy"):
+        for family in FAMILIES:
+            families.read(made / family / "base").say_limits()
+    [said] = caplog.messages
+    assert "a sliding window of 100 tokens, which llama.cpp does not use for a Phi-3" in said
 
 
 @pytest.mark.parametrize("family", FAMILIES)

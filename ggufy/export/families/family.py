@@ -6,6 +6,7 @@ own, which says only what differs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ggufy.model import config_files
 from ggufy.model.config_files import Settings
 from ggufy.model.llama3 import Shape
 from ggufy.model.safetensors import Checkpoint
+
+log = logging.getLogger("ggufy")
 
 _IGNORED = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 # Of the checkpoint's rotary halves, where llama.cpp pairs them: by module, the number of heads.
@@ -97,6 +100,8 @@ class Family:
     """The key of the activation, and the values of it that llama.cpp computes."""
     as_llama: ClassVar[bool] = False
     """Whether the converter writes of the tokenizer what it writes of a Llama's: a space before texts, no BOS."""
+    sees_all: ClassVar[bool] = False
+    """Whether llama.cpp lets every layer see all tokens where config.json has a window."""
     always_tied: ClassVar[bool] = False
     """Whether llama.cpp takes the embedding as the output matrix, whatever else there is."""
     says_head_dim: ClassVar[bool] = False
@@ -161,6 +166,17 @@ class Family:
         key, *computed = self.activation
         if self.config[key] not in computed:
             self.refuse(f"{key} is {self.config[key]}", f"computes every {self.name} with {computed[0]}")
+
+    def say_limits(self) -> None:
+        """Log what llama.cpp leaves out, and the converter with it, though it makes no difference to most texts."""
+        window, context = self.config.get("sliding_window"), self.config["max_position_embeddings"]
+        if self.sees_all and window and window < context:
+            log.info(
+                "config.json has a sliding window of %s tokens, which llama.cpp does not use for a %s: the GGUF is the "
+                "same model up to that length",
+                f"{window:,}",
+                self.name,
+            )
 
     def refuse(self, what: str, does: str) -> NoReturn:
         raise ExportError(

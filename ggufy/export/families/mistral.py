@@ -18,8 +18,10 @@ class Config(llama.Config):
     intermediate_size: PositiveInt = 14336
     max_position_embeddings: PositiveInt = 131072
     num_key_value_heads: PositiveInt | None = 8
+    sliding_window: PositiveInt | None = None
 
 
 class Mistral(Llama):
     name = "Mistral"
     settings = Config
+    sees_all = True

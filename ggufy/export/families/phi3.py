@@ -63,6 +63,7 @@ class Phi3(Llama):
     settings = Config
     shape_type = Phi3Shape
     paired: ClassVar[Mapping[str, str]] = {}
+    sees_all = True
     says_head_dim, by_factors, as_llama = False, False, False
 
     def read_rope(self, config: dict[str, Any]) -> dict[str, Any]:
