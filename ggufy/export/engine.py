@@ -5,39 +5,45 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggufy.errors import ExportError
-from ggufy.export import imatrix, kernel_agreement, stream, vocab
+from ggufy.export import families, imatrix, kernel_agreement, stream
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.converter import conversion, merged_base
-from ggufy.export.families import llama
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Family, Planned
 from ggufy.export.gguf import layout, lora_gguf
 from ggufy.export.kernels import native
 from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.llamacpp import library
 from ggufy.model.safetensors import Checkpoint
+from ggufy.model.tokenizer import folder as tokenizer_folder
+from ggufy.recipe.schema import Lora
 from ggufy.system import machine, progress
 
 
-def check_base(base: Path, modules: Sequence[str] = ()) -> None:
-    """Check that a base can be exported and has these modules, before hours of training."""
+def check_base(base: Path, lora: Lora | None = None) -> tuple[str, ...]:
+    """Check that a base can be exported and has the modules to be trained, before hours of it. Returns their names.
+
+    Its tokenizer as well: what llama.cpp would read in another way is refused.
+    """
     if conversion.is_foreign(base):
         conversion.check(base)
         planned = conversion.plan(base, Checkpoint.open(base))
     else:
-        config, weights = llama.opened(base)
-        planned = llama.plan(config, weights)
-        vocab.check(base, config["vocab_size"])
+        family, weights = families.opened(base)
+        planned = family.plan(weights)
+        family.check_vocab()
     have = {t.source.split(".")[-2] for t in planned if t.source and len(t.shape) == 2 and "." in t.source}
+    modules = lora.modules_in(have) if lora else ()
     if missing := [module for module in modules if module not in have]:
         raise ExportError(
             f"the base has no module named {missing[0]}; it has {', '.join(sorted(have))}", "check lora.target_modules"
         )
+    return modules
 
 
 def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
@@ -53,8 +59,11 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()
     if conversion.is_foreign(request.base):
         return merged_base.plan(request, Checkpoint.open(request.base), adapter, scratch)
-    config, weights = llama.opened(request.base)
-    planned = llama.plan(config, weights, untied=adapter.unties(config["tie_word_embeddings"]))
+    family, weights = families.opened(request.base)
+    if request.quants:
+        family.check_vocab()
+        family.say_limits()
+    planned = family.plan(weights, untied=adapter.unties(family.tied))
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:
         lora_gguf.check(adapter)
@@ -62,20 +71,22 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
         request.imatrix.check(planned)
     # llama.cpp only asks whether there is one.
     matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
-    wanted = layout.Wanted(config, request.base, planned, dict(request.general), matrix, request.split)
+    wanted = layout.Wanted(family, planned, dict(request.general), matrix, request.split)
     layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
+    tokenizer_folder.forget()
     split = request.split is not None
     sinks: dict[str, GgufSink | MergedSink] = {
         name: GgufSink(request.outputs[name], made, request.imatrix, split=split) for name, made in layouts.items()
     }
-    return OnePass(request, planned, {**sinks, **merged_sinks(request, planned)}, weights, adapter)
+    return OnePass(request, family, planned, {**sinks, **merged_sinks(request, planned)}, weights, adapter)
 
 
 @dataclass(frozen=True)
 class OnePass:
-    """The Llama family: straight from base and adapter to every output."""
+    """A family that ggufy knows: straight from base and adapter to every output."""
 
     request: Request
+    family: Family
     planned: list[Planned]
     sinks: dict[str, GgufSink | MergedSink]
     weights: Checkpoint
@@ -95,7 +106,7 @@ class OnePass:
 
     def write(self, threads: int) -> None:
         if place := self.request.outputs.get(ADAPTER):
-            lora_gguf.write(place, self.adapter, self.planned, dict(self.request.general))
+            lora_gguf.write(place, self.adapter, self.family.arch, self.planned, dict(self.request.general))
         if self.sinks:
             merge = kernel_agreement.agreed(self.planned, self.weights, self.adapter, self.request.kernels)
             files = [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]

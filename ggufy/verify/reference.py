@@ -73,12 +73,18 @@ def opened(base: Path, adapter: Path | None) -> Iterator[Any]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as theirs
 
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     theirs.disable_progress_bar()
     # peft imports it wherever it is installed, and it says then which of its kernels it lacks.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+            base,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            # Gemma 2 caps the scores of its attention, which PyTorch's fused attention leaves out.
+            attn_implementation="eager" if config.get("attn_logit_softcapping") else None,
         )
         if adapter:
             from peft import PeftModel

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError, ModelError
-from ggufy.export.families.llama import ARCHITECTURES, Planned
+from ggufy.export.families import FAMILIES
+from ggufy.export.families.family import Planned
 from ggufy.export.imatrix import Imatrix
 from ggufy.llamacpp import gguf_reader, library
 from ggufy.model import architecture
@@ -33,7 +34,7 @@ log = logging.getLogger("ggufy")
 _SCRIPT = "convert_hf_to_gguf.py"
 _DIRECT = ("f32", "f16", "bf16")
 # What the converter imports beyond ggufy's own needs, by the name pip has for it.
-_PACKAGES = {
+PACKAGES = {
     "torch": "torch",
     "transformers": "transformers",
     "sentencepiece": "sentencepiece",
@@ -58,7 +59,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def is_foreign(base: Path) -> bool:
     """Whether a model folder is of an architecture that ggufy does not write itself."""
-    return architecture.of(_read_json(base / "config.json")) not in ARCHITECTURES
+    return architecture.of(_read_json(base / "config.json")) not in FAMILIES
 
 
 def converter() -> Path:
@@ -69,7 +70,7 @@ def converter() -> Path:
     if not script.is_file():
         place = f"GGUFY_LLAMA_CPP is {own}, but no {_SCRIPT} is there" if own else f"no {_SCRIPT} is in {folder}"
         raise ExportError(
-            f"models outside the Llama family need llama.cpp's converter: {place}",
+            f"families that ggufy does not know need llama.cpp's converter: {place}",
             "in a source checkout run `make vendor`, or set GGUFY_LLAMA_CPP to a folder with llama.cpp's sources",
         )
     return script
@@ -88,7 +89,7 @@ def check(folder: Path) -> None:
     config = _read_json(folder / "config.json")
     architecture.refuse_other_task(config, folder.as_posix())
     script = converter()
-    if missing := [package for module, package in _PACKAGES.items() if not _installed(module)]:
+    if missing := [package for module, package in PACKAGES.items() if not _installed(module)]:
         raise ExportError(
             f"llama.cpp's converter needs {', '.join(missing)}, which ggufy's own export does not need",
             f"pip install {' '.join(missing)}",

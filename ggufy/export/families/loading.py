@@ -19,9 +19,7 @@ _PREFIX = "model."
 _PIECE = 1 << 26
 
 
-def loaded(
-    config: dict[str, Any], checkpoint: Checkpoint, known: Collection[str]
-) -> tuple[dict[str, Any], Checkpoint]:
+def loaded(config: dict[str, Any], checkpoint: Checkpoint, known: Collection[str]) -> tuple[dict[str, Any], Checkpoint]:
     """The configuration and the tensors as transformers loads them; `known` are the names of the family's tensors.
 
     Raises ModelError for a checkpoint without an output matrix whose configuration does not tie it.

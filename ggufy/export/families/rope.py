@@ -31,7 +31,7 @@ _NEEDED = {
 _WITH_LENGTH = ("yarn", "llama3")
 
 
-class _Numbers(Settings):
+class Rope(Settings):
     """What is used of the object that config.json has under either key."""
 
     rope_theta: PositiveFloat | None = None
@@ -58,7 +58,7 @@ def read(config: dict[str, Any], path: Path, *, theta: float = 10000.0) -> dict[
     if not isinstance(given, dict):
         raise ExportError(f"{path.as_posix()}: {key} is not an object", "copy the folder again, or correct that key")
     rope = {name: value for name, value in given.items() if value is not None}
-    config_files.check(_Numbers, rope, path)
+    config_files.check(Rope, rope, path)
     rope.setdefault("rope_theta", config.get("rope_theta", theta))
     kind = rope["rope_type"] = str(rope.get("rope_type", rope.get("type", "default"))).lower()
     if kind not in _NEEDED:
