@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ggufy.errors import ExportError
 from ggufy.export import families, imatrix, kernel_agreement, stream
+from ggufy.export import planned as planned_of
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.converter import conversion, merged_base
 from ggufy.export.families.family import Family, Planned
@@ -56,15 +57,14 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
             "ggufy was installed without its own kernels",
             "see how to get them with `ggufy doctor`, or give --kernels auto",
         )
-    adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()
+    adapter = Adapter.of(request.base, request.adapter)
     if conversion.is_foreign(request.base):
         return merged_base.plan(request, Checkpoint.open(request.base), adapter, scratch)
-    family, weights = families.opened(request.base)
+    found = planned_of.ready(request.base, adapter, request.tokenizer)
+    family, weights, planned = found.family, found.weights, found.tensors
     if request.quants:
         family.check_vocab()
         family.say_limits()
-    planned = family.plan(weights, untied=adapter.unties(family.tied))
-    adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:
         lora_gguf.check(adapter)
     if request.imatrix:

@@ -173,6 +173,11 @@ class Merge:
         lora = self.adapter.deltas.get(str(tensor.source))
         return holder[name].dtype, "none" if lora is None else "added" if lora.plain else "of another kind"
 
+    def base_rows(self, tensor: Planned) -> int:
+        """How many rows of a tensor the base has."""
+        name = tensor.stored or str(tensor.source)
+        return matrix(self.base[name].shape)[0] if name in self.base else 0
+
     def _stored(self, tensor: Planned) -> tuple[Checkpoint, str]:
         """Where the rows lie that the adapter changes: in the base, or in the adapter."""
         name = str(tensor.source)

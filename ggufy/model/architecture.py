@@ -33,6 +33,7 @@ _WRAPPERS = (
     "PeftModel",
     "PeftModelForCausalLM",
 )
+_CONV1D = ("GPT2", "OpenAIGPT", "ImageGPT", "DecisionTransformer")
 # What a class for another task ends with, and what such a model gives in the place of text.
 _OTHER_TASKS = {
     "ForSequenceClassification": "a classifier or reward model, which gives scores",
@@ -52,6 +53,11 @@ def of(config: Mapping[str, Any]) -> str:
     if known and (bare or name == known.removesuffix("ForCausalLM") + "Model"):
         return known
     return name
+
+
+def has_conv1d(config: Mapping[str, Any]) -> bool:
+    """Whether its matrices are transformers' Conv1D, (columns, rows), and not Linear."""
+    return of(config).startswith(_CONV1D)
 
 
 def refuse_other_task(config: Mapping[str, Any], where: str) -> None:

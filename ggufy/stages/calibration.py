@@ -55,7 +55,7 @@ def texts(this: ModelSource, file: Path | None, budget: int) -> Texts:
         return Texts("training data", data.sha256, lambda: _spread(lambda: _rows(path), budget))
     if not file.is_file():
         raise ExportError(f"no file {file.as_posix()}", "name a text or conversations (.jsonl) with --imatrix-data")
-    base = this.base.path
+    base = this.tokenizer
     if file.suffix in _CONVERSATIONS:
         rows = partial(_conversations, file, base, this.day)
         return Texts(file.name, digest.of_file(file), lambda: _spread(rows, budget))

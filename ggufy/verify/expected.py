@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import Unverified
-from ggufy.export import families
+from ggufy.export import planned
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.converter import conversion
 from ggufy.export.families.family import Family, Planned
@@ -72,19 +72,20 @@ class _Change:
 class Expected:
     """The merged weights of a family that ggufy knows, read row by row."""
 
-    def __init__(self, planned: Sequence[Planned], merge: Merge, keys: Mapping[str, tuple[int, bytes]]) -> None:
-        self.planned, self.merge, self.keys = {tensor.name: tensor for tensor in planned}, merge, keys
+    def __init__(self, tensors: Sequence[Planned], merge: Merge, keys: Mapping[str, tuple[int, bytes]]) -> None:
+        self.planned, self.merge, self.keys = {tensor.name: tensor for tensor in tensors}, merge, keys
         self.before = Merge(merge.base, Adapter.none(), compiled=False)
 
     @classmethod
-    def of(cls, base: Path, adapter: Path | None) -> Expected | None:
-        """Of a base and an adapter folder. None for other architectures, whose tensors llama.cpp's converter names."""
+    def of(cls, base: Path, adapter: Path | None, tokenizer: Path | None = None) -> Expected | None:
+        """Of a base and an adapter folder; `tokenizer` is that of the training, where it is not the base's.
+
+        None for other architectures, whose tensors llama.cpp's converter names.
+        """
         if conversion.is_foreign(base):
             return None
-        family, checkpoint = families.opened(base)
-        change = Adapter.open(adapter) if adapter else Adapter.none()
-        planned = family.plan(checkpoint, untied=change.unties(family.tied))
-        return cls(planned, Merge(checkpoint, change, compiled=False), _keys(family))
+        made = planned.ready(base, Adapter.of(base, adapter), tokenizer)
+        return cls(made.tensors, Merge(made.weights, made.adapter, compiled=False), _keys(made.family))
 
     def check(self, path: Path, files: Sequence[gguf_reader.GgufFile], threads: int) -> int:
         """Compare rows of every tensor of a GGUF, which may be several files: how many. Raises Unverified, naming it.
@@ -166,6 +167,8 @@ class Expected:
                 "export it again",
             )
         changed = bool(tensor.source in self.merge.adapter.deltas or tensor.source in self.merge.adapter.whole)
+        # Rows of added tokens are not a change of any row of the base.
+        count_before = self.merge.base_rows(tensor)
         sums, count = _Change(), 0
         with file.open("rb") as opened:
             for row, slab in _slabs(tensor):
@@ -174,7 +177,7 @@ class Expected:
                 ours = library.dequantize(found.type, data, wanted.size).astype(np.float64)
                 rounded = _rounded(found.type, wanted).astype(np.float64)
                 _compare(file, tensor.name, row, ours, rounded, wanted[0])
-                if changed:
+                if changed and slab.stop <= count_before:
                     before = getattr(self.before.rows(slab, [part]), part).reshape(-1)
                     change = wanted[0].astype(np.float64) - before
                     sums.add(

@@ -231,7 +231,7 @@ class Evaluator:
         """The chat template, if there is one."""
         if self.source is None:
             return gguf_tokenizer.template_of(self._first)
-        folder = self.source.base.path
+        folder = self.source.tokenizer
         return ChatTemplate.from_folder(folder) if text_of(folder) else None
 
     @property

@@ -109,6 +109,8 @@ class Family:
 
     def __init__(self, base: Path) -> None:
         self.base, self.path = base, base / "config.json"
+        self.tokenizer = base
+        """The folder with the tokenizer's files: the base's, or that of the training."""
         self.config = self._read()
         self.check()
 
@@ -293,11 +295,11 @@ class Family:
 
     def add_vocab(self, writer: Any) -> None:
         """The tokenizer."""
-        vocab.add_vocab(writer, self.base, self.vocab_size, as_llama=self.as_llama)
+        vocab.add_vocab(writer, self.tokenizer, self.vocab_size, as_llama=self.as_llama)
 
     def check_vocab(self, texts: Sequence[str] = ()) -> None:
         """Raise ExportError where llama.cpp would read these texts, and ggufy's own, otherwise than the tokenizer."""
-        vocab.check(self.base, self.vocab_size, texts, as_llama=self.as_llama)
+        vocab.check(self.tokenizer, self.vocab_size, texts, as_llama=self.as_llama)
 
 
 def _add_sampling(writer: Any, base: Path) -> None:
