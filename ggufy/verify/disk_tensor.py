@@ -10,10 +10,8 @@ slips past it ends in an error, as there is no memory behind such a tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +22,7 @@ from ggufy.model import safetensors
 
 SLAB = 1 << 23
 """Weights that a matrix product has in memory at a time: 32 MB in float32, and 16 in the checkpoint's 16 bits."""
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class Source(Protocol):
@@ -48,7 +46,7 @@ class Stored:
         return self.tensor.shape
 
     def read(self, start: int, out: Any) -> None:
-        dtype = _DTYPES[self.tensor.dtype]
+        dtype = DTYPES[self.tensor.dtype]
         raw = out if dtype == torch.float32 and out.is_contiguous() else torch.empty_like(out, dtype=dtype)
         row = (self.tensor.end - self.tensor.start) // self.shape[0]
         held = memoryview(raw.view(-1).view(torch.uint8).numpy())
@@ -160,6 +158,9 @@ class DiskTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.set_.source_Tensor:
+            # The only operation that torch offers nowhere else, and parametrizations begin with.
+            return _take(*args)
         raise RuntimeError(f"{func} was asked of a weight that is on the disk")
 
 
@@ -172,12 +173,12 @@ def _changes(func: Any) -> bool:
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
-def _linear(inputs: Any, weight: Any, bias: Any = None) -> Any:
-    if not isinstance(weight, DiskTensor) or isinstance(bias, DiskTensor) or isinstance(inputs, DiskTensor):
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002
+    if not isinstance(weight, DiskTensor) or isinstance(bias, DiskTensor) or isinstance(input, DiskTensor):
         return NotImplemented
-    out = inputs.new_empty(*inputs.shape[:-1], weight.source.shape[0])
+    out = input.new_empty(*input.shape[:-1], weight.source.shape[0])
     for start, stop, slab in weight.slabs():
-        out[..., start:stop] = functional.linear(inputs, slab, None if bias is None else bias[start:stop])
+        out[..., start:stop] = functional.linear(input, slab, None if bias is None else bias[start:stop])
     return out
 
 
@@ -219,9 +220,13 @@ def _to(weight: Any, *args: Any, **kwargs: Any) -> Any:
         # To what a weight on the disk is.
         return weight.to("cpu", torch.float32)
     asked = [value for value in (*args, *kwargs.values()) if value is not None and value is not False]
-    if all(isinstance(value, DiskTensor) or value in (torch.float32, torch.device("cpu"), "cpu") for value in asked):
-        return weight
-    return NotImplemented
+    return weight if all(map(_is_usual, asked)) else NotImplemented
+
+
+def _is_usual(kind: Any) -> bool:
+    if isinstance(kind, torch.Tensor):
+        return kind.dtype == torch.float32 and kind.device.type == "cpu"
+    return bool(kind in (torch.float32, torch.device("cpu"), "cpu"))
 
 
 def _copied(weight: Any, memo: Any = None, **_: Any) -> Any:
@@ -264,51 +269,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     _T.clone: _copied,
     torch.clone: _copied,
     _T.copy_: _take,
-    _T.set_: _take,
     _T.data.__set__: _take,
     _T.to: _to,
     **dict.fromkeys((_T.detach, torch.detach, _T.data.__get__, _T.float, _T.cpu, _T.contiguous), _same),
 }
-
-
-class _File:
-    """A safetensors file as transformers opens one, the matrices of which stay on the disk."""
-
-    def __init__(self, path: Any, *_: Any, **__: Any) -> None:
-        self.tensors = lazily(path)
-
-    def keys(self) -> Sequence[str]:
-        return list(self.tensors)
-
-    def get_slice(self, name: str) -> Any:
-        return self.tensors[name]
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is open between two reads."""
-
-
-def lazily(path: str | Path, **_: Any) -> dict[str, Any]:
-    """The tensors of a safetensors file, the matrices of which stay on the disk."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {
-            name: DiskTensor(Stored(tensor))
-            if tensor.dtype in _DTYPES and len(tensor.shape) > 1
-            else file.get_tensor(name).clone()
-            for name, tensor in safetensors.read_header(Path(path)).items()
-        }
-
-
-@contextmanager
-def left_on_disk() -> Iterator[None]:
-    """While it lasts, transformers and peft load models and adapters without reading their matrices."""
-    from peft.utils import save_and_load
-    from transformers import modeling_utils
-
-    before = modeling_utils.safe_open, save_and_load.safe_load_file
-    modeling_utils.safe_open, save_and_load.safe_load_file = _File, lazily
-    try:
-        yield
-    finally:
-        modeling_utils.safe_open, save_and_load.safe_load_file = before

@@ -1,8 +1,8 @@
 """The training model (base and adapter in transformers and peft) and its logits on a few texts.
 
 A file is only what was trained if it says the same. In float32, so that a difference is the file's and not this
-model's. Its matrices stay on the disk (`disk_tensor`), so that any memory holds it. Where torch is not installed, there
-is nothing to compare with, and that is said.
+model's. Its matrices stay on the disk (`disk_tensor.py`), so that any memory holds it. Where torch is not installed,
+there is nothing to compare with, and that is said.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ggufy.errors import GgufyError
 from ggufy.export.converter import conversion
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import ChatTemplate, text_of
+from ggufy.verify import lazy_loading
 from ggufy.verify.probes import PROBES, rendered
 
 log = logging.getLogger("ggufy")
@@ -45,7 +46,7 @@ def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int
     lacking = missing(base, adapter)
     try:
         if not lacking:
-            return _run(base, adapter, own())
+            return run(base, adapter, [*own(), *_probes(base)])
     except (GgufyError, ImportError, OSError, ValueError, RuntimeError) as error:
         # What the libraries raise for a model they cannot load. This check is one more, and costs nobody the file.
         lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -53,13 +54,11 @@ def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int
     return NOTHING
 
 
-def _run(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Reference:
+def run(base: Path, adapter: Path | None, texts: Sequence[Sequence[int]]) -> Reference:
+    """The training model on these texts, with its matrices left on the disk."""
     import torch
 
-    from ggufy.verify import disk_tensor
-
-    texts = [*own, *_probes(base)]
-    with disk_tensor.left_on_disk(), opened(base, adapter) as model, torch.inference_mode():
+    with lazy_loading.left_on_disk(), opened(base, adapter) as model, torch.inference_mode():
         logits = _logits(model, texts)
         untrained = None
         if adapter:
