@@ -1,8 +1,8 @@
 """The training model (base and adapter in transformers and peft) and its logits on a few texts.
 
 A file is only what was trained if it says the same. In float32, so that a difference is the file's and not this
-model's. Where torch is not installed, or the memory does not hold the model, there is nothing to compare with, and that
-is said.
+model's. Its matrices stay on the disk (`disk_tensor.py`), so that any memory holds it. Where torch is not installed,
+there is nothing to compare with, and that is said.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ggufy.errors import GgufyError
 from ggufy.export.converter import conversion
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import ChatTemplate, text_of
+from ggufy.verify import lazy_loading
 from ggufy.verify.probes import PROBES, rendered
 
 log = logging.getLogger("ggufy")
@@ -45,7 +46,7 @@ def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int
     lacking = missing(base, adapter)
     try:
         if not lacking:
-            return _run(base, adapter, own())
+            return run(base, adapter, [*own(), *_probes(base)])
     except (GgufyError, ImportError, OSError, ValueError, RuntimeError) as error:
         # What the libraries raise for a model they cannot load. This check is one more, and costs nobody the file.
         lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -53,16 +54,16 @@ def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int
     return NOTHING
 
 
-def _run(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Reference:
+def run(base: Path, adapter: Path | None, texts: Sequence[Sequence[int]]) -> Reference:
+    """The training model on these texts, with its matrices left on the disk."""
     import torch
 
-    texts = [*own, *_probes(base)]
-    with opened(base, adapter) as model, torch.inference_mode():
-        logits = [_logits(model, text) for text in texts]
+    with lazy_loading.left_on_disk(), opened(base, adapter) as model, torch.inference_mode():
+        logits = _logits(model, texts)
         untrained = None
         if adapter:
             with model.disable_adapter():
-                untrained = [_logits(model, text) for text in texts]
+                untrained = _logits(model, texts)
     return Reference(texts, logits, untrained)
 
 
@@ -96,10 +97,17 @@ def opened(base: Path, adapter: Path | None) -> Iterator[Any]:
         theirs.enable_progress_bar()
 
 
-def _logits(model: Any, text: Sequence[int]) -> Any:
+def _logits(model: Any, texts: Sequence[Sequence[int]]) -> list[Any]:
+    """Of all texts in one pass, so that each weight is read once: each is as long as the longest.
+
+    What follows a text changes nothing in it, as each position sees only those before it.
+    """
     import torch
 
-    return model(torch.tensor([list(text)])).logits[0].float().numpy()
+    longest = max(map(len, texts))
+    ids = torch.tensor([[*text, *[text[-1]] * (longest - len(text))] for text in texts])
+    found = model(ids, use_cache=False).logits.float().numpy()
+    return [logits[: len(text)] for logits, text in zip(found, texts, strict=True)]
 
 
 def _probes(base: Path) -> list[list[int]]:
@@ -113,7 +121,7 @@ def _probes(base: Path) -> list[list[int]]:
 
 
 def missing(base: Path, adapter: Path | None) -> str | None:
-    """Why the training model cannot be run here; None: it can."""
+    """Why the training model cannot be run here, whatever the memory; None: it can."""
     from importlib.util import find_spec
 
     needed = ("torch", "transformers", *(["peft"] if adapter else []))
@@ -124,6 +132,11 @@ def missing(base: Path, adapter: Path | None) -> str | None:
         return "the base is in 4 bits"
     if conversion.brings_code(base):
         return "the model has code of its own"
+    return None
+
+
+def lacking_memory(base: Path) -> str | None:
+    """Why the whole of the training model does not fit into memory; None: it does."""
     size = 4 * sum(math.prod(tensor.shape) for tensor in Checkpoint.open(base).tensors.values())
     free = _available()
     if free is not None and size * 1.2 > free:

@@ -139,7 +139,7 @@ class Evaluator:
         if (there := self.results.find(output, keys)) is not None:
             return Loss.of(there)
         base, adapter = source.base.path, source.adapter
-        if lacking := reference.missing(base, adapter):
+        if lacking := reference.missing(base, adapter) or reference.lacking_memory(base):
             return lacking
 
         def measured(_: list[Path], write: Write) -> None:
