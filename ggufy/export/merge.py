@@ -14,6 +14,7 @@ from typing import Any
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import Adapter
+from ggufy.export.adapter.lora_delta import LoraDelta
 from ggufy.export.families.family import Planned
 from ggufy.export.kernels import native
 from ggufy.export.rows import read_rows
@@ -108,7 +109,7 @@ class Merge:
         else:
             width = slab.shape[1] * SIZES[kind]
             stored = holder.data(name)[slab.start * width : slab.stop * width]
-            if lora:
+            if isinstance(lora, LoraDelta):
                 delta, scaling = lora.product(slab.start, slab.stop, self._buffer("delta", slab)), lora.scaling
         heads = slab.tensor.heads
         head = slab.tensor.shape[0] // heads if heads else 0

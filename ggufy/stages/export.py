@@ -139,7 +139,9 @@ class _Export:
             weighed = there.sha256 if there else "to come"
         missing = output_folder.missing(first | self._files(weighed), force=options.force)
         if first.keys() & set(missing) and not self._keeps_f16 and not self._f16():
-            lone = Request(this.base.path, this.adapter, {"f16": scratch / "f16"}, this.notes, tokenizer=this.own_tokenizer)
+            lone = Request(
+                this.base.path, this.adapter, {"f16": scratch / "f16"}, this.notes, tokenizer=this.own_tokenizer
+            )
             preflight.of_space(output_folder.path, engine.plan(lone, scratch).sizes)
         made = {name for name in names if self._file(name) not in missing}
         if len(made) < len(names):

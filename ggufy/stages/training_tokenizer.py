@@ -98,7 +98,9 @@ def _differences(base: Path, folder: Path, *, whole: bool) -> str | None:
     found = []
     before, after = text_of(base), text_of(folder)
     if before != after:
-        found.append("another chat template" if before and after else "a chat template" if after else "no chat template")
+        found.append(
+            "another chat template" if before and after else "a chat template" if after else "no chat template"
+        )
     if whole:
         theirs, ours = tokenizers.FolderTokenizer(base), tokenizers.FolderTokenizer(folder)
         count = len(ours.names) - len(theirs.names)

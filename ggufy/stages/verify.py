@@ -41,7 +41,10 @@ class Verifier:
     def verify(self, path: Path) -> Verified:
         """Check one GGUF: a file, or a folder of the files it is split into. Raises Unverified."""
         if not self._opened:
-            self._expected, self._opened = Expected.of(self.this.base.path, self.this.adapter, self.this.own_tokenizer), True
+            self._expected, self._opened = (
+                Expected.of(self.this.base.path, self.this.adapter, self.this.own_tokenizer),
+                True,
+            )
             self._questions = calibration.questions(self.this)
         found = checks.verify(path, self.this.tokenizer, self.threads, self._logits(), self._expected, self._questions)
         warning = found.answers.warning() if found.answers else None
@@ -54,7 +57,9 @@ class Verifier:
     def _logits(self) -> Reference:
         if self._reference is None:
             this = self.this
-            self._reference = reference.of(this.base.path, this.adapter, lambda: calibration.probes(this), this.tokenizer)
+            self._reference = reference.of(
+                this.base.path, this.adapter, lambda: calibration.probes(this), this.tokenizer
+            )
         return self._reference
 
 

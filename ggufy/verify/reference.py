@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import GgufyError
+from ggufy.export.adapter import names
 from ggufy.export.converter import conversion
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import ChatTemplate, text_of
@@ -41,12 +42,17 @@ class Reference:
 NOTHING = Reference((), ())
 
 
-def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int]]]) -> Reference:
-    """The training model on its `own` texts and on probes of ggufy's. Says why where there is nothing to compare."""
+def of(
+    base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int]]], tokenizer: Path | None = None
+) -> Reference:
+    """The training model on its `own` texts and on probes of ggufy's. Says why where there is nothing to compare.
+
+    `tokenizer` is the folder with the tokenizer of the training, if it is not the base.
+    """
     lacking = missing(base, adapter)
     try:
         if not lacking:
-            return run(base, adapter, [*own(), *_probes(base)])
+            return run(base, adapter, [*own(), *_probes(tokenizer or base)])
     except (GgufyError, ImportError, OSError, ValueError, RuntimeError) as error:
         # What the libraries raise for a model they cannot load. This check is one more, and costs nobody the file.
         lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -132,6 +138,20 @@ def missing(base: Path, adapter: Path | None) -> str | None:
         return "the base is in 4 bits"
     if conversion.brings_code(base):
         return "the model has code of its own"
+    return _unknown_names(base, adapter)
+
+
+def _unknown_names(base: Path, adapter: Path | None) -> str | None:
+    """Why transformers or peft would load something else, without an error."""
+    weights = Checkpoint.open(base)
+    if weights.wrapped:
+        return "the names of the base's weights are wrapped by a trainer, which transformers does not read"
+    file = adapter / "adapter_model.safetensors" if adapter else None
+    if file is None or not file.is_file():
+        return None
+    change = names.open_weights(file)
+    if change.wrapped:
+        return "the names of the adapter's weights are wrapped by a trainer, which peft does not read"
     return None
 
 

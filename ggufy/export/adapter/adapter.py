@@ -57,7 +57,11 @@ class Adapter:
     @classmethod
     def of(cls, base: Path, folder: Path | None) -> Adapter:
         """The adapter in a folder, or none, on a base folder: how peft merges it is up to the layers there."""
-        return cls.open(folder, conv1d=architecture.has_conv1d(config_files.read(base / "config.json"))) if folder else cls.none()
+        return (
+            cls.open(folder, conv1d=architecture.has_conv1d(config_files.read(base / "config.json")))
+            if folder
+            else cls.none()
+        )
 
     @classmethod
     def open(cls, folder: Path, *, conv1d: bool = False) -> Adapter:
@@ -69,8 +73,11 @@ class Adapter:
         where = folder.as_posix()
         config = AdapterConfig.read(folder / "adapter_config.json")
         if config.fan_in_fan_out != conv1d:
-            log.info("%s: fan_in_fan_out is %s, which does not fit the base's layers; as in peft it is not used",
-                     where, str(config.fan_in_fan_out).lower()) if config.fan_in_fan_out else None
+            log.info(
+                "%s: fan_in_fan_out is %s, which does not fit the base's layers; as in peft it is not used",
+                where,
+                str(config.fan_in_fan_out).lower(),
+            ) if config.fan_in_fan_out else None
             config = config.model_copy(update={"fan_in_fan_out": conv1d})
         weights = names.open_weights(_file(folder))
         found: dict[str, dict[str, Any]] = {}
@@ -127,7 +134,8 @@ class Adapter:
         self.untied = trained and not (self.kept_tied and self._head_is_embedding())
         if self.untied and any(isinstance(self.deltas.get(name), TokenRows) for name in both):
             raise ExportError(
-                f"{self.where}: it trains single tokens of a tied embedding, and its output matrix apart", "merge it with peft"
+                f"{self.where}: it trains single tokens of a tied embedding, and its output matrix apart",
+                "merge it with peft",
             )
         if not self.untied:
             self.whole.pop(HEAD, None)
@@ -187,7 +195,13 @@ class Adapter:
                     f"{_OTHER_BASE}, with its added tokens; or save the tokenizer that it was trained with beside it: "
                     "tokenizer.json and tokenizer_config.json",
                 )
-        if rows is not None and HEAD in wanted and HEAD not in self.whole and rows > base[HEAD if HEAD in base else EMBEDDING].shape[0] and not self.untied:
+        if (
+            rows is not None
+            and HEAD in wanted
+            and HEAD not in self.whole
+            and rows > base[HEAD if HEAD in base else EMBEDDING].shape[0]
+            and not self.untied
+        ):
             raise ExportError(
                 f"{self.where}: its embedding has {rows:,} rows, and there is no output matrix for them: the base has "
                 f"{base[HEAD].shape[0]:,} rows",

@@ -57,7 +57,9 @@ def of(held: Mapping[str, Any], config: AdapterConfig, where: str) -> Iterator[t
     for module, values in held.items():
         numbers = next((found for name, found in wanted.items() if module == name or module.endswith(f".{name}")), None)
         if not isinstance(numbers, list) or not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise ExportError(f"{where}: adapter_config.json does not say which tokens of {module} were trained", _DAMAGED)
+            raise ExportError(
+                f"{where}: adapter_config.json does not say which tokens of {module} were trained", _DAMAGED
+            )
         if values.ndim != 2 or len(values) != len(numbers):
             raise ExportError(
                 f"{where}: {module} has trained tokens of shape {list(values.shape)}, "

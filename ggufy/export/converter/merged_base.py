@@ -102,7 +102,12 @@ def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path)
     changed = bool(adapter.deltas or adapter.whole) or any(t.dtype == FOUR_BIT for t in weights.tensors.values())
     # The converter would not know the names that a trainer's wrapper wrote.
     config = config_files.read(request.base / "config.json")
-    changed = changed or weights.wrapped or request.tokenizer is not None or architecture.of(config) not in config.get("architectures", [])
+    changed = (
+        changed
+        or weights.wrapped
+        or request.tokenizer is not None
+        or architecture.of(config) not in config.get("architectures", [])
+    )
     # Always from F16, whatever else is asked for: the bytes of a quant may not depend on it.
     if request.quants and changed and "merged" not in sinks:
         sinks[_SCRATCH] = MergedSink(scratch / "merged", request.base, planned, "F16", request.tokenizer)
