@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ggufy.errors import ExportError
+from ggufy.export.adapter import names
 from ggufy.export.adapter.adapter import EMBEDDING
-from ggufy.export.adapter.names import open_weights
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import text_of
 from ggufy.model.tokenizer import folder as tokenizers
@@ -37,7 +37,6 @@ _FILES = (
     "merges.txt",
     _TEMPLATE,
 )
-_EMBEDDINGS = tuple(f"embed_tokens.{part}weight" for part in ("", "modules_to_save.", "base_layer."))
 # What is read of a model folder beside its tokenizer.
 _OF_THE_MODEL = ("config.json", "generation_config.json")
 
@@ -120,8 +119,7 @@ def _resizes(base: Path, adapter: Path) -> bool:
     tokenizer = tokenizers.FolderTokenizer(adapter)
     highest = max(tokenizer.names, default=0)
     file = adapter / "adapter_model.safetensors"
-    tensors = open_weights(file).tensors if file.is_file() else {}
-    brought = next((tensor for name, tensor in tensors.items() if name.endswith(_EMBEDDINGS)), None)
+    brought = names.embedding(names.open_weights(file)) if file.is_file() else None
     own = Checkpoint.open(base).tensors.get(EMBEDDING)
     held = brought or own
     if held is None or highest < held.shape[0]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ggufy.errors import GgufyError
 from ggufy.export.adapter import names
+from ggufy.export.adapter.adapter import EMBEDDING
 from ggufy.export.converter import conversion
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import ChatTemplate, text_of
@@ -152,6 +153,9 @@ def _unknown_names(base: Path, adapter: Path | None) -> str | None:
     change = names.open_weights(file)
     if change.wrapped:
         return "the names of the adapter's weights are wrapped by a trainer, which peft does not read"
+    brought, own = names.embedding(change), weights.tensors.get(EMBEDDING)
+    if brought and own and brought.shape != own.shape:
+        return "the adapter's vocabulary has another size than the base's, which peft does not load by itself"
     return None
 
 

@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ggufy
+from ggufy import pipeline
 from ggufy.data import source
 from ggufy.errors import ExportError
 from ggufy.model import tiny
@@ -93,7 +94,7 @@ def test_its_tokenizer_is_the_files(base: Path, tmp_path: Path, caplog: pytest.L
     assert template_of(made["f16"]) == TEMPLATE
     assert "### user" in made["f16 Modelfile"].read_text("utf-8")
     assert AutoTokenizer.from_pretrained(made["merged"]).chat_template == TEMPLATE
-    assert all("unchanged" in line or "tokenized" in line for line in ggufy.verify(out, logits=False))
+    assert all("unchanged" in line or "tokenized" in line for line in pipeline.verify(out, logits=False))
     # Another tokenizer is another file.
     before = made["f16"].read_bytes()
     tokenizer(base, adapter, template=TEMPLATE.replace("###", "##"))
@@ -178,7 +179,7 @@ def test_an_adapter_in_a_folder_of_its_own(named: bool, base: Path, tmp_path: Pa
     train(base, tmp_path / "adapter/policy")
     what = tmp_path / "adapter/policy" if named else tmp_path / "adapter"
     assert export(what, base, tmp_path / "out")["f16"].is_file()
-    assert any("tokenized" in line for line in ggufy.verify(tmp_path / "out", logits=False))
+    assert any("tokenized" in line for line in pipeline.verify(tmp_path / "out", logits=False))
 
 
 def test_several_adapters(base: Path, tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ class Adapter:
                 )
             else:
                 check_readable(weights, name)
-                whole[short.replace(".modules_to_save", "").replace(".base_layer.", ".")] = name
+                short = short.replace(".modules_to_save", "").replace(".token_adapter", "")
+                whole[short.replace(".base_layer.", ".")] = name
         rows = {f"{module}.weight": delta for module, delta in token_rows.of(tokens, config, where)}
         if not found and not whole and not rows:
             raise ExportError(f"{where}: the adapter is empty", "train it first")
@@ -119,6 +120,12 @@ class Adapter:
         if not tied:
             return False
         both = (EMBEDDING, HEAD)
+        single = [delta for name in both if isinstance(delta := self.deltas.get(name), TokenRows)]
+        if len(single) == 2 and not single[0].same(single[1]):
+            raise ExportError(
+                f"{self.where}: it trains single tokens of embedding and output matrix apart, but the base ties them",
+                _OTHER_BASE,
+            )
         loaded = [self.whole[name] for name in both if name in self.whole and name not in self.copies]
         if len(loaded) == 2 and not self._same(*loaded):
             raise ExportError(

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ggufy.errors import ExportError
-from ggufy.model.safetensors import Checkpoint
+from ggufy.model.safetensors import Checkpoint, Tensor
 
 _PREFIX = "base_model.model."
 _NAMED = re.compile(
@@ -19,6 +19,9 @@ _NAMED = re.compile(
     r"|trainable_tokens_delta)\.(?P<adapter>[^.]+)(?P<end>\.weight|\.bias|)$"
 )
 _PARTS = ("weight", "bias")
+_EMBEDDINGS = tuple(
+    f"embed_tokens.{part}weight" for part in ("", "modules_to_save.", "base_layer.", "token_adapter.base_layer.")
+)
 # A raw state dict holds the module of the base, too, of which a copy was trained.
 _OF_THE_BASE = ".original_module."
 
@@ -47,6 +50,11 @@ def open_weights(file: Path) -> Checkpoint:
     if not names and len(held) == len(weights.tensors):
         return weights
     return Checkpoint(held, weights.where, wrapped=True).renamed(names)
+
+
+def embedding(weights: Checkpoint) -> Tensor | None:
+    """The embedding that an adapter brings, if it brings one whole."""
+    return next((tensor for name, tensor in weights.tensors.items() if name.endswith(_EMBEDDINGS)), None)
 
 
 def module_of(name: str) -> str:

@@ -38,6 +38,11 @@ class TokenRows:
     def fits(self, shape: tuple[int, ...]) -> bool:
         return len(shape) == 2 and shape[1] == self.shape[1] and shape[0] >= self.shape[0]
 
+    def same(self, other: TokenRows) -> bool:
+        import numpy as np
+
+        return self.tokens == other.tokens and np.array_equal(self.values, other.values)
+
     def apply(self, rows: Any, start: int, scratch: Any) -> None:
         """Replace what lies in rows [start, start + len(rows)), in place."""
         del scratch
@@ -49,8 +54,9 @@ class TokenRows:
 def of(held: Mapping[str, Any], config: AdapterConfig, where: str) -> Iterator[tuple[str, TokenRows]]:
     """By module: the rows in an adapter (module -> float32 array), with the numbers from its configuration."""
     given = config.trainable_token_indices or {}
-    wanted = {"embed_tokens": given} if isinstance(given, list) else dict(given)
-    if wanted and not held:
+    # A list means the embedding, and its copy where the two are tied.
+    wanted = {"embed_tokens": given, "lm_head": given} if isinstance(given, list) else dict(given)
+    if given and not held:
         raise ExportError(
             f"{where}: trainable_token_indices in adapter_config.json, but there are no trained tokens", _DAMAGED
         )
