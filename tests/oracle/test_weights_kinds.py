@@ -173,7 +173,9 @@ def test_rope(kind: str, base: Path) -> None:
     # That a wrong rotation would be seen: dynamic scaling acts beyond the context only.
     assert kind == "dynamic" or np.abs(plain - expected).max() > 0.02 * np.abs(expected).max()
     assert_is(base, expected)
-    assert_converters(base, base)
+    # The others differ from these in nothing that the converter writes.
+    if kind in ("yarn without its length", "llama3 without its length", "two keys"):
+        assert_converters(base, base)
 
 
 def test_the_length_outside_has_the_last_word(base: Path) -> None:
