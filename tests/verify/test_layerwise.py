@@ -145,11 +145,11 @@ def test_a_tied_matrix_that_is_there_twice(same: bool, tmp_path: Path) -> None:
     compare(base, None)
 
 
-@pytest.mark.parametrize("kind", ["lora", "embeddings", "whole", "tokens"])
+@pytest.mark.parametrize("kind", ["embeddings", "whole", "tokens"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_more_than_a_slab_is_in_memory(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is read of the matrices: how much at a time, and what else lives then."""
-    sizes = {"vocab_size": 20_000, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    sizes = {"vocab_size": 8_000, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     base = model(tmp_path / "base", "llama", **sizes)
     made = adapter(base, tmp_path / "adapter", **ADAPTERS[kind])
     read, alive = [], []
@@ -160,7 +160,7 @@ def test_no_more_than_a_slab_is_in_memory(kind: str, tmp_path: Path, monkeypatch
         # One of the matrices, and not what an adapter has for it.
         if self.shape == (sizes["vocab_size"], sizes["hidden_size"]):
             read.append(out.numel())
-            if len(out) > 1 and start % 9600 == 0:
+            if len(out) > 1 and start % 3200 == 0:
                 alive.append(in_tensors())
 
     monkeypatch.setattr(disk_tensor, "SLAB", 4096)
@@ -171,8 +171,8 @@ def test_no_more_than_a_slab_is_in_memory(kind: str, tmp_path: Path, monkeypatch
     assert sum(read) >= 2 * sizes["vocab_size"] * sizes["hidden_size"]
     logits = 2 * 4 * sizes["vocab_size"] * len(TEXTS) * max(map(len, TEXTS))
     assert found.logits[0].base.nbytes == logits // 2
-    # Either of the large matrices alone is five megabytes.
-    assert before < max(alive) < before + logits + 2_000_000
+    # Either of the large matrices alone is two megabytes.
+    assert before < max(alive) < before + logits + 1_000_000
 
 
 def in_tensors() -> int:
