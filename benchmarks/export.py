@@ -6,9 +6,9 @@ The usual pipeline is three processes: peft merges and saves F16, llama.cpp's co
 quantizes it once for each quant. ggufy is one command: without its verify step, with its own kernels and with
 llama.cpp's; then with the verify step, without and with the logits of the training model in float32. Wall and CPU time,
 peak memory and bytes written are those of the processes: anonymous memory (RssAnon), which is what a machine has to
-have, and all that is resident (VmHWM), in which every page of a mapped file counts, though the system takes those back. Each
-finds the base's weights in the page cache. The floor is the time of llama.cpp's kernels on the same tensors, divided by the threads: no exporter that uses those can be
-faster.
+have, and all that is resident (VmHWM), in which every page of a mapped file counts, though the system takes those back.
+Each finds the base's weights in the page cache. The floor is the time of llama.cpp's kernels on the same tensors,
+divided by the threads: no exporter that uses those can be faster.
 """
 
 import argparse
