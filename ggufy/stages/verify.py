@@ -27,7 +27,8 @@ log = logging.getLogger("ggufy")
 class Verifier:
     """Verifies files of one model source, each part of which is made ready once.
 
-    With `logits` against the training model too, which takes its memory. What is wrong with its answers is logged.
+    With `logits` against the training model too, which takes a gigabyte of memory. What is wrong with its answers is
+    logged.
     """
 
     def __init__(self, this: ModelSource, threads: int, *, logits: bool) -> None:

@@ -225,8 +225,8 @@ def _to(weight: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _is_usual(kind: Any) -> bool:
     if isinstance(kind, torch.Tensor):
-        return kind.dtype == torch.float32 and kind.device.type == "cpu"
-    return bool(kind in (torch.float32, torch.device("cpu"), "cpu"))
+        return bool(kind.dtype == torch.float32 and kind.device.type == "cpu")
+    return kind in (torch.float32, torch.device("cpu"), "cpu")
 
 
 def _copied(weight: Any, memo: Any = None, **_: Any) -> Any:

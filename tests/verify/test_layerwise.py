@@ -82,7 +82,10 @@ def adapter(base: Path, folder: Path, **settings: Any) -> Path:
 
 def in_memory(base: Path, adapter: Path | None) -> tuple[list[Any], list[Any] | None]:
     """What transformers and peft say by themselves, text by text."""
-    found: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    # As the reference: PyTorch's fused attention leaves out the caps of Gemma 2.
+    eager = "gemma2" in (base / "config.json").read_text("utf-8")
+    attention = "eager" if eager else None
+    found: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=attention)
     found = PeftModel.from_pretrained(found, adapter) if adapter else found
     found.eval()
     with torch.inference_mode():
@@ -145,36 +148,39 @@ def test_a_tied_matrix_that_is_there_twice(same: bool, tmp_path: Path) -> None:
     compare(base, None)
 
 
-@pytest.mark.parametrize("kind", ["lora", "embeddings", "whole", "tokens"])
+@pytest.mark.parametrize("kind", ["embeddings", "whole", "tokens"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_more_than_a_slab_is_in_memory(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is read of the matrices: how much at a time, and what else lives then."""
-    sizes = {"vocab_size": 20_000, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    sizes = {"vocab_size": 8_000, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     base = model(tmp_path / "base", "llama", **sizes)
     made = adapter(base, tmp_path / "adapter", **ADAPTERS[kind])
-    slab = 4096
     read, alive = [], []
     stored = disk_tensor.Stored.read
 
     def watched(self: disk_tensor.Stored, start: int, out: torch.Tensor) -> None:
-        read.append(out.numel())
         stored(self, start, out)
-        if self.shape[0] == sizes["vocab_size"] and len(read) % 50 == 0:
-            live = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
-            held = {
-                one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
-                for one in live
-                if not isinstance(one, disk_tensor.DiskTensor)
-            }
-            alive.append(sum(held.values()))
+        # One of the matrices, and not what an adapter has for it.
+        if self.shape == (sizes["vocab_size"], sizes["hidden_size"]):
+            read.append(out.numel())
+            if len(out) > 1 and start % 3200 == 0:
+                alive.append(in_tensors())
 
-    monkeypatch.setattr(disk_tensor, "SLAB", slab)
+    monkeypatch.setattr(disk_tensor, "SLAB", 4096)
     monkeypatch.setattr(disk_tensor.Stored, "read", watched)
-    before = {id(one) for one in gc.get_objects() if isinstance(one, torch.Tensor)}
-    assert before is not None
+    before = in_tensors()
     found = reference.run(base, made, TEXTS)
-    assert max(read) <= slab
-    assert sum(read) > 2 * sizes["vocab_size"] * sizes["hidden_size"]
-    logits = 2 * found.logits[0].shape[1] * 4 * len(TEXTS) * max(map(len, TEXTS))
-    assert max(alive) < logits + 500_000
-    # Either matrix alone is five megabytes.
+    assert max(read) <= 4096
+    assert sum(read) >= 2 * sizes["vocab_size"] * sizes["hidden_size"]
+    logits = 2 * 4 * sizes["vocab_size"] * len(TEXTS) * max(map(len, TEXTS))
+    assert found.logits[0].base.nbytes == logits // 2
+    # Either of the large matrices alone is two megabytes.
+    assert before < max(alive) < before + logits + 1_000_000
+
+
+def in_tensors() -> int:
+    """Bytes of all tensors that there are, each storage once."""
+    # By their type: to ask some other objects for their class warns.
+    live = (one for one in gc.get_objects() if issubclass(type(one), torch.Tensor))
+    storages = [one.untyped_storage() for one in live if type(one) is not disk_tensor.DiskTensor and not one.is_meta]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
