@@ -1,13 +1,14 @@
 """From base + adapter to GGUF: the usual pipeline against ggufy, in turn, on random weights of a real shape.
 
-    python benchmarks/export.py [--shape 1b|3b] [--quants q4_k_m q8_0] [--folder DIR]
+    python benchmarks/export.py [--shape 1b|3b] [--quants q4_k_m q8_0] [--folder DIR] [--only NAME ...]
 
 The usual pipeline is three processes: peft merges and saves F16, llama.cpp's converter makes an F16 GGUF, llama.cpp
 quantizes it once for each quant. ggufy is one command: without its verify step, with its own kernels and with
 llama.cpp's; then with the verify step, without and with the logits of the training model in float32. Wall and CPU time,
-peak anonymous memory and bytes written are those of the processes. Each finds the base's weights in the page cache. The
-floor is the time of llama.cpp's kernels on the same tensors, divided by the threads: no exporter that uses those can be
-faster.
+peak memory and bytes written are those of the processes: anonymous memory (RssAnon), which is what a machine has to
+have, and all that is resident (VmHWM), in which every page of a mapped file counts, though the system takes those back.
+Each finds the base's weights in the page cache. The floor is the time of llama.cpp's kernels on the same tensors,
+divided by the threads: no exporter that uses those can be faster.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ggufy.export import families
 from ggufy.export.engine import plan
-from ggufy.export.families import llama
 from ggufy.export.request import Request
 from ggufy.llamacpp import library
 from ggufy.model import random_llama, safetensors
@@ -60,20 +61,27 @@ class Cost:
     wall: float = 0.0
     cpu: float = 0.0
     anonymous: int = 0
+    resident: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.wall + other.wall, self.cpu + other.cpu, max(self.anonymous, other.anonymous))
+        return Cost(
+            self.wall + other.wall,
+            self.cpu + other.cpu,
+            max(self.anonymous, other.anonymous),
+            max(self.resident, other.resident),
+        )
 
 
 def measure(*command: str) -> Cost:
-    """Run a process; its wall and CPU time, and the peak of its RssAnon, sampled every 10 ms."""
+    """Run a process; its wall and CPU time, the peak of its RssAnon, sampled every 10 ms, and its VmHWM."""
     before, begun = os.times(), time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peak = 0
+    peak = resident = 0
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()
             peak = max(peak, int(status.partition("RssAnon:")[2].split()[0]) * 1024)
+            resident = int(status.partition("VmHWM:")[2].split()[0]) * 1024
         except (OSError, IndexError):
             pass
         time.sleep(0.01)
@@ -81,7 +89,7 @@ def measure(*command: str) -> Cost:
         sys.exit((process.stderr.read() if process.stderr else b"").decode())
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Cost(time.perf_counter() - begun, cpu, peak)
+    return Cost(time.perf_counter() - begun, cpu, peak, resident)
 
 
 def usual(base: Path, adapter: Path, out: Path, quants: list[str]) -> tuple[Cost, int]:
@@ -187,6 +195,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(random_llama.SHAPES), default="1b")
     parser.add_argument("--quants", nargs="+", default=None, help="one command with these; else each of the usual ones")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here for the next time")
+    parser.add_argument("--only", nargs="+", choices=list(EXPORTERS), default=list(EXPORTERS), help="some of them")
     given = parser.parse_args()
     sets = [given.quants] if given.quants else [["q4_k_m"], ["q8_0"], ["f16"], ["q4_k_m", "q5_k_m", "q8_0"]]
     with tempfile.TemporaryDirectory() as scratch:
@@ -195,11 +204,11 @@ def main() -> None:
         if not (adapter / "adapter_config.json").is_file():
             random_llama.write(base, random_llama.SHAPES[given.shape], VENDOR / "models" / "ggml-vocab-llama-bpe.gguf")
             make_adapter(base, adapter)
-        assert llama.read_config(base)["vocab_size"] == 128256
-        print(f"{given.shape}, {cores()} threads; wall s, CPU s, peak anonymous MB, written MB")
+        assert families.read(base).vocab_size == 128256
+        print(f"{given.shape}, {cores()} threads; wall s, CPU s, peak anonymous MB, peak resident MB, written MB")
         for quants in sets:
             rows = {}
-            for name, exporter in EXPORTERS.items():
+            for name, exporter in ((name, EXPORTERS[name]) for name in given.only):
                 out = Path(scratch) / name.replace(" ", "-")
                 out.mkdir()
                 warm(base)
@@ -207,8 +216,10 @@ def main() -> None:
                 shutil.rmtree(out)
             print(f"\n{' '.join(quants)}")
             for name, (cost, written) in rows.items():
-                figures = f"{cost.wall:8.1f} {cost.cpu:8.1f} {cost.anonymous / 1e6:8.0f} {written / 1e6:8.0f}"
-                print(f"  {name:<16}{figures}")
+                memory = f"{cost.anonymous / 1e6:8.0f} {cost.resident / 1e6:8.0f}"
+                print(f"  {name:<16}{cost.wall:8.1f} {cost.cpu:8.1f} {memory} {written / 1e6:8.0f}")
+            if set(given.only) != set(EXPORTERS):
+                continue
             bound = floor(base, quants)
             print(f"  kernel floor    {bound:8.1f}   of llama.cpp's kernels")
             print(f"  ratio           {rows['usual pipeline'][0].wall / rows['ggufy'][0].wall:8.2f}")

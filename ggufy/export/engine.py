@@ -5,40 +5,46 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggufy.errors import ExportError
-from ggufy.export import imatrix, kernel_agreement, stream, vocab
+from ggufy.export import families, imatrix, kernel_agreement, stream
+from ggufy.export import planned as planned_of
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.converter import conversion, merged_base
-from ggufy.export.families import llama
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Family, Planned
 from ggufy.export.gguf import layout, lora_gguf
 from ggufy.export.kernels import native
 from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.llamacpp import library
 from ggufy.model.safetensors import Checkpoint
+from ggufy.model.tokenizer import folder as tokenizer_folder
+from ggufy.recipe.schema import Lora
 from ggufy.system import machine, progress
 
 
-def check_base(base: Path, modules: Sequence[str] = ()) -> None:
-    """Check that a base can be exported and has these modules, before hours of training."""
-    weights = Checkpoint.open(base)
+def check_base(base: Path, lora: Lora | None = None) -> tuple[str, ...]:
+    """Check that a base can be exported and has the modules to be trained, before hours of it. Returns their names.
+
+    Its tokenizer as well: what llama.cpp would read in another way is refused.
+    """
     if conversion.is_foreign(base):
         conversion.check(base)
-        planned = conversion.plan(base, weights)
+        planned = conversion.plan(base, Checkpoint.open(base))
     else:
-        config = llama.read_config(base)
-        planned = llama.plan(config, weights)
-        vocab.check(base, config["vocab_size"])
+        family, weights = families.opened(base)
+        planned = family.plan(weights)
+        family.check_vocab()
     have = {t.source.split(".")[-2] for t in planned if t.source and len(t.shape) == 2 and "." in t.source}
+    modules = lora.modules_in(have) if lora else ()
     if missing := [module for module in modules if module not in have]:
         raise ExportError(
             f"the base has no module named {missing[0]}; it has {', '.join(sorted(have))}", "check lora.target_modules"
         )
+    return modules
 
 
 def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
@@ -51,33 +57,36 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
             "ggufy was installed without its own kernels",
             "see how to get them with `ggufy doctor`, or give --kernels auto",
         )
-    weights = Checkpoint.open(request.base)
-    adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()
+    adapter = Adapter.of(request.base, request.adapter)
     if conversion.is_foreign(request.base):
-        return merged_base.plan(request, weights, adapter, scratch)
-    config = llama.read_config(request.base)
-    planned = llama.plan(config, weights, untied=adapter.unties(config["tie_word_embeddings"]))
-    adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
+        return merged_base.plan(request, Checkpoint.open(request.base), adapter, scratch)
+    found = planned_of.ready(request.base, adapter, request.tokenizer)
+    family, weights, planned = found.family, found.weights, found.tensors
+    if request.quants:
+        family.check_vocab()
+        family.say_limits()
     if ADAPTER in request.outputs:
         lora_gguf.check(adapter)
     if request.imatrix:
         request.imatrix.check(planned)
     # llama.cpp only asks whether there is one.
     matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
-    wanted = layout.Wanted(config, request.base, planned, dict(request.general), matrix, request.split)
+    wanted = layout.Wanted(family, planned, dict(request.general), matrix, request.split)
     layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
+    tokenizer_folder.forget()
     split = request.split is not None
     sinks: dict[str, GgufSink | MergedSink] = {
         name: GgufSink(request.outputs[name], made, request.imatrix, split=split) for name, made in layouts.items()
     }
-    return OnePass(request, planned, {**sinks, **merged_sinks(request, planned)}, weights, adapter)
+    return OnePass(request, family, planned, {**sinks, **merged_sinks(request, planned)}, weights, adapter)
 
 
 @dataclass(frozen=True)
 class OnePass:
-    """The Llama family: straight from base and adapter to every output."""
+    """A family that ggufy knows: straight from base and adapter to every output."""
 
     request: Request
+    family: Family
     planned: list[Planned]
     sinks: dict[str, GgufSink | MergedSink]
     weights: Checkpoint
@@ -97,7 +106,7 @@ class OnePass:
 
     def write(self, threads: int) -> None:
         if place := self.request.outputs.get(ADAPTER):
-            lora_gguf.write(place, self.adapter, self.planned, dict(self.request.general))
+            lora_gguf.write(place, self.adapter, self.family.arch, self.planned, dict(self.request.general))
         if self.sinks:
             merge = kernel_agreement.agreed(self.planned, self.weights, self.adapter, self.request.kernels)
             files = [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]

@@ -14,7 +14,8 @@ from typing import Any
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import Adapter
-from ggufy.export.families.llama import Planned
+from ggufy.export.adapter.lora_delta import LoraDelta
+from ggufy.export.families.family import Planned
 from ggufy.export.kernels import native
 from ggufy.export.rows import read_rows
 from ggufy.llamacpp import library
@@ -43,7 +44,7 @@ class Rows:
     """
 
     exact: Any = None
-    """float32, in the checkpoint's order, as are `bf16` and `half`."""
+    """float32, in the checkpoint's order, as are `bf16` and `half`; like `permuted` with its tensor's shift."""
     bf16: Any = None
     """`exact` rounded to bfloat16, as 16-bit patterns."""
     half: Any = None
@@ -76,7 +77,25 @@ class Merge:
         if slab.tensor.made:
             made = np.array(slab.tensor.made, np.float32)[slab.start : slab.stop, None]
             return Rows(exact=made, permuted=made)
+        if slab.tensor.shift:
+            return self._shifted(slab)
         return self._compiled(slab, parts) if self.compiled else self._by_numpy(slab, parts)
+
+    def _shifted(self, slab: Slab) -> Rows:
+        """A vector of which the GGUF holds another than the checkpoint: all parts, as it is short.
+
+        The sum is rounded as the converter's: a float16 checkpoint's to float16, others' to float32.
+        """
+        import numpy as np
+
+        holder, name = self._stored(slab.tensor)
+        values = np.empty(slab.shape, np.float32)
+        self._read(slab, values)
+        self._refuse_bad(slab, values)
+        half, shifted = values.astype(np.float16), values + np.float32(slab.tensor.shift)
+        if holder[name].dtype == "F16":
+            shifted = shifted.astype(np.float16).astype(np.float32)
+        return Rows(shifted, safetensors.to_bf16(values), half, half, shifted)
 
     def _compiled(self, slab: Slab, parts: Collection[str]) -> Rows:
         outputs = {part: self._buffer(part, slab) for part in parts}
@@ -90,7 +109,7 @@ class Merge:
         else:
             width = slab.shape[1] * SIZES[kind]
             stored = holder.data(name)[slab.start * width : slab.stop * width]
-            if lora:
+            if isinstance(lora, LoraDelta):
                 delta, scaling = lora.product(slab.start, slab.stop, self._buffer("delta", slab)), lora.scaling
         heads = slab.tensor.heads
         head = slab.tensor.shape[0] // heads if heads else 0
@@ -154,6 +173,11 @@ class Merge:
         holder, name = self._stored(tensor)
         lora = self.adapter.deltas.get(str(tensor.source))
         return holder[name].dtype, "none" if lora is None else "added" if lora.plain else "of another kind"
+
+    def base_rows(self, tensor: Planned) -> int:
+        """How many rows of a tensor the base has."""
+        name = tensor.stored or str(tensor.source)
+        return matrix(self.base[name].shape)[0] if name in self.base else 0
 
     def _stored(self, tensor: Planned) -> tuple[Checkpoint, str]:
         """Where the rows lie that the adapter changes: in the base, or in the adapter."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.sinks import MergedSink
 
@@ -32,6 +32,8 @@ class Request:
     """The most bytes of a file; each GGUF is then a folder of files."""
     kernels: str = "auto"
     """What quantizes: auto, native or llama.cpp. The bytes are the same."""
+    tokenizer: Path | None = None
+    """The folder with the tokenizer of the training, where that is not the base's."""
 
     @property
     def quants(self) -> list[str]:
@@ -55,7 +57,7 @@ class Plan(Protocol):
 def merged_sinks(request: Request, planned: list[Planned]) -> dict[str, MergedSink]:
     """The merged checkpoints that are asked for."""
     return {
-        name: MergedSink(request.outputs[name], request.base, planned, dtype)
+        name: MergedSink(request.outputs[name], request.base, planned, dtype, request.tokenizer)
         for name, dtype in MERGED.items()
         if name in request.outputs
     }

@@ -9,13 +9,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggufy.export.families.llama import Planned
+from ggufy.export.adapter.adapter import EMBEDDING
+from ggufy.export.families.family import Planned
 from ggufy.export.gguf.layout import Layout, Slot
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.kernels import native
 from ggufy.export.merge import Rows, Slab
 from ggufy.llamacpp import library
-from ggufy.model import safetensors
+from ggufy.model import architecture, safetensors
 from ggufy.model.safetensors import SIZES
 
 _SHARD = 5_000_000_000
@@ -103,8 +104,13 @@ def _in_llama_cpps_order(rows: Any, tensor: Planned) -> Any:
 class MergedSink:
     """A folder with config, tokenizer and 16-bit safetensors, sharded with an index above 5 GB."""
 
-    def __init__(self, folder: Path, base: Path, planned: Sequence[Planned], dtype: str) -> None:
+    def __init__(
+        self, folder: Path, base: Path, planned: Sequence[Planned], dtype: str, tokenizer: Path | None = None
+    ) -> None:
         self.folder, self.base, self.dtype = folder, base, dtype
+        self.tokenizer = tokenizer or base
+        # An adapter may bring an embedding with more rows.
+        self.vocab_size = next((t.shape[0] for t in planned if t.source == EMBEDDING), None)
         self.part = {"F16": "half", "BF16": "bf16"}[dtype]
         shapes = {str(tensor.source): tensor.shape for tensor in planned if tensor.source}
         self.shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
@@ -145,12 +151,16 @@ class MergedSink:
         config.pop("dtype", None)
         # A base in 4 bits becomes one in 16.
         config.pop("quantization_config", None)
+        if (known := architecture.of(config)) != "none":
+            config["architectures"] = [known, *config.get("architectures", [])[1:]]
+        if config.get("vocab_size") and self.vocab_size:
+            config["vocab_size"] = self.vocab_size
         if config.get("tie_word_embeddings") and "lm_head.weight" in self.places:
             config["tie_word_embeddings"] = False
         _dump(self.folder / "config.json", config)
         for name in _COPIED:
-            if (self.base / name).is_file():
-                shutil.copyfile(self.base / name, self.folder / name)
+            if (self.tokenizer / name).is_file():
+                shutil.copyfile(self.tokenizer / name, self.folder / name)
 
     def parts(self, tensor: Planned) -> Collection[str]:
         return [self.part] if tensor.source else []

@@ -12,17 +12,19 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ModelError
+from ggufy.model import weight_names
 
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _MAX_HEADER = 100_000_000
 FOUR_BIT = "BNB4"
 """The dtype of a tensor in bitsandbytes' 4 bits; `export/four_bit.py` reads its numbers."""
+_WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _AGAIN = "copy the model folder again"
 _STATE = ".quant_state.bitsandbytes__"
@@ -46,18 +48,23 @@ class Tensor:
 
 
 class Checkpoint:
-    """The tensors of a model folder or of one file, by name. Nothing is read but headers until `data` is asked."""
+    """The tensors of a model folder or of one file, by name. Nothing is read but headers until `data` is asked.
 
-    def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
-        self.tensors, self.where = dict(tensors), where
+    They are in llama.cpp's converter's order: file by file, and by name in each. Where a trainer wrapped their names,
+    these are the names without that, and `wrapped` says so: transformers and peft would not know them.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], where: str, *, wrapped: bool = False) -> None:
+        self.tensors, self.where, self.wrapped = dict(tensors), where, wrapped
         self._maps: dict[Path, mmap.mmap] = {}
 
     @classmethod
     def open(cls, place: Path) -> Checkpoint:
         """A model folder (sharded or not) or one .safetensors file. Raises ModelError where something is missing."""
         if place.is_file():
-            return cls(_join_four_bit(read_header(place)), place.as_posix())
-        names = _by_index(place)
+            return _named(read_header(place), place)
+        # As transformers: one whole file comes before shards, and an index beside it is not looked at.
+        names = {} if (place / _WHOLE).is_file() else _by_index(place)
         tensors: dict[str, Tensor] = {}
         for file in sorted(set(names.values())) if names else _without_index(place):
             if not (place / file).is_file():
@@ -69,7 +76,7 @@ class Checkpoint:
                 tensors[name] = tensor
         if lost := sorted(names.keys() - tensors.keys()):
             raise ModelError(f"{place.as_posix()}: {_INDEX} says that {names[lost[0]]} holds {lost[0]}", _AGAIN)
-        return cls(_join_four_bit(tensors), place.as_posix())
+        return _named(tensors, place)
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -78,7 +85,19 @@ class Checkpoint:
         try:
             return self.tensors[name]
         except KeyError:
-            raise ModelError(f"{self.where}: the tensor {name} is missing", _AGAIN) from None
+            raise ModelError(f"{self.where}: the tensor {name} is missing", self._again) from None
+
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same tensors, those in `names` under other names."""
+        held = _in_order(replace(tensor, name=names.get(name, name)) for name, tensor in self.tensors.items())
+        return Checkpoint(held, self.where, wrapped=self.wrapped)
+
+    @property
+    def _again(self) -> str:
+        folder = Path(self.where)
+        if (folder / _WHOLE).is_file() and (folder / _INDEX).is_file():
+            return f"{_AGAIN}; or, if the shards beside {_WHOLE} are the model, remove {_WHOLE}: it is read before them"
+        return _AGAIN
 
     def data(self, name: str) -> memoryview:
         """The bytes of a tensor, mapped, not copied."""
@@ -90,6 +109,17 @@ class Checkpoint:
             with tensor.file.open("rb") as file:
                 self._maps[tensor.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return memoryview(self._maps[tensor.file])[tensor.start : tensor.end]
+
+
+def _named(tensors: Mapping[str, Tensor], place: Path) -> Checkpoint:
+    names = weight_names.unwrap(tensors, place.as_posix())
+    wrapped = any(name != short for name, short in names.items())
+    held = _in_order(replace(tensor, name=names[name]) for name, tensor in tensors.items())
+    return Checkpoint(_join_four_bit(held), place.as_posix(), wrapped=wrapped)
+
+
+def _in_order(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    return {tensor.name: tensor for tensor in sorted(tensors, key=lambda tensor: (tensor.file, tensor.name))}
 
 
 def _by_index(folder: Path) -> dict[str, str]:
@@ -112,8 +142,8 @@ def _without_index(folder: Path) -> list[str]:
     files = [name for name in files if name.startswith("model")] or files
     if not files:
         raise ModelError(f"{folder.as_posix()}: no .safetensors weights there", _AGAIN)
-    if "model.safetensors" in files:
-        return ["model.safetensors"]
+    if _WHOLE in files:
+        return [_WHOLE]
     shard = re.search(r"-of-(\d+)\.safetensors$", files[0])
     if len(files) > 1 or (shard and int(shard[1]) > 1):
         raise ModelError(f"{folder.as_posix()}: {files[0]} is a part of a model, but {_INDEX} is missing", _AGAIN)

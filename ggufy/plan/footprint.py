@@ -53,8 +53,9 @@ def adapter_tensors(shape: Shape, lora: Lora) -> dict[str, tuple[int, ...]]:
     matrices = {name.removesuffix(".weight"): size for name, size in shape.tensors().items() if len(size) == 2}
     matrices.setdefault("lm_head", (shape.vocab, shape.hidden))
     found: dict[str, tuple[int, ...]] = {}
+    modules = lora.modules_in({name.rpartition(".")[2] for name in matrices})
     for name, (outward, inward) in matrices.items():
-        if any(name == module or name.endswith(f".{module}") for module in lora.modules):
+        if any(name == module or name.endswith(f".{module}") for module in modules):
             found[f"{name}.lora_A"], found[f"{name}.lora_B"] = (lora.r, inward), (outward, lora.r)
             if lora.dora:
                 found[f"{name}.magnitude"] = (outward,)

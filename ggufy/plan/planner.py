@@ -79,7 +79,7 @@ def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured]
     """The plan of a recipe on a device. Raises RecipeError where the base has none of its target modules."""
     shape = base.shape
     trained = footprint.adapter_tensors(shape, recipe.lora)
-    for module in recipe.lora.modules:
+    for module in recipe.lora.modules_in({name.split(".")[-2] for name in shape.tensors()}):
         if not any(f".{module}." in f".{name}" for name in trained):
             raise RecipeError(
                 f"lora.target_modules: {base.name} has no module named {module}", "see `ggufy recipes show`"

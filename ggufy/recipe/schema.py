@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -12,6 +12,8 @@ from ggufy.recipe.sharing import Hub, Space
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+# As in Phi-3: one matrix in the place of several.
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 MODULE_GROUPS = {"attention": ATTENTION, "mlp": MLP, "all": ATTENTION + MLP}
 
 # Sections that may change in a run that is already trained: they say what is made of it, not what it is.
@@ -82,6 +84,15 @@ class Lora(Section):
         if isinstance(self.target_modules, str):
             return MODULE_GROUPS[self.target_modules]
         return self.target_modules
+
+    def modules_in(self, base: Collection[str]) -> tuple[str, ...]:
+        """The same in a base with these modules, which may have some of a group as one matrix."""
+        modules = list(self.modules)
+        if isinstance(self.target_modules, str):
+            for whole, parts in FUSED.items():
+                if whole in base and not any(part in base for part in parts):
+                    modules = [whole if module == parts[0] else module for module in modules if module not in parts[1:]]
+        return tuple(modules)
 
 
 class Part(Section):

@@ -128,6 +128,7 @@ class _Export:
             self.matrix,
             options.split_max_size,
             options.kernels,
+            this.own_tokenizer,
         )
         ready = engine.plan(request, scratch, weighed=self.computes)
         weighed = digest.of_file(options.imatrix_file) if options.imatrix_file else None
@@ -138,7 +139,9 @@ class _Export:
             weighed = there.sha256 if there else "to come"
         missing = output_folder.missing(first | self._files(weighed), force=options.force)
         if first.keys() & set(missing) and not self._keeps_f16 and not self._f16():
-            lone = Request(this.base.path, this.adapter, {"f16": scratch / "f16"}, this.notes)
+            lone = Request(
+                this.base.path, this.adapter, {"f16": scratch / "f16"}, this.notes, tokenizer=this.own_tokenizer
+            )
             preflight.of_space(output_folder.path, engine.plan(lone, scratch).sizes)
         made = {name for name in names if self._file(name) not in missing}
         if len(made) < len(names):
@@ -163,6 +166,7 @@ class _Export:
                 self.matrix,
                 self.options.split_max_size,
                 self.options.kernels,
+                self.this.own_tokenizer,
             )
             engine.export(request, self.threads)
             for name, place in by_name.items() if self.options.check_files else ():
@@ -226,9 +230,9 @@ class _Export:
         try:
             if not there:
                 log.info("writing an f16 file for the importance matrix; it is removed afterwards")
-                engine.export(
-                    Request(self.this.base.path, self.this.adapter, {"f16": model}, self.this.notes), self.threads
-                )
+                this = self.this
+                lone = Request(this.base.path, this.adapter, {"f16": model}, this.notes, tokenizer=this.own_tokenizer)
+                engine.export(lone, self.threads)
             imatrix.compute(model, tokens, texts.name, out, self.threads)
         finally:
             if not there:
@@ -238,12 +242,12 @@ class _Export:
         """For each GGUF what Ollama has to know about it, where its template can be said in Ollama's language."""
         if not self.quants or self.options.split_max_size:
             return {}
-        if not text_of(self.this.base.path):
+        if not text_of(self.this.tokenizer):
             if self.options.ollama:
                 raise ExportError(f"the base {self.this.base.name} has no chat template", "leave out --ollama")
             return {}
         try:
-            text = modelfile.write(self.this.base.path, self.this.day)
+            text = modelfile.write(self.this.tokenizer, self.this.day)
         except ExportError as error:
             if self.options.ollama:
                 raise

@@ -18,12 +18,15 @@ from ggufy.model.bases import Base
 from ggufy.recipe import recipe
 from ggufy.runs import run
 from ggufy.runs.run import Run
+from ggufy.stages import training_tokenizer
+from ggufy.stages.training_tokenizer import TrainingTokenizer
 from ggufy.system import digest
 from ggufy.system.version import __version__
 
 log = logging.getLogger("ggufy")
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_MARKS = ("adapter_config.json", "config.json")
 _MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -68,7 +71,28 @@ class ModelSource:
     def content(self) -> dict[str, Any]:
         """The part of `inputs` that is somebody's, not ggufy's."""
         beside = digest.of_folder(self.base.path, bases.BESIDE)
-        return {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "base_files": beside}
+        found = {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "base_files": beside}
+        # Of a tokenizer that is the base's the base's fingerprint speaks.
+        return found | ({"tokenizer": sha256} if (sha256 := self._trained_with.sha256) else {})
+
+    @property
+    def _trained_with(self) -> TrainingTokenizer:
+        return training_tokenizer.of(self.base.path, self.adapter)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder with the tokenizer and the template of the training, and with the base's config.json."""
+        return self._trained_with.path
+
+    @property
+    def own_tokenizer(self) -> Path | None:
+        """The same, where it is not the base's."""
+        return self.tokenizer if self._trained_with.sha256 else None
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the training's tokenizer needs another number of rows than the base has."""
+        return self._trained_with.resizes
 
     def claim(self, *, force: bool = False) -> None:
         """Raise RunError where the output folder holds exports of another source. The caller holds its lock."""
@@ -110,6 +134,9 @@ def of_run(this: Run) -> ModelSource:
 def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) -> ModelSource:
     """An adapter folder, a model folder, or either on the Hub. Outputs go to `out`, or to exports/NAME."""
     folder, name = _local(os.fspath(what))
+    if (inner := inner_adapter(folder)) is not None:
+        log.info("%s holds its adapter in a folder of its own, %s, which is exported", folder.as_posix(), inner.name)
+        folder, what = inner, inner
     output_folder = Run(out or Path("exports") / name)
     output_folder.refuse_foreign_names()
     origin = _said(what, output_folder)
@@ -123,6 +150,8 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
         # Whole: between two states of a training little may change.
         content = digest.of_folder(folder, _ADAPTER_FILES, whole=True)
         # A folder that adapter_config.json names may be relative to where the command was run.
+        if said := training_tokenizer.of(found.path, folder).said:
+            log.info("the adapter's own tokenizer is used, not the base's: %s", said)
         local = found.path if base is None and Path(found.name).expanduser().is_dir() else None
         named = _said(base or local or "", output_folder) if base or local else None
         return ModelSource(name, found, folder, content, output_folder, "", _notes(name), origin, named)
@@ -167,13 +196,29 @@ def _meant(said: str, output_folder: Run) -> str:
     return repository if repository != said else os.path.normpath(output_folder.path.resolve() / said)
 
 
+def inner_adapter(folder: Path) -> Path | None:
+    """The adapter in a folder of a folder that is none itself, as peft saves one that has a name.
+
+    Raises ExportError where there are several.
+    """
+    if not folder.is_dir() or any((folder / name).is_file() for name in (*_MARKS, "run.json", "source.json")):
+        return None
+    found = sorted(path.parent for path in folder.glob(f"*/{_ADAPTER_FILES[0]}"))
+    if len(found) > 1:
+        raise ExportError(
+            f"{folder.as_posix()} is no adapter, but {len(found)} of its folders are",
+            f"name one of them: {', '.join(path.as_posix() for path in found)}",
+        )
+    return found[0] if found else None
+
+
 def is_run(what: str | os.PathLike[str] | None) -> bool:
     """Whether this means a run: nothing, a run's name, or a folder that is no adapter and no model."""
     if what is None or (run.runs_folder() / what / "run.json").is_file():
         return True
     folder = Path(what)
     if folder.is_dir():
-        return not any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+        return inner_adapter(folder) is None and not any((folder / name).is_file() for name in _MARKS)
     # What lies in a folder that is here is meant to be here too, not on the Hub.
     return (folder.parent.is_dir() and folder.parent != Path()) or not download.is_repository(os.fspath(what))
 

@@ -35,7 +35,7 @@ def train(wanted: Recipe, run_name: str | None, *, fresh: bool, change_gpus: boo
         _refuse_hopeless(wanted)
     old = this.frozen if this.exists and not fresh else None
     base = provenance.base(wanted, old)
-    engine.check_base(base.path, wanted.lora.modules)
+    modules = engine.check_base(base.path, wanted.lora)
     rows = provenance.rows(wanted, old)
     with this.lock("--run"):
         frozen = provenance.frozen(this, wanted, base, rows, fresh=fresh)
@@ -61,6 +61,7 @@ def train(wanted: Recipe, run_name: str | None, *, fresh: bool, change_gpus: boo
                 metrics=this.path / "metrics.jsonl",
                 identity=digest.of_values({**identity, "recipe": provenance.training(wanted)}),
                 change_gpus=change_gpus,
+                modules=modules,
             )
             special_tokens.check(wanted, base.path, prepared.path)
             beforehand.check_counted(wanted, this)

@@ -27,7 +27,8 @@ log = logging.getLogger("ggufy")
 class Verifier:
     """Verifies files of one model source, each part of which is made ready once.
 
-    With `logits` against the training model too, which takes its memory. What is wrong with its answers is logged.
+    With `logits` against the training model too, which takes a gigabyte of memory. What is wrong with its answers is
+    logged.
     """
 
     def __init__(self, this: ModelSource, threads: int, *, logits: bool) -> None:
@@ -41,9 +42,12 @@ class Verifier:
     def verify(self, path: Path) -> Verified:
         """Check one GGUF: a file, or a folder of the files it is split into. Raises Unverified."""
         if not self._opened:
-            self._expected, self._opened = Expected.of(self.this.base.path, self.this.adapter), True
+            self._expected, self._opened = (
+                Expected.of(self.this.base.path, self.this.adapter, self.this.own_tokenizer),
+                True,
+            )
             self._questions = calibration.questions(self.this)
-        found = checks.verify(path, self.this.base.path, self.threads, self._logits(), self._expected, self._questions)
+        found = checks.verify(path, self.this.tokenizer, self.threads, self._logits(), self._expected, self._questions)
         warning = found.answers.warning() if found.answers else None
         # Of several files of the same kind once; how many answers each has is in its own line.
         if warning and warning not in self._said:
@@ -54,7 +58,9 @@ class Verifier:
     def _logits(self) -> Reference:
         if self._reference is None:
             this = self.this
-            self._reference = reference.of(this.base.path, this.adapter, lambda: calibration.probes(this))
+            self._reference = reference.of(
+                this.base.path, this.adapter, lambda: calibration.probes(this), this.tokenizer
+            )
         return self._reference
 
 

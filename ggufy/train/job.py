@@ -35,6 +35,12 @@ class Job:
     """Digest of recipe, base and data: a checkpoint of another identity is never resumed."""
     change_gpus: bool = False
     """Whether a checkpoint that another number of GPUs made will do."""
+    modules: tuple[str, ...] = ()
+    """The modules of the base that get an adapter; if not given, those that the recipe names."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.modules or self.recipe.lora.modules
 
 
 # name -> module with `fit(job, out)`, which writes a PEFT adapter to the folder `out`

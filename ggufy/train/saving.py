@@ -44,7 +44,7 @@ def save(model: Any, job: Job, out: Path, *, best: Path | None = None) -> None:
     # Unsloth notes here which class it has changed, which plain peft has no use for.
     config["auto_mapping"] = None
     # peft keeps these as sets, whose order changes from process to process.
-    config["target_modules"] = sorted(recipe.lora.modules)
+    config["target_modules"] = sorted(job.targets)
     path.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
     for name in _TOKENIZER_FILES:
         if (job.base / name).is_file():

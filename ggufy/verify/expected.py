@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import Unverified
+from ggufy.export import planned
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.converter import conversion
-from ggufy.export.families import llama
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Family, Planned
 from ggufy.export.gguf import lora_gguf
 from ggufy.export.merge import Merge, Slab, matrix
 from ggufy.llamacpp import gguf_reader, library
-from ggufy.model.safetensors import Checkpoint
 
 # Names and notes, which file of several it is, and which importance matrix was used.
 _FREE = ("general.", "split.", "quantize.")
@@ -71,22 +70,22 @@ class _Change:
 
 
 class Expected:
-    """The merged weights of the Llama family, read row by row."""
+    """The merged weights of a family that ggufy knows, read row by row."""
 
-    def __init__(self, planned: Sequence[Planned], merge: Merge, keys: Mapping[str, tuple[int, bytes]]) -> None:
-        self.planned, self.merge, self.keys = {tensor.name: tensor for tensor in planned}, merge, keys
+    def __init__(self, tensors: Sequence[Planned], merge: Merge, keys: Mapping[str, tuple[int, bytes]]) -> None:
+        self.planned, self.merge, self.keys = {tensor.name: tensor for tensor in tensors}, merge, keys
         self.before = Merge(merge.base, Adapter.none(), compiled=False)
 
     @classmethod
-    def of(cls, base: Path, adapter: Path | None) -> Expected | None:
-        """Of a base and an adapter folder. None for other architectures, whose tensors llama.cpp's converter names."""
+    def of(cls, base: Path, adapter: Path | None, tokenizer: Path | None = None) -> Expected | None:
+        """Of a base and an adapter folder; `tokenizer` is that of the training, where it is not the base's.
+
+        None for other architectures, whose tensors llama.cpp's converter names.
+        """
         if conversion.is_foreign(base):
             return None
-        checkpoint = Checkpoint.open(base)
-        change = Adapter.open(adapter) if adapter else Adapter.none()
-        config = llama.read_config(base)
-        planned = llama.plan(config, checkpoint, untied=change.unties(config["tie_word_embeddings"]))
-        return cls(planned, Merge(checkpoint, change, compiled=False), _keys(config, base))
+        made = planned.ready(base, Adapter.of(base, adapter), tokenizer)
+        return cls(made.tensors, Merge(made.weights, made.adapter, compiled=False), _keys(made.family))
 
     def check(self, path: Path, files: Sequence[gguf_reader.GgufFile], threads: int) -> int:
         """Compare rows of every tensor of a GGUF, which may be several files: how many. Raises Unverified, naming it.
@@ -168,6 +167,8 @@ class Expected:
                 "export it again",
             )
         changed = bool(tensor.source in self.merge.adapter.deltas or tensor.source in self.merge.adapter.whole)
+        # Rows of added tokens are not a change of any row of the base.
+        count_before = self.merge.base_rows(tensor)
         sums, count = _Change(), 0
         with file.open("rb") as opened:
             for row, slab in _slabs(tensor):
@@ -176,7 +177,7 @@ class Expected:
                 ours = library.dequantize(found.type, data, wanted.size).astype(np.float64)
                 rounded = _rounded(found.type, wanted).astype(np.float64)
                 _compare(file, tensor.name, row, ours, rounded, wanted[0])
-                if changed:
+                if changed and slab.stop <= count_before:
                     before = getattr(self.before.rows(slab, [part]), part).reshape(-1)
                     change = wanted[0].astype(np.float64) - before
                     sums.add(
@@ -191,12 +192,12 @@ class Expected:
         return sums, count
 
 
-def _keys(config: dict[str, Any], base: Path) -> dict[str, tuple[int, bytes]]:
+def _keys(family: Family) -> dict[str, tuple[int, bytes]]:
     """The values that an export writes for a base and that are no lists, as `gguf_reader.GgufFile.scalars` has them."""
     import gguf
 
-    writer = gguf.GGUFWriter(path=None, arch="llama")
-    llama.add_keys(writer, config, base, 0, {})
+    writer = gguf.GGUFWriter(path=None, arch=family.arch)
+    family.add_keys(writer, 0, {})
     found = {}
     for key, value in writer.kv_data[0].items():
         if value.type == gguf.GGUFValueType.STRING:

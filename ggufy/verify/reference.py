@@ -1,8 +1,8 @@
 """The training model (base and adapter in transformers and peft) and its logits on a few texts.
 
 A file is only what was trained if it says the same. In float32, so that a difference is the file's and not this
-model's. Where torch is not installed, or the memory does not hold the model, there is nothing to compare with, and that
-is said.
+model's. Its matrices stay on the disk (`disk_tensor.py`), so that any memory holds it. Where torch is not installed,
+there is nothing to compare with, and that is said.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import GgufyError
+from ggufy.export.adapter import names
+from ggufy.export.adapter.adapter import EMBEDDING
 from ggufy.export.converter import conversion
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import ChatTemplate, text_of
+from ggufy.verify import lazy_loading
 from ggufy.verify.probes import PROBES, rendered
 
 log = logging.getLogger("ggufy")
@@ -40,12 +43,17 @@ class Reference:
 NOTHING = Reference((), ())
 
 
-def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int]]]) -> Reference:
-    """The training model on its `own` texts and on probes of ggufy's. Says why where there is nothing to compare."""
+def of(
+    base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int]]], tokenizer: Path | None = None
+) -> Reference:
+    """The training model on its `own` texts and on probes of ggufy's. Says why where there is nothing to compare.
+
+    `tokenizer` is the folder with the tokenizer of the training, if it is not the base.
+    """
     lacking = missing(base, adapter)
     try:
         if not lacking:
-            return _run(base, adapter, own())
+            return run(base, adapter, [*own(), *_probes(tokenizer or base)])
     except (GgufyError, ImportError, OSError, ValueError, RuntimeError) as error:
         # What the libraries raise for a model they cannot load. This check is one more, and costs nobody the file.
         lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -53,16 +61,16 @@ def of(base: Path, adapter: Path | None, own: Callable[[], Sequence[Sequence[int
     return NOTHING
 
 
-def _run(base: Path, adapter: Path | None, own: Sequence[Sequence[int]]) -> Reference:
+def run(base: Path, adapter: Path | None, texts: Sequence[Sequence[int]]) -> Reference:
+    """The training model on these texts, with its matrices left on the disk."""
     import torch
 
-    texts = [*own, *_probes(base)]
-    with opened(base, adapter) as model, torch.inference_mode():
-        logits = [_logits(model, text) for text in texts]
+    with lazy_loading.left_on_disk(), opened(base, adapter) as model, torch.inference_mode():
+        logits = _logits(model, texts)
         untrained = None
         if adapter:
             with model.disable_adapter():
-                untrained = [_logits(model, text) for text in texts]
+                untrained = _logits(model, texts)
     return Reference(texts, logits, untrained)
 
 
@@ -73,12 +81,18 @@ def opened(base: Path, adapter: Path | None) -> Iterator[Any]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as theirs
 
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     theirs.disable_progress_bar()
     # peft imports it wherever it is installed, and it says then which of its kernels it lacks.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+            base,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            # Gemma 2 caps the scores of its attention, which PyTorch's fused attention leaves out.
+            attn_implementation="eager" if config.get("attn_logit_softcapping") else None,
         )
         if adapter:
             from peft import PeftModel
@@ -90,10 +104,17 @@ def opened(base: Path, adapter: Path | None) -> Iterator[Any]:
         theirs.enable_progress_bar()
 
 
-def _logits(model: Any, text: Sequence[int]) -> Any:
+def _logits(model: Any, texts: Sequence[Sequence[int]]) -> list[Any]:
+    """Of all texts in one pass, so that each weight is read once: each is as long as the longest.
+
+    What follows a text changes nothing in it, as each position sees only those before it.
+    """
     import torch
 
-    return model(torch.tensor([list(text)])).logits[0].float().numpy()
+    longest = max(map(len, texts))
+    ids = torch.tensor([[*text, *[text[-1]] * (longest - len(text))] for text in texts])
+    found = model(ids, use_cache=False).logits.float().numpy()
+    return [logits[: len(text)] for logits, text in zip(found, texts, strict=True)]
 
 
 def _probes(base: Path) -> list[list[int]]:
@@ -107,7 +128,7 @@ def _probes(base: Path) -> list[list[int]]:
 
 
 def missing(base: Path, adapter: Path | None) -> str | None:
-    """Why the training model cannot be run here; None: it can."""
+    """Why the training model cannot be run here, whatever the memory; None: it can."""
     from importlib.util import find_spec
 
     needed = ("torch", "transformers", *(["peft"] if adapter else []))
@@ -118,6 +139,28 @@ def missing(base: Path, adapter: Path | None) -> str | None:
         return "the base is in 4 bits"
     if conversion.brings_code(base):
         return "the model has code of its own"
+    return _unknown_names(base, adapter)
+
+
+def _unknown_names(base: Path, adapter: Path | None) -> str | None:
+    """Why transformers or peft would load something else, without an error."""
+    weights = Checkpoint.open(base)
+    if weights.wrapped:
+        return "the names of the base's weights are wrapped by a trainer, which transformers does not read"
+    file = adapter / "adapter_model.safetensors" if adapter else None
+    if file is None or not file.is_file():
+        return None
+    change = names.open_weights(file)
+    if change.wrapped:
+        return "the names of the adapter's weights are wrapped by a trainer, which peft does not read"
+    brought, own = names.embedding(change), weights.tensors.get(EMBEDDING)
+    if brought and own and brought.shape != own.shape:
+        return "the adapter's vocabulary has another size than the base's, which peft does not load by itself"
+    return None
+
+
+def lacking_memory(base: Path) -> str | None:
+    """Why the whole of the training model does not fit into memory; None: it does."""
     size = 4 * sum(math.prod(tensor.shape) for tensor in Checkpoint.open(base).tensors.values())
     free = _available()
     if free is not None and size * 1.2 > free:

@@ -230,9 +230,14 @@ def test_added_tokens(tied: Path, tmp_path: Path) -> None:
     assert_exact(resized, tmp_path, expected, merged_by_peft(load(resized), tmp_path / "adapter"))
 
 
-def test_single_trained_tokens(tied: Path, tmp_path: Path) -> None:
-    train(tied, tmp_path / "adapter", trainable_token_indices=[5, 6])
-    refused(tied, tmp_path, "trainable_tokens_delta is a kind of adapter weight")
+@pytest.mark.parametrize("kind", ["tied", "untied", "untied, both"])
+def test_single_trained_tokens(kind: str, tied: Path, untied: Path, tmp_path: Path) -> None:
+    base = tied if kind == "tied" else untied
+    tokens: Any = {EMBEDDING: [5, 30], HEAD: [30, 700]} if "both" in kind else [30, 5]
+    expected = train(base, tmp_path / "adapter", trainable_token_indices=tokens)
+    tensors = assert_exact(base, tmp_path, expected, merged_by_peft(load(base), tmp_path / "adapter"))
+    assert ("output.weight" in tensors) == (kind != "tied")
+    refused(base, tmp_path, "cannot hold whole tensors", output="adapter")
 
 
 def without(folder: Path, part: str) -> None:

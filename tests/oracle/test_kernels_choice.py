@@ -75,7 +75,7 @@ def test_without_a_compiled_library(base: Path, tmp_path: Path, monkeypatch: pyt
     # Of any architecture: it is not read before that is known.
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
+    (other / "config.json").write_text('{"architectures": ["OlmoForCausalLM"]}')
     with pytest.raises(ExportError, match="installed without its own kernels"):
         export(other, None, {"merged": tmp_path / "merged"}, kernels="native")
 

@@ -1,4 +1,4 @@
-"""Models outside the Llama family, through llama.cpp's converter as it comes: Qwen2 with an adapter, Gemma 3 without.
+"""The way through llama.cpp's converter as it comes, on Qwen2 with an adapter and Gemma 3 without.
 
 Both are random and tiny, but for Qwen2's vocabulary, which is the real one: the converter knows it by its hash.
 """
@@ -351,7 +351,7 @@ def test_what_is_missing_is_said_before_anything_runs(tmp_path: Path, monkeypatc
     plain = a_folder(tmp_path / "plain")
     with pytest.raises(ExportError, match="does not know the architecture NobodysForCausalLM"):
         conversion.check(a_folder(tmp_path / "unknown", architectures=["NobodysForCausalLM"]))
-    monkeypatch.setitem(conversion._PACKAGES, "no_such.module", "no-such-package")
+    monkeypatch.setitem(conversion.PACKAGES, "no_such.module", "no-such-package")
     with pytest.raises(ExportError, match="needs no-such-package") as missing:
         conversion.check(plain)
     assert missing.value.hint == "pip install no-such-package"

@@ -334,9 +334,9 @@ def test_a_dry_run_fails_where_training_would(env: dict[str, str], tmp_path: Pat
 
 def test_a_dry_run_of_another_architecture_says_that_it_is_not_planned(run: Run, base: Path, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
-    config = json.loads((base / "config.json").read_text("utf-8")) | {"architectures": ["Qwen2ForCausalLM"]}
+    config = json.loads((base / "config.json").read_text("utf-8")) | {"architectures": ["OlmoForCausalLM"]}
     (tmp_path / "base/config.json").write_text(json.dumps(config), "utf-8")
     done = run("train", "--recipe", "tiny", "--dry-run", "--set", "model.base=./base", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "not planned:" in done.stdout
-    assert "Qwen2ForCausalLM" in done.stdout
+    assert "OlmoForCausalLM" in done.stdout

@@ -139,7 +139,7 @@ class Evaluator:
         if (there := self.results.find(output, keys)) is not None:
             return Loss.of(there)
         base, adapter = source.base.path, source.adapter
-        if lacking := reference.missing(base, adapter):
+        if lacking := reference.missing(base, adapter) or reference.lacking_memory(base):
             return lacking
 
         def measured(_: list[Path], write: Write) -> None:
@@ -231,7 +231,7 @@ class Evaluator:
         """The chat template, if there is one."""
         if self.source is None:
             return gguf_tokenizer.template_of(self._first)
-        folder = self.source.base.path
+        folder = self.source.tokenizer
         return ChatTemplate.from_folder(folder) if text_of(folder) else None
 
     @property

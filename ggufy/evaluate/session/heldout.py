@@ -110,7 +110,7 @@ def _samples(this: ModelSource) -> Iterator[list[Message]]:
     rows = provenance.rows(wanted, frozen)
     if rows.fingerprint != frozen["data"]["fingerprint"]:
         raise EvalError(f"the data {rows.name} has changed since {this.name} was trained", "give some with --data FILE")
-    _, plan = prepare.planned(rows, wanted.data, this.base.path, wanted.model.max_length, this.day)
+    _, plan = prepare.planned(rows, wanted.data, this.tokenizer, wanted.model.max_length, this.day)
     worker = Worker(plan)
     with TemporaryDirectory(prefix="ggufy-") as scratch:
         parts = prepare.splits(rows, wanted.data, Path(scratch))
@@ -145,7 +145,7 @@ def data_of(this: ModelSource) -> Data | None:
 def tokenizer_of(this: ModelSource) -> Tokenizer:
     """The tokenizer of a model source's base, on its day."""
     data = data_of(this)
-    return Tokenizer(this.base.path, this.day, data.train_on if data else "responses")
+    return Tokenizer(this.tokenizer, this.day, data.train_on if data else "responses")
 
 
 def _arrow(path: Path, limit: int) -> tuple[list[Text], int]:

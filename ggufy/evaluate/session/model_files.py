@@ -186,10 +186,12 @@ def made_of(source: ModelSource, adapter: Path | None) -> dict[str, Any]:
 
 def make(source: ModelSource, adapter: Path | None, outputs: Mapping[str, Path], threads: int) -> None:
     """Export a model source, or without `adapter` its base, and verify the files, each under its quant."""
-    engine.export(Request(source.base.path, adapter, dict(outputs), source.notes), threads)
-    expected = Expected.of(source.base.path, adapter)
+    # The base is asked as the tuned model is, where its embedding has the rows for it.
+    own = source.own_tokenizer if adapter or not source.resizes else None
+    engine.export(Request(source.base.path, adapter, dict(outputs), source.notes, tokenizer=own), threads)
+    expected = Expected.of(source.base.path, adapter, own)
     for place in outputs.values():
-        checks.verify(place, source.base.path, threads, None, expected)
+        checks.verify(place, own or source.base.path, threads, None, expected)
 
 
 def first_file(one: ModelFile) -> Path:

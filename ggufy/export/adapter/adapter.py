@@ -7,18 +7,23 @@ warns of it: its own forward pass does not.)
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+import logging
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError
+from ggufy.export.adapter import names, token_rows
 from ggufy.export.adapter.config import AdapterConfig
 from ggufy.export.adapter.lora_delta import DAMAGED, PARTS, LoraDelta, deltas_of
+from ggufy.export.adapter.token_rows import TOKENS, TokenRows
 from ggufy.export.rows import check_readable, float32
+from ggufy.model import architecture, config_files
 from ggufy.model.safetensors import Checkpoint
 
+log = logging.getLogger("ggufy")
+
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_PREFIX = "base_model.model."
 _OTHER_BASE = "name the base this adapter was trained on with --base"
 
 
@@ -31,13 +36,13 @@ class Adapter:
 
     def __init__(
         self,
-        deltas: dict[str, LoraDelta],
+        deltas: Mapping[str, LoraDelta | TokenRows],
         whole: dict[str, str],
         weights: Checkpoint | None,
         where: str,
         config: AdapterConfig | None,
     ) -> None:
-        self.deltas, self.whole, self.weights, self.where, self.config = deltas, whole, weights, where, config
+        self.deltas, self.whole, self.weights, self.where, self.config = dict(deltas), whole, weights, where, config
         # Without an effect, so that any other number will do.
         self.alpha = (config.lora_alpha if config else 0) or 1.0
         saved = config.saved if config else ()
@@ -50,43 +55,77 @@ class Adapter:
         return cls({}, {}, None, "no adapter", None)
 
     @classmethod
-    def open(cls, folder: Path) -> Adapter:
-        """Read a PEFT adapter folder. Raises ExportError for what cannot be merged exactly."""
+    def of(cls, base: Path, folder: Path | None) -> Adapter:
+        """The adapter in a folder, or none, on a base folder: how peft merges it is up to the layers there."""
+        return (
+            cls.open(folder, conv1d=architecture.has_conv1d(config_files.read(base / "config.json")))
+            if folder
+            else cls.none()
+        )
+
+    @classmethod
+    def open(cls, folder: Path, *, conv1d: bool = False) -> Adapter:
+        """Read a PEFT adapter folder. Raises ExportError for what cannot be merged exactly.
+
+        `conv1d` says that the base has its matrices the other way round, as GPT-2 has. For peft that decides, and not
+        what the configuration says (fan_in_fan_out).
+        """
         where = folder.as_posix()
         config = AdapterConfig.read(folder / "adapter_config.json")
-        weights = Checkpoint.open(_file(folder))
+        if config.fan_in_fan_out != conv1d:
+            log.info(
+                "%s: fan_in_fan_out is %s, which does not fit the base's layers; as in peft it is not used",
+                where,
+                str(config.fan_in_fan_out).lower(),
+            ) if config.fan_in_fan_out else None
+            config = config.model_copy(update={"fan_in_fan_out": conv1d})
+        weights = names.open_weights(_file(folder))
         found: dict[str, dict[str, Any]] = {}
+        tokens: dict[str, Any] = {}
         whole: dict[str, str] = {}
         for name in weights.tensors:
-            short = name.removeprefix(_PREFIX)
+            short = names.module_of(name)
             suffix = next((s for s in PARTS if short.endswith(s)), None)
             if suffix:
                 found.setdefault(short.removesuffix(suffix), {})[PARTS[suffix]] = float32(weights, name)
+            elif short.endswith(TOKENS):
+                tokens[short.removesuffix(TOKENS)] = float32(weights, name)
             elif "lora_" in short or "trainable_tokens" in short:
                 raise ExportError(
                     f"{where}: {name} is a kind of adapter weight that ggufy does not merge", "merge it with peft"
                 )
             else:
                 check_readable(weights, name)
-                whole[short.replace(".modules_to_save", "").replace(".base_layer.", ".")] = name
-        if config.trainable_token_indices:
-            raise ExportError(
-                f"{where}: trainable_token_indices in adapter_config.json, but there are no trained tokens", DAMAGED
-            )
-        if not found and not whole:
+                short = short.replace(".modules_to_save", "").replace(".token_adapter", "")
+                whole[short.replace(".base_layer.", ".")] = name
+        rows = {f"{module}.weight": delta for module, delta in token_rows.of(tokens, config, where)}
+        if not found and not whole and not rows:
             raise ExportError(f"{where}: the adapter is empty", "train it first")
         deltas = {
             f"{module}.{kind}": delta
             for module, parts in found.items()
             for kind, delta in deltas_of(module, parts, config, where)
         }
-        return cls(deltas, whole, weights, where, config)
+        if both := deltas.keys() & rows.keys():
+            raise ExportError(f"{where}: {min(both)} has single trained tokens beside a lora_A", DAMAGED)
+        return cls({**deltas, **rows}, whole, weights, where, config)
+
+    def vocabulary(self, base: Checkpoint) -> int:
+        """Rows of the embedding: of the one that the adapter brings, else of the base's."""
+        brought = self.weights[self.whole[EMBEDDING]] if self.weights and EMBEDDING in self.whole else base[EMBEDDING]
+        return brought.shape[0]
 
     def unties(self, tied: bool) -> bool:
         """Whether the adapter unties embedding and output matrix of a tied base. Raises ExportError if unclear."""
         if not tied:
             return False
         both = (EMBEDDING, HEAD)
+        single = [delta for name in both if isinstance(delta := self.deltas.get(name), TokenRows)]
+        if len(single) == 2 and not single[0].same(single[1]):
+            raise ExportError(
+                f"{self.where}: it trains single tokens of embedding and output matrix apart, but the base ties them",
+                _OTHER_BASE,
+            )
         loaded = [self.whole[name] for name in both if name in self.whole and name not in self.copies]
         if len(loaded) == 2 and not self._same(*loaded):
             raise ExportError(
@@ -97,8 +136,14 @@ class Adapter:
             # What was loaded into one of them is in both.
             if loaded and name not in self.copies:
                 self.whole[name] = loaded[0]
-        trained = any(name in self.copies or name in self.deltas for name in both)
+        # Tokens of a tied embedding are trained as tokens of both.
+        trained = any(name in self.copies or (name in self.deltas and self.deltas[name].unties) for name in both)
         self.untied = trained and not (self.kept_tied and self._head_is_embedding())
+        if self.untied and any(isinstance(self.deltas.get(name), TokenRows) for name in both):
+            raise ExportError(
+                f"{self.where}: it trains single tokens of a tied embedding, and its output matrix apart",
+                "merge it with peft",
+            )
         if not self.untied:
             self.whole.pop(HEAD, None)
             self.deltas.pop(HEAD, None)
@@ -114,6 +159,8 @@ class Adapter:
         head, embedding = self.deltas.get(HEAD), self.deltas.get(EMBEDDING)
         if head is None:
             return True
+        if isinstance(head, TokenRows) or isinstance(embedding, TokenRows):
+            return False
         if embedding is None or head.magnitude is not None or head.scaling != embedding.scaling:
             return False
         return np.array_equal(head.a, embedding.b.T) and np.array_equal(head.b, embedding.a.T)
@@ -128,30 +175,46 @@ class Adapter:
         one, other = (np.frombuffer(weights.data(name), np.uint8) for name in (first, second))
         return np.array_equal(one, other)
 
-    def check(self, base: Checkpoint, used: Iterable[str]) -> None:
-        """Refuse an adapter that does not fit the base, is incomplete, changes nothing, or cannot be merged whole."""
-        names = dict.fromkeys(used)
+    def check(self, base: Checkpoint, used: Iterable[str], *, resizes: bool = False) -> None:
+        """Refuse an adapter that does not fit the base, is incomplete, changes nothing, or cannot be merged whole.
+
+        With `resizes` its embedding may have another number of rows than the base's, as it has its own tokenizer.
+        """
+        wanted = dict.fromkeys(used)
+        rows = self.vocabulary(base) if resizes else None
         for name, delta in self.deltas.items():
-            self._check_known(name, names, base, "changes")
+            self._check_known(name, wanted, base, "changes")
             # The change of a bias is a delta with one column.
-            shape = _shape(base, name)
-            if delta.shape != (*shape, 1)[:2]:
+            shape = _shape(base, name, rows)
+            if not delta.fits((*shape, 1)[:2]):
                 raise ExportError(
                     f"adapter and base do not fit: {name} is {list(shape)} in the base, "
                     f"and the adapter changes {list(delta.shape)}",
                     _OTHER_BASE,
                 )
         for name, stored in self.whole.items():
-            self._check_known(name, names, base, "replaces")
-            shape, brought = _shape(base, name), self.weights[stored].shape if self.weights else ()
+            self._check_known(name, wanted, base, "replaces")
+            shape, brought = _shape(base, name, rows), self.weights[stored].shape if self.weights else ()
             if brought != shape:
                 raise ExportError(
                     f"adapter and base do not fit: {name} is {list(shape)} in the base, "
                     f"and the adapter brings one of {list(brought)}",
-                    f"{_OTHER_BASE}, with its added tokens: a folder where the base was saved after "
-                    "resize_token_embeddings, with that tokenizer",
+                    f"{_OTHER_BASE}, with its added tokens; or save the tokenizer that it was trained with beside it: "
+                    "tokenizer.json and tokenizer_config.json",
                 )
-        for name in names:
+        if (
+            rows is not None
+            and HEAD in wanted
+            and HEAD not in self.whole
+            and rows > base[HEAD if HEAD in base else EMBEDDING].shape[0]
+            and not self.untied
+        ):
+            raise ExportError(
+                f"{self.where}: its embedding has {rows:,} rows, and there is no output matrix for them: the base has "
+                f"{base[HEAD].shape[0]:,} rows",
+                "save the adapter again with save_embedding_layers=True, or lm_head in modules_to_save",
+            )
+        for name in wanted:
             module = name.removesuffix(".weight")
             if name not in self.deltas and self.config and module != name and self.config.changes(module):
                 raise ExportError(
@@ -165,7 +228,7 @@ class Adapter:
                 f"{self.where}: the adapter changes nothing: all of its lora_A or lora_B, or its scaling, are zero",
                 "train it first, or export the base itself",
             )
-        for name in (*names, *([HEAD] if HEAD not in names and EMBEDDING in names else [])):
+        for name in (*wanted, *([HEAD] if HEAD not in wanted and EMBEDDING in wanted else [])):
             self._check_whole(name)
 
     def _check_whole(self, name: str) -> None:
@@ -181,11 +244,11 @@ class Adapter:
             return
         raise ExportError(f"{self.where}: {says} in adapter_config.json means {name}, but it is not there", DAMAGED)
 
-    def _check_known(self, name: str, names: Container[str], base: Checkpoint, does: str) -> None:
-        if name in names:
+    def _check_known(self, name: str, wanted: Container[str], base: Checkpoint, does: str) -> None:
+        if name in wanted:
             return
         module, _, kind = name.rpartition(".")
-        if does == "changes" and kind == "bias" and f"{module}.weight" in names:
+        if does == "changes" and kind == "bias" and f"{module}.weight" in wanted:
             raise ExportError(
                 f"{self.where}: lora_bias trained a bias of {module}, which has none in the base {base.where}",
                 "train it without lora_bias: peft cannot merge it either",
@@ -201,9 +264,10 @@ class Adapter:
         )
 
 
-def _shape(base: Checkpoint, name: str) -> tuple[int, ...]:
-    """The shape of a tensor; a tied base has its output matrix as its embedding."""
-    return base[EMBEDDING if name == HEAD and name not in base else name].shape
+def _shape(base: Checkpoint, name: str, rows: int | None = None) -> tuple[int, ...]:
+    """The shape of a tensor; a tied base has its output matrix as its embedding, which may get other `rows`."""
+    shape = base[EMBEDDING if name == HEAD and name not in base else name].shape
+    return shape if rows is None or name not in (EMBEDDING, HEAD) else (rows, *shape[1:])
 
 
 def _file(folder: Path) -> Path:

@@ -27,7 +27,9 @@ _OTHER_SUMS = (
 )
 # Modules that every model whose checkpoint names them so has: not experts, which transformers may fuse, nor towers that
 # a text-only training leaves away.
-_SURE = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)|model\.embed_tokens|lm_head")
+_SURE = re.compile(
+    r"model\.layers\.\d+\.(self_attn\.([qkvo]|qkv)_proj|mlp\.(gate|up|gate_up|down)_proj)|model\.embed_tokens|lm_head"
+)
 _NOT_LINEAR_LAYERS = ("model.embed_tokens", "lm_head")
 
 

@@ -42,6 +42,13 @@ class LoraDelta:
         rows, columns = self.b.shape[0], self.a.shape[1]
         return (columns, rows) if self.transposed else (rows, columns)
 
+    unties = True
+    """Whether on one of a tied pair it makes two matrices of them."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it is a change of a matrix of this shape."""
+        return self.shape == shape
+
     @property
     def plain(self) -> bool:
         """Whether the change is only added: scaling times `product`."""

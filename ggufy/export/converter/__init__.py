@@ -1,1 +1,1 @@
-"""Export of architectures outside the Llama family, through llama.cpp's own converter."""
+"""Export of the architectures of no family in `ggufy/export/families/`, through llama.cpp's own converter."""

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError, ModelError
-from ggufy.export.families.llama import ARCHITECTURES, Planned
+from ggufy.export.families import FAMILIES
+from ggufy.export.families.family import Planned
 from ggufy.export.imatrix import Imatrix
 from ggufy.llamacpp import gguf_reader, library
+from ggufy.model import architecture
 from ggufy.model.safetensors import FOUR_BIT, Checkpoint, Tensor
 from ggufy.system import digest
 
@@ -32,7 +34,7 @@ log = logging.getLogger("ggufy")
 _SCRIPT = "convert_hf_to_gguf.py"
 _DIRECT = ("f32", "f16", "bf16")
 # What the converter imports beyond ggufy's own needs, by the name pip has for it.
-_PACKAGES = {
+PACKAGES = {
     "torch": "torch",
     "transformers": "transformers",
     "sentencepiece": "sentencepiece",
@@ -57,8 +59,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def is_foreign(base: Path) -> bool:
     """Whether a model folder is of an architecture that ggufy does not write itself."""
-    names = _read_json(base / "config.json").get("architectures") or ["none"]
-    return names[0] not in ARCHITECTURES
+    return architecture.of(_read_json(base / "config.json")) not in FAMILIES
 
 
 def converter() -> Path:
@@ -69,7 +70,7 @@ def converter() -> Path:
     if not script.is_file():
         place = f"GGUFY_LLAMA_CPP is {own}, but no {_SCRIPT} is there" if own else f"no {_SCRIPT} is in {folder}"
         raise ExportError(
-            f"models outside the Llama family need llama.cpp's converter: {place}",
+            f"families that ggufy does not know need llama.cpp's converter: {place}",
             "in a source checkout run `make vendor`, or set GGUFY_LLAMA_CPP to a folder with llama.cpp's sources",
         )
     return script
@@ -85,15 +86,17 @@ def fingerprint() -> str:
 def check(folder: Path) -> None:
     """Whether a model folder can go through the converter here. Raises ExportError or ModelError; runs nothing."""
     refuse_code(folder)
+    config = _read_json(folder / "config.json")
+    architecture.refuse_other_task(config, folder.as_posix())
     script = converter()
-    if missing := [package for module, package in _PACKAGES.items() if not _installed(module)]:
+    if missing := [package for module, package in PACKAGES.items() if not _installed(module)]:
         raise ExportError(
             f"llama.cpp's converter needs {', '.join(missing)}, which ggufy's own export does not need",
             f"pip install {' '.join(missing)}",
         )
-    config = _read_json(folder / "config.json")
     inner = config.get("text_config") or {}
-    names = [name for place in (inner, config) for name in (place.get("architectures") or [])[:1]]
+    places = [*([inner] if inner.get("architectures") else []), config]
+    names = [name for place in places if (name := architecture.of(place)) != "none"]
     known = _architectures(script)
     if not names:
         raise ModelError(f"{folder.as_posix()}: config.json names no architecture", "name a model folder")

@@ -15,10 +15,11 @@ from ggufy.errors import ExportError
 from ggufy.export import stream
 from ggufy.export.adapter.adapter import HEAD, Adapter
 from ggufy.export.converter import conversion
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 from ggufy.export.kernel_agreement import agreed
 from ggufy.export.request import ADAPTER, Request, merged_sinks
 from ggufy.export.sinks import MergedSink
+from ggufy.model import architecture, config_files
 from ggufy.model.safetensors import FOUR_BIT, Checkpoint
 from ggufy.system import progress
 
@@ -45,7 +46,7 @@ class Detour:
         return {name: sink.size for name, sink in self.sinks.items()} | quants
 
     def describe(self, threads: int) -> list[str]:
-        lines = [f"{len(self.planned)} tensors, by way of llama.cpp's converter; sizes are upper limits"]
+        lines = [f"{len(self.planned)} tensors; sizes are upper limits"]
         lines += [f"{name:<10} {size / 1e6:>10,.1f} MB" for name, size in self.sizes.items()]
         return [*lines, f"on {threads} threads"]
 
@@ -59,7 +60,7 @@ class Detour:
         if not quants:
             return
         if self.request.kernels == "native":
-            log.info("outside the Llama family llama.cpp's quantizer makes the quants; ggufy's kernels only merge")
+            log.info("by this way llama.cpp's quantizer makes the quants; ggufy's kernels only merge")
         merged = self.sinks.get("merged") or self.sinks.get(_SCRATCH)
         folder = merged.folder if merged and self.changed else self.request.base
         try:
@@ -70,7 +71,7 @@ class Detour:
 
 
 def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path) -> Detour:
-    """Plan a request for a base outside the Llama family. Raises ExportError or ModelError."""
+    """Plan a request for a base of no family that ggufy knows. Raises ExportError or ModelError."""
     conversion.check(request.base)
     planned = conversion.plan(request.base, weights)
     tied = HEAD not in weights
@@ -82,17 +83,32 @@ def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path)
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:
         raise ExportError(
-            f"{request.base.as_posix()}: --adapter-gguf is only for the Llama family",
+            f"{request.base.as_posix()}: --adapter-gguf is only for the families that ggufy exports in one pass",
             "export merged files with --quant",
         )
     if request.split:
         raise ExportError(
-            f"{request.base.as_posix()}: --split-max-size is only for the Llama family",
+            f"{request.base.as_posix()}: --split-max-size is only for the families that ggufy exports in one pass",
             "llama.cpp's gguf-split cuts a file",
+        )
+    if request.quants:
+        log.info(
+            "%s is none of the families that ggufy exports in one pass, so it goes by way of llama.cpp's converter: "
+            "that needs %s, and on the disk a 16-bit copy",
+            architecture.of(config_files.read(request.base / "config.json")),
+            ", ".join(conversion.PACKAGES.values()),
         )
     sinks = merged_sinks(request, planned)
     changed = bool(adapter.deltas or adapter.whole) or any(t.dtype == FOUR_BIT for t in weights.tensors.values())
+    # The converter would not know the names that a trainer's wrapper wrote.
+    config = config_files.read(request.base / "config.json")
+    changed = (
+        changed
+        or weights.wrapped
+        or request.tokenizer is not None
+        or architecture.of(config) not in config.get("architectures", [])
+    )
     # Always from F16, whatever else is asked for: the bytes of a quant may not depend on it.
     if request.quants and changed and "merged" not in sinks:
-        sinks[_SCRATCH] = MergedSink(scratch / "merged", request.base, planned, "F16")
+        sinks[_SCRATCH] = MergedSink(scratch / "merged", request.base, planned, "F16", request.tokenizer)
     return Detour(request, planned, sinks, weights, adapter, scratch, changed)

@@ -13,19 +13,21 @@ from typing import Any
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import Adapter
-from ggufy.export.families.llama import Planned
+from ggufy.export.adapter.lora_delta import LoraDelta
+from ggufy.export.families.family import Planned
 
 
 def size(adapter: Adapter) -> int:
     """Bytes of the file, from above: the matrices A and B in float32, and room for the header."""
-    return sum(int(delta.a.nbytes + delta.b.nbytes) + 1024 for delta in adapter.deltas.values()) + 65536
+    pairs = [delta for delta in adapter.deltas.values() if isinstance(delta, LoraDelta)]
+    return sum(int(delta.a.nbytes + delta.b.nbytes) + 1024 for delta in pairs) + 65536
 
 
-def write(path: Path, adapter: Adapter, planned: Sequence[Planned], general: dict[str, str]) -> None:
-    """Write the matrices A and B in float32, of an adapter that `check` has passed."""
+def write(path: Path, adapter: Adapter, arch: str, planned: Sequence[Planned], general: dict[str, str]) -> None:
+    """Write the matrices A and B in float32, of an adapter that `check` has passed, for a base that is an `arch`."""
     import gguf
 
-    writer = gguf.GGUFWriter(path=None, arch="llama")
+    writer = gguf.GGUFWriter(path=None, arch=arch)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     for key, value in general.items():
@@ -47,6 +49,7 @@ def tensors(adapter: Adapter, planned: Sequence[Planned]) -> Iterator[tuple[str,
     by_source = {tensor.source: tensor for tensor in planned}
     for source in sorted(adapter.deltas):
         delta, tensor = adapter.deltas[source], by_source[source]
+        assert isinstance(delta, LoraDelta), "checked before"
         factor = delta.scaling * len(delta.a) / adapter.alpha
         b = delta.b if factor == 1 else (delta.b * np.float32(factor))
         yield f"{tensor.name}.lora_a", delta.a

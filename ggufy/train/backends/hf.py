@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from ggufy.errors import MissingExtra
 from ggufy.train import trainer
@@ -26,6 +26,7 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
     if recipe.model.load_in != "16bit":
         quantization = _quantization(recipe.model.load_in, dtype)
     device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"}
+    known = AutoConfig.from_pretrained(job.base, trust_remote_code=False, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         job.base,
         dtype=dtype,
@@ -34,13 +35,15 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        # Gemma 2 caps the scores of its attention, which PyTorch's fused attention leaves out.
+        attn_implementation="eager" if getattr(known, "attn_logit_softcapping", None) else None,
     )
     lora = recipe.lora
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha if lora.alpha % 1 else int(lora.alpha),
         lora_dropout=lora.dropout,
-        target_modules=list(lora.modules),
+        target_modules=list(job.targets),
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         bias="none",

@@ -53,7 +53,7 @@ def adapting(job: Job) -> dict[str, Any]:
         "r": lora.r,
         "lora_alpha": lora.alpha if lora.alpha % 1 else int(lora.alpha),
         "lora_dropout": lora.dropout,
-        "target_modules": list(lora.modules),
+        "target_modules": list(job.targets),
         "bias": "none",
         "use_gradient_checkpointing": _checkpointing(job),
         "random_state": job.recipe.train.seed,

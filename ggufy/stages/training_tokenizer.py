@@ -1,0 +1,147 @@
+"""The tokenizer and the chat template that an adapter was trained with: those saved beside it, else the base's.
+
+PEFT's trainers, Unsloth, LLaMA-Factory and Axolotl save the tokenizer beside the adapter. Where it is whole
+(tokenizer.json and tokenizer_config.json) it is the one that transformers loads from there, and the GGUF, its
+Modelfile and its checks take it; a lone chat_template.jinja is the template for the base's tokenizer. ggufy's own
+trainings save a copy of the base's, which is then simply the base's.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ggufy.errors import ExportError
+from ggufy.export.adapter import names
+from ggufy.export.adapter.adapter import EMBEDDING
+from ggufy.model.safetensors import Checkpoint
+from ggufy.model.template import text_of
+from ggufy.model.tokenizer import folder as tokenizers
+from ggufy.system import digest
+
+log = logging.getLogger("ggufy")
+
+_NEEDED = ("tokenizer.json", "tokenizer_config.json")
+_TEMPLATE = "chat_template.jinja"
+_MORE_TEMPLATES = "additional_chat_templates"
+_FILES = (
+    *_NEEDED,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    _TEMPLATE,
+)
+# What is read of a model folder beside its tokenizer.
+_OF_THE_MODEL = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class TrainingTokenizer:
+    """Where the tokenizer of a training is read: a folder like a model's, without weights."""
+
+    path: Path
+    sha256: str | None = None
+    """Of its files, where they are not the base's."""
+    said: str | None = None
+    """What is other than in the base, for people."""
+    resizes: bool = False
+    """Whether it has tokens for which the base has no rows."""
+    scratch: TemporaryDirectory[str] | None = None
+    """Holds `path` while this is in use."""
+
+
+def of(base: Path, adapter: Path | None) -> TrainingTokenizer:
+    """The tokenizer of a base and an adapter folder. Raises ExportError where it does not fit the embedding."""
+    if adapter is None:
+        return TrainingTokenizer(base)
+    return _of(base, adapter, tuple(_state(folder / name) for folder in (base, adapter) for name in _FILES))
+
+
+@lru_cache(maxsize=32)
+def _of(base: Path, adapter: Path, state: tuple[object, ...]) -> TrainingTokenizer:
+    del state
+    whole = all((adapter / name).is_file() for name in _NEEDED)
+    held = [name for name in _FILES if (adapter / name).is_file()]
+    if not whole:
+        if lone := [name for name in held if name in _NEEDED and not _same(adapter / name, base / name)]:
+            lacking = next(name for name in _NEEDED if not (adapter / name).is_file())
+            log.info("%s: %s is there without %s, so the base's tokenizer is used", adapter, lone[0], lacking)
+        held = [name for name in held if name == _TEMPLATE]
+    if all(_same(adapter / name, base / name) for name in held) and not (whole and _lacks_template(base, adapter)):
+        return TrainingTokenizer(base)
+    scratch = TemporaryDirectory(prefix="ggufy-")
+    folder = Path(scratch.name)
+    _copy(base, _OF_THE_MODEL, folder)
+    tokenizer, template = (adapter, adapter) if whole else (base, adapter)
+    _copy(tokenizer, [name for name in _FILES if name != _TEMPLATE], folder)
+    _copy(template, [_TEMPLATE], folder)
+    if (tokenizer / _MORE_TEMPLATES).is_dir():
+        shutil.copytree(tokenizer / _MORE_TEMPLATES, folder / _MORE_TEMPLATES)
+    resizes = whole and _resizes(base, adapter)
+    said = _differences(base, folder, whole=whole)
+    return TrainingTokenizer(folder, digest.of_folder(folder, _FILES), said, resizes, scratch)
+
+
+def _lacks_template(base: Path, adapter: Path) -> bool:
+    """Whether the base has a template in a file, and a tokenizer that is otherwise its own was saved without."""
+    return (base / _TEMPLATE).is_file() and not (adapter / _TEMPLATE).is_file()
+
+
+def _differences(base: Path, folder: Path, *, whole: bool) -> str | None:
+    found = []
+    before, after = text_of(base), text_of(folder)
+    if before != after:
+        found.append(
+            "another chat template" if before and after else "a chat template" if after else "no chat template"
+        )
+    if whole:
+        theirs, ours = tokenizers.FolderTokenizer(base), tokenizers.FolderTokenizer(folder)
+        count = len(ours.names) - len(theirs.names)
+        if count:
+            found.append(f"{abs(count):,} tokens {'more' if count > 0 else 'fewer'} than the base's")
+        renamed = [n for n, name in ours.names.items() if theirs.names.get(n, name) != name]
+        if renamed:
+            found.append(f"{len(renamed):,} tokens with other names")
+        for kind in ("bos", "eos", "pad"):
+            if ours.special.get(f"{kind}_token") != theirs.special.get(f"{kind}_token"):
+                found.append(f"{kind.upper()} {ours.special.get(f'{kind}_token', 'none')}")
+    return "; ".join(found) or None
+
+
+def _resizes(base: Path, adapter: Path) -> bool:
+    """Whether the base has too few rows for the tokenizer. Raises ExportError where the adapter brings no others."""
+    tokenizer = tokenizers.FolderTokenizer(adapter)
+    highest = max(tokenizer.names, default=0)
+    file = adapter / "adapter_model.safetensors"
+    brought = names.embedding(names.open_weights(file)) if file.is_file() else None
+    own = Checkpoint.open(base).tensors.get(EMBEDDING)
+    held = brought or own
+    if held is None or highest < held.shape[0]:
+        return own is not None and highest >= own.shape[0]
+    whose = "the adapter's embedding" if brought else "the base's embedding, as the adapter brings none"
+    raise ExportError(
+        f"{tokenizer.path.as_posix()}: token {highest} ({tokenizer.names[highest]!r}) has no row in {whose}, which has "
+        f"{held.shape[0]:,}",
+        "save the adapter again with the embedding that it was trained with (save_embedding_layers=True in peft), or "
+        "remove the added tokens from its tokenizer if they were not trained",
+    )
+
+
+def _copy(source: Path, names: list[str] | tuple[str, ...], folder: Path) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def _state(path: Path) -> object:
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None

@@ -1,0 +1,269 @@
+"""Each family in one pass against llama.cpp's converter, quantizer and runtime, on a tiny random checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from ggufy.data import source
+from ggufy.errors import ExportError
+from ggufy.export import families
+from ggufy.llamacpp import library
+from ggufy.model import tiny
+from ggufy.model.safetensors import Checkpoint
+from ggufy.plan import footprint
+from ggufy.recipe.schema import Lora
+from ggufy.verify import reference
+from ggufy.verify.checks import verify
+from ggufy.verify.expected import Expected
+from tests.oracle.converter import VENDOR, Contents, contents, export
+
+Run = Callable[..., CompletedProcess[str]]
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 320,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,  # SmolLM3 leaves every fourth as it is
+    "max_position_embeddings": 128,
+}
+GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+THETAS = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 300000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+}
+FACTORS = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "long_factor": [1.0 + 0.25 * n for n in range(24)],
+    "short_factor": [1.0 + 0.01 * n for n in range(24)],
+}
+ODD = {"attention_multiplier": 0.1, "embedding_multiplier": 6.0, "residual_multiplier": 0.3, "logits_scaling": 4.0}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("MistralConfig", {"head_dim": 32, "sliding_window": None}),
+    "qwen2": ("Qwen2Config", {"rope_parameters": {"rope_theta": 1000000.0}}),
+    "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3Config", {}),
+    "granite": ("GraniteConfig", {"attention_bias": True, "mlp_bias": True, **ODD}),
+    "gemma2": ("Gemma2Config", {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
+    "gemma3": ("Gemma3TextConfig", {**GEMMA, "num_hidden_layers": 6, "rope_parameters": THETAS}),
+    "phi3": ("Phi3Config", {}),
+    "phi4": (
+        "Phi3Config",
+        {
+            "original_max_position_embeddings": 16,
+            "partial_rotary_factor": 0.75,
+            "rope_parameters": FACTORS,
+            "sliding_window": 100,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+# What is added to a norm is rounded as the checkpoint is.
+DTYPES = {"gemma3": torch.bfloat16, "qwen3": torch.bfloat16}
+# Not from a list of ours: what peft calls all-linear.
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+TEXT = [736, *np.random.default_rng(3).integers(0, 700, 40).tolist()]
+
+# All in one process, as most of its time goes into the start. The vocabulary's kind is told, as in converter.py.
+_CONVERT = """
+import json, runpy, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
+for script, *arguments in json.loads(Path(sys.argv[2]).read_text()):
+    sys.argv = [script, *arguments]
+    runpy.run_path(str(Path(sys.path[0]) / script), run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By family: base, adapter, ours and theirs."""
+    folder, work = tmp_path_factory.mktemp("families"), []
+    for family in FAMILIES:
+        here = folder / family
+        make(here, family)
+        outputs = {name: here / f"{name}.gguf" for name in ("f16", "q8_0", "q4_k_m", "f32")}
+        export(here / "base", None, outputs)
+        outputs = {"f16": here / "tuned.gguf", "merged": here / "merged", "adapter": here / "adapter.gguf"}
+        export(here / "base", here / "adapter", outputs)
+        for name, given, kind in (("base", "base", "f16"), ("f32", "base", "f32"), ("merged", "merged", "f16")):
+            out = str(here / f"theirs-{name}.gguf")
+            work.append(["convert_hf_to_gguf.py", str(here / given), "--outfile", out, "--outtype", kind])
+        out = str(here / "theirs-adapter.gguf")
+        lora = ["--base", str(here / "base"), "--outfile", out, str(here / "adapter")]
+        work.append(["convert_lora_to_gguf.py", *lora])
+    (folder / "work.json").write_text(json.dumps(work))
+    command = [sys.executable, "-c", _CONVERT, str(VENDOR), str(folder / "work.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def make(here: Path, family: str) -> None:
+    """A random base with a tokenizer, in float16, and an adapter on all of its linear modules."""
+    tokenizer = tiny.ensure(source.sample_texts())
+    given = json.loads((tokenizer / "config.json").read_text())
+    name, own = FAMILIES[family]
+    ids = {key: given[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    config = getattr(transformers, name)(**{**SIZES, **ids, **own})
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        # Norms and biases too, which begin as ones and zeros.
+        parameter.data += torch.randn_like(parameter) * 0.05
+    model.to(DTYPES.get(family, torch.float16)).save_pretrained(here / "base")
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    if name == "Phi3Config":
+        settings["tokenizer_class"] = "GPT2Tokenizer"
+    # Or transformers adds one of its own to the vocabulary of a Qwen2.
+    settings["unk_token"] = "<|end_of_text|>"
+    settings["add_prefix_space"] = False
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (here / "base" / file).write_text((tokenizer / file).read_text())
+    (here / "base" / "tokenizer_config.json").write_text(json.dumps(settings))
+    if family == "gemma2":
+        write_sentencepiece(here / "base" / "tokenizer.model")
+    tuned = get_peft_model(model.float(), LoraConfig(**LORA))
+    for key, parameter in tuned.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.02)
+    tuned.save_pretrained(here / "adapter")
+
+
+def write_sentencepiece(path: Path) -> None:
+    """The converter takes no Gemma 2 without one."""
+    import sentencepiece
+
+    settings = {"model_type": "bpe", "vocab_size": 600, "byte_fallback": True}
+    texts = (text.encode("ascii", "ignore").decode() for text in source.sample_texts())
+    prefix = str(path.with_suffix(""))
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_prefix=prefix, minloglevel=2, **settings)
+    path.with_suffix(".vocab").unlink()
+
+
+def assert_same(family: str, ours: Contents, theirs: Contents) -> None:
+    if family == "gemma2":
+        # ggufy's is still that of tokenizer.json.
+        for one in (ours, theirs):
+            one.keys = {key: value for key, value in one.keys.items() if not key.startswith("tokenizer.")}
+    assert list(ours.keys) == list(theirs.keys)
+    assert ours.keys == theirs.keys
+    assert list(ours.tensors) == list(theirs.tensors)
+    assert [name for name in theirs.tensors if ours.tensors[name] != theirs.tensors[name]] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_file_is_the_converters(family: str, made: Path) -> None:
+    here = made / family
+    for ours, theirs in (("f16", "base"), ("f32", "f32"), ("tuned", "merged")):
+        one, other = contents(here / f"{ours}.gguf"), contents(here / f"theirs-{theirs}.gguf")
+        if (family, ours) == ("gemma3", "tuned"):
+            # The merged folder is float16, where the base is not.
+            for file in (one, other):
+                file.tensors = {name: held for name, held in file.tensors.items() if "norm" not in name}
+        assert_same(family, one, other)
+    assert_same("", contents(here / "adapter.gguf"), contents(here / "theirs-adapter.gguf"))
+    for quant in ("q8_0", "q4_k_m"):
+        library.quantize_file(here / "f16.gguf", here / "expected.gguf", library.ftypes()[quant])
+        assert (here / f"{quant}.gguf").read_bytes() == (here / "expected.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_llama_cpp_computes_what_transformers_computes(family: str, made: Path) -> None:
+    # PyTorch's fused attention leaves out Gemma 2's soft cap.
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(made / family / "base", **settings).eval()
+    with torch.inference_mode():
+        theirs = model(torch.tensor([TEXT])).logits[0].numpy()
+    runtime = llama_cpp.Llama(str(made / family / "f32.gguf"), n_ctx=128, logits_all=True, verbose=False)
+    runtime.eval(TEXT)
+    ours = np.array(runtime.scores[: len(TEXT)])
+    runtime.close()
+    assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tuned_file_is_verified(family: str, made: Path) -> None:
+    base, adapter = made / family / "base", made / family / "adapter"
+    training = reference.of(base, adapter, lambda: [TEXT])
+    found = verify(made / family / "tuned.gguf", base, 2, training, Expected.of(base, adapter))
+    assert found.rows > 20
+    assert found.closeness is not None
+    assert found.closeness.relative < 0.01
+    assert verify(made / family / "adapter.gguf", None, 2, expected=Expected.of(base, adapter)).adapter_tensors > 10
+
+
+def test_a_family_with_fused_modules_is_trained_and_exported(run: Run, made: Path, tmp_path: Path) -> None:
+    steps = ("--set", "train.max_steps=2", "--set", "train.save_steps=2")
+    done = run("train", "--recipe", "tiny", "--set", f"model.base={made / 'phi4' / 'base'}", *steps, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "runs" / "tiny" / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]
+    done = run("export", "--quant", "q8_0", "--adapter-gguf", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"verified tiny-q8_0\.gguf: .* of what training changed", done.stderr)
+    assert (tmp_path / "runs" / "tiny" / "export" / "tiny-q8_0.Modelfile").is_file()
+
+
+def test_a_window_that_llama_cpp_leaves_out_is_said(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "ggufy"):
+        for family in FAMILIES:
+            families.read(made / family / "base").say_limits()
+    [said] = caplog.messages
+    assert "a sliding window of 100 tokens, which llama.cpp does not use for a Phi-3" in said
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_counts_what_is_there(family: str, made: Path) -> None:
+    shape = families.read(made / family / "base").shape
+    assert shape.tensors() == {n: t.shape for n, t in Checkpoint.open(made / family / "base").tensors.items()}
+    trained = Checkpoint.open(made / family / "adapter" / "adapter_model.safetensors")
+    expected = sum(int(np.prod(tensor.shape)) for tensor in trained.tensors.values())
+    # The recipe's "all" is peft's all-linear, also where a family has several modules as one.
+    assert footprint.trainable(shape, Lora(r=4)) == expected
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "window": ("qwen2", {"use_sliding_window": True}, "use_sliding_window is true, and llama.cpp lets every layer"),
+    "llama3 rope": (
+        "qwen3",
+        {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+        "rope_type is llama3, and llama.cpp does not scale the rotation of a Qwen3 so",
+    ),
+    "activation": ("gemma2", {"hidden_activation": "relu"}, "hidden_activation is relu"),
+    "biases": ("qwen3", {"attention_bias": True}, "attention_bias is true, and llama.cpp knows no bias"),
+    "other layers": ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}, r"leaves out layers \[2\]"),
+    "head": ("granite", {"head_dim": 32}, "head_dim is 32, and llama.cpp takes 256 / 4"),
+    "scale": ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
+    "pattern": ("gemma3", {"sliding_window_pattern": 3}, "sliding_window_pattern is 3"),
+    "layers": ("gemma2", {"layer_types": ["full_attention"] * 4}, "layer_types is another"),
+    "theta": ("gemma2", {"rope_parameters": {"rope_theta": 5000.0}}, "rope_theta 5000"),
+    "factors": ("phi4", {"rope_parameters": {**FACTORS, "long_factor": [1.0]}}, "long_factor has 1 numbers"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(case: str, made: Path, tmp_path: Path) -> None:
+    family, change, says = REFUSED[case]
+    config = json.loads((made / family / "base" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ExportError, match=says):
+        families.read(tmp_path)
