@@ -1,4 +1,4 @@
-"""Write the tokenizer of a model folder as GGUF keys, as llama.cpp's converter does, and prove that it is read alike."""
+"""Write the tokenizer of a model folder as GGUF keys, as llama.cpp's converter does; prove that it is read alike."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def _read(tokenizer: FolderTokenizer, vocab_size: int) -> Vocabulary:
         made.added.setdefault("bos", False)
     # The converter's, for the small Granite models, and so for SmolLM2, which has a vocabulary of that size, too.
     bos = False if vocab_size == 49152 and quiet else None
-    return Vocabulary(tokens.byte_level(tokenizer, vocab_size, pre), made, tokenizer.config.get("add_prefix_space"), bos)
+    return Vocabulary(
+        tokens.byte_level(tokenizer, vocab_size, pre), made, tokenizer.config.get("add_prefix_space"), bos
+    )
 
 
 def check(base: Path, vocab_size: int, texts: Sequence[str] = ()) -> None:

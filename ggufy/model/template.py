@@ -57,6 +57,7 @@ class ChatTemplate:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         named = named_specials(folder, config)
         return {key: value["content"] if isinstance(value, dict) else str(value) for key, value in named.items()}
+
     def render(
         self, messages: Sequence[Message], day: date, *, generate: bool = False, tools: list[Any] | None = None
     ) -> str:
