@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from ggufy.errors import ExportError
-from ggufy.export.vocabulary import key_writer, pre_tokenizers, probes
+from ggufy.export.vocabulary import pre_tokenizers, probes
 from ggufy.export.vocabulary.special import Specials
 from ggufy.export.vocabulary.tokens import Tokens
 from ggufy.llamacpp import library
@@ -97,6 +97,8 @@ def loaded(tokens: Tokens, special: Specials, keys: dict[str, Any] | None = None
 
 
 def _write(path: Path, tokens: Tokens, special: Specials, keys: dict[str, Any]) -> None:
+    from ggufy.export.vocabulary import key_writer
+
     writer = key_writer.KeyWriter(path=None, arch="llama")
     for key, value in keys.items():
         writer.add_bool(key, value)
