@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError
-from ggufy.export.vocabulary import pre_tokenizers, proof, special, tokens
+from ggufy.export.vocabulary import pre_tokenizers, proof, special, spm, tokens
 from ggufy.export.vocabulary.special import Specials
 from ggufy.export.vocabulary.tokens import Tokens
 from ggufy.model.template import named_templates
@@ -65,10 +65,11 @@ _proved: set[tuple[object, ...]] = set()
 
 def _read(tokenizer: FolderTokenizer, vocab_size: int) -> Vocabulary:
     _check_kind(tokenizer)
+    if spm.is_spm(tokenizer):
+        return _read_spm(tokenizer, vocab_size)
     made = special.of(tokenizer)
-    backend = tokenizer.backend
     # The tokenizer's own word on a BOS where the converter says nothing, and llama.cpp would put one.
-    quiet = backend.encode("a").ids == backend.encode("a", add_special_tokens=False).ids
+    quiet = _adds_nothing(tokenizer)
     known = pre_tokenizers.known(tokenizer)
     pre = known[0] if len(known) == 1 else _by_comparison(tokenizer, vocab_size, made, known)
     if quiet and pre in _ADDS_BOS:
@@ -78,6 +79,20 @@ def _read(tokenizer: FolderTokenizer, vocab_size: int) -> Vocabulary:
     return Vocabulary(
         tokens.byte_level(tokenizer, vocab_size, pre), made, tokenizer.config.get("add_prefix_space"), bos
     )
+
+
+def _read_spm(tokenizer: FolderTokenizer, vocab_size: int) -> Vocabulary:
+    made = special.of(tokenizer, vocab_size)
+    if _adds_nothing(tokenizer):
+        # Without a word on it llama.cpp puts a BOS before every text.
+        made.added.setdefault("bos", False)
+    return Vocabulary(spm.tokens(tokenizer, vocab_size), made, spm.prefix(tokenizer))
+
+
+def _adds_nothing(tokenizer: FolderTokenizer) -> bool:
+    """Whether the tokenizer puts nothing around a text."""
+    backend = tokenizer.backend
+    return bool(backend.encode("a").ids == backend.encode("a", add_special_tokens=False).ids)
 
 
 def check(base: Path, vocab_size: int, texts: Sequence[str] = ()) -> None:
