@@ -110,10 +110,15 @@ def check(base: Path, vocab_size: int, texts: Sequence[str] = ()) -> None:
 def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = ()) -> None:
     """Raise ExportError where llama.cpp reads a text otherwise than the tokenizer."""
     compared = proof.texts_for(tokenizer, texts)
+    ends = ["Hello, world!"]
+    if made.tokens.model == "llama" and spm.begins_only(tokenizer):
+        # As conversations are: with a mark first. What stands at the very beginning is then the mark.
+        mark = tokenizer.special.get("bos_token") or next(iter(proof.marks(tokenizer)), "")
+        compared, ends = [mark + text for text in compared], [mark] if mark else []
     with proof.loaded(made.tokens, made.special, _flags(made)) as ours:
         found = proof.first_difference(tokenizer, ours, compared)
         if found is None:
-            found = proof.first_difference(tokenizer, ours, ["Hello, world!"], ends=True)
+            found = proof.first_difference(tokenizer, ours, ends, ends=True)
     if found:
         raise ExportError(
             f"{tokenizer.path.as_posix()}: llama.cpp would read text differently from training: as {made.tokens.pre!r} "

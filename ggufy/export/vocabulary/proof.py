@@ -67,7 +67,8 @@ class LlamaVocabulary:
         raw = text.encode()
         room = len(raw) + 8
         ids = (ctypes.c_int32 * room)()
-        count = self._library.llama_tokenize(self.vocab, raw, len(raw), ids, room, ends, True)
+        with library.quiet():
+            count = self._library.llama_tokenize(self.vocab, raw, len(raw), ids, room, ends, True)
         return list(ids[: max(count, 0)])
 
 

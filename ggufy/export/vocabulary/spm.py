@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ggufy.export.vocabulary import pre_tokenizers
 from ggufy.export.vocabulary.tokens import (
     BYTE,
     CONTROL,
@@ -39,22 +38,29 @@ def is_spm(tokenizer: FolderTokenizer) -> bool:
 
 def prefix(tokenizer: FolderTokenizer) -> bool | None:
     """What the file says of a space before a text; None: nothing, as llama.cpp then puts one."""
-    spaced = _spaced(tokenizer.spec)
+    spaced = _scheme(tokenizer.spec) == "always"
     told = tokenizer.config.get("add_prefix_space")
-    if told is None:
-        return None if spaced else False
-    return spaced
+    return None if told is None and spaced else spaced
 
 
-def _spaced(spec: dict[str, Any]) -> bool:
-    """Whether the rules in tokenizer.json put a space before a text."""
+def begins_only(tokenizer: FolderTokenizer) -> bool:
+    """Whether a space is put before a text, and none after a mark in it, which llama.cpp cannot do.
+
+    Conversations begin with a mark, so the file says that there is none.
+    """
+    return _scheme(tokenizer.spec) == "first"
+
+
+def _scheme(spec: dict[str, Any]) -> str:
+    """Where the rules in tokenizer.json put a space: before every piece between marks, the first, or never."""
     given = spec.get("normalizer") or {}
     if any(step.get("type") == "Prepend" for step in given.get("normalizers", [given])):
-        return True
-    for kind, *values in pre_tokenizers.steps(spec):
-        if kind == "other" and '"Metaspace"' in values[0]:
-            return '"prepend_scheme": "never"' not in values[0] and '"add_prefix_space": false' not in values[0]
-    return False
+        return "always"
+    steps = spec.get("pre_tokenizer") or {}
+    for step in steps.get("pretokenizers", [steps]):
+        if step.get("type") == "Metaspace":
+            return str(step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never"))
+    return "never"
 
 
 def tokens(tokenizer: FolderTokenizer, rows: int) -> Tokens:
