@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ggufy"
 MODULES = [path.relative_to(ROOT) for path in sorted(PACKAGE.rglob("*.py"))]
 HEAVY = ("datasets", "gguf", "llama_cpp", "numpy", "peft", "torch", "transformers", "trl")
 # What trains is imported where it trains. gguf's writer and torch's tensor are base classes of ours.
-MAY_BE_HEAVY = ("ggufy.train", "ggufy.export.gguf.key_writer", "ggufy.verify.disk_tensor")
+MAY_BE_HEAVY = ("ggufy.train", "ggufy.export.vocabulary.key_writer", "ggufy.verify.disk_tensor")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -2,7 +2,7 @@
 
     python vendor/pre_tokenizers.py [--check]
 
-The converter tells a byte-level tokenizer by what it makes of one text: the SHA-256 of the ids, as Python writes a list.
+The converter tells a byte-level tokenizer by what it makes of one text: the SHA-256 of the ids, as Python writes them.
 The text, the hashes and the names are data in its source, `conversion/base.py`; nothing of it is run. With --check
 nothing is written, and the exit code says whether the table is up to date.
 """

@@ -16,12 +16,13 @@ from typing import Any
 
 from ggufy.errors import ModelError
 from ggufy.llamacpp import gguf_reader
+from ggufy.model import template
 from ggufy.model.template import ChatTemplate, Message
 
 DATE_KEY = "general.ggufy.date"
 # Of a message, beside its role and its content: what templates write of calls and of what came of them.
 _FURTHER = ("tool_calls", "tool_call_id", "name")
-_KEYS = ("tokenizer.chat_template", DATE_KEY)
+_KEYS = (template.KEY, template.TOOLS_KEY, DATE_KEY)
 
 
 class Prompts:
@@ -32,7 +33,7 @@ class Prompts:
         self.llama = llama
         self.day = day or _day(texts.get(DATE_KEY)) or date.today()
         special = {"bos_token": self._piece(llama.token_bos()), "eos_token": self._piece(llama.token_eos())}
-        self.template = ChatTemplate(texts.get("tokenizer.chat_template", ""), special, path.as_posix())
+        self.template = ChatTemplate.from_keys(texts, special, path.as_posix())
 
     def tokens(
         self,

@@ -69,7 +69,7 @@ class Tokenizer:
         self._end_id: int | None = self.rust.token_to_id(self._end) if self._end else None
         self.stopping = stops.of(base, self._end_id)
         self.special = marks.of(
-            self.rust, marks.written(self.template.text, self._render), special.values(), self.stopping
+            self.rust, marks.written(self._template_text, self._render), special.values(), self.stopping
         )
         if not self.chat and self._end_id is None:
             raise ModelError(
@@ -78,6 +78,11 @@ class Tokenizer:
             )
 
     # What follows from the above, for the tokenizer of a GGUF too, which comes by that in another way.
+
+    @property
+    def _template_text(self) -> str:
+        """Of the template, and of that for tools."""
+        return self.template.text + (self.template.tool_use.text if self.template.tool_use else "")
 
     @cached_property
     def _ends(self) -> list[str]:
@@ -125,7 +130,8 @@ class Tokenizer:
                 self._refuse_marks(text, f"turn {number}")
         if conversation.tools:
             self._refuse_marks(json.dumps(conversation.tools, ensure_ascii=False), "a tool")
-        conversation = said.fit_to(conversation, self.template.text, self.template.others)
+        used = self.template.used(conversation.tools)
+        conversation = said.fit_to(conversation, used.text, used.others)
         if self.train_on == "all":
             return self._whole(conversation)
         if all(UNTRAINED in message for message in conversation if message["role"] == "assistant"):

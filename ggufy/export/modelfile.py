@@ -20,20 +20,10 @@ from typing import Any
 from ggufy.errors import ExportError, ModelError
 from ggufy.model import config_files
 from ggufy.model.template import ChatTemplate, Message
+from ggufy.model.tokenizer import folder
 
 _SYSTEM, _USER, _ANSWER = ("ggufy-system-7f3a", "ggufy-user-7f3a", "ggufy-answer-7f3a")
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
-
-
-class _Added(config_files.Settings):
-    id: int
-    content: str
-
-
-class _Tokenizer(config_files.Settings):
-    """What matters here of a tokenizer.json."""
-
-    added_tokens: list[_Added] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,8 +144,7 @@ def _not_in_go(reason: str) -> ExportError:
 
 def _stops(base: Path) -> list[str]:
     """The texts of the tokens that end an answer."""
-    path = base / "tokenizer.json"
-    names = {token.id: token.content for token in config_files.read_as(_Tokenizer, path).added_tokens or []}
+    names = {number: token.content for number, token in folder.of(base).added.items()}
     config = config_files.read(base / "config.json")
     ids = _generation(base).get("eos_token_id", config.get("eos_token_id"))
     ids = ids if isinstance(ids, list) else [ids]

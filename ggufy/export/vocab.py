@@ -1,4 +1,4 @@
-"""Write the tokenizer of a model folder as GGUF keys, as llama.cpp's converter does, and prove that it is read alike."""
+"""Write the tokenizer of a model folder as GGUF keys, as llama.cpp's converter does; prove that it is read alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError
-from ggufy.export.vocabulary import pre_tokenizers, proof, special, tokens
+from ggufy.export.vocabulary import pre_tokenizers, proof, special, spm, tokens
 from ggufy.export.vocabulary.special import Specials
 from ggufy.export.vocabulary.tokens import Tokens
 from ggufy.model.template import named_templates
@@ -65,10 +65,11 @@ _proved: set[tuple[object, ...]] = set()
 
 def _read(tokenizer: FolderTokenizer, vocab_size: int, *, as_llama: bool) -> Vocabulary:
     _check_kind(tokenizer)
+    if spm.is_spm(tokenizer):
+        return _read_spm(tokenizer, vocab_size)
     made = special.of(tokenizer)
-    backend = tokenizer.backend
     # The tokenizer's own word on a BOS where the converter says nothing, and llama.cpp would put one.
-    quiet = backend.encode("a").ids == backend.encode("a", add_special_tokens=False).ids
+    quiet = _adds_nothing(tokenizer)
     known = pre_tokenizers.known(tokenizer)
     pre = known[0] if len(known) == 1 else _by_comparison(tokenizer, vocab_size, made, known)
     if quiet and pre in _ADDS_BOS:
@@ -77,6 +78,20 @@ def _read(tokenizer: FolderTokenizer, vocab_size: int, *, as_llama: bool) -> Voc
     bos = False if as_llama and vocab_size == 49152 and quiet else None
     prefix = tokenizer.config.get("add_prefix_space") if as_llama else None
     return Vocabulary(tokens.byte_level(tokenizer, vocab_size, pre), made, prefix, bos)
+
+
+def _read_spm(tokenizer: FolderTokenizer, vocab_size: int) -> Vocabulary:
+    made = special.of(tokenizer, vocab_size)
+    if _adds_nothing(tokenizer):
+        # Without a word on it llama.cpp puts a BOS before every text.
+        made.added.setdefault("bos", False)
+    return Vocabulary(spm.tokens(tokenizer, vocab_size), made, spm.prefix(tokenizer))
+
+
+def _adds_nothing(tokenizer: FolderTokenizer) -> bool:
+    """Whether the tokenizer puts nothing around a text."""
+    backend = tokenizer.backend
+    return bool(backend.encode("a").ids == backend.encode("a", add_special_tokens=False).ids)
 
 
 def check(base: Path, vocab_size: int, texts: Sequence[str] = (), *, as_llama: bool = True) -> None:
@@ -94,10 +109,15 @@ def check(base: Path, vocab_size: int, texts: Sequence[str] = (), *, as_llama: b
 def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = ()) -> None:
     """Raise ExportError where llama.cpp reads a text otherwise than the tokenizer."""
     compared = proof.texts_for(tokenizer, texts)
+    ends = ["Hello, world!"]
+    if made.tokens.model == "llama" and spm.begins_only(tokenizer):
+        # As conversations are: with a mark first. What stands at the very beginning is then the mark.
+        mark = tokenizer.special.get("bos_token") or next(iter(proof.marks(tokenizer)), "")
+        compared, ends = [mark + text for text in compared], [mark] if mark else []
     with proof.loaded(made.tokens, made.special, _flags(made)) as ours:
         found = proof.first_difference(tokenizer, ours, compared)
         if found is None:
-            found = proof.first_difference(tokenizer, ours, ["Hello, world!"], ends=True)
+            found = proof.first_difference(tokenizer, ours, ends, ends=True)
     if found:
         raise ExportError(
             f"{tokenizer.path.as_posix()}: llama.cpp would read text differently from training: as {made.tokens.pre!r} "

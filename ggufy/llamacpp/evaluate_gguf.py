@@ -90,6 +90,10 @@ class Forward:
         """Whether generation stops after a token."""
         return bool(self._library.llama_vocab_is_eog(self.vocab, token))
 
+    def is_control(self, token: int) -> bool:
+        """Whether a token is a mark, which no text of a person becomes."""
+        return bool(self._library.llama_vocab_is_control(self.vocab, token))
+
     @property
     def adds_bos(self) -> bool:
         """Whether the file asks for a BOS before every text."""

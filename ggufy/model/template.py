@@ -6,7 +6,7 @@ Training and chat render through the same class, so what the model saw is what i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from ggufy.errors import ModelError
 Message = dict[str, Any]
 """A turn: its `role` and `content`; of some also `tool_calls`, `name`, `tool_call_id`, `reasoning_content`."""
 
+_TOOL_USE = "tool_use"
+KEY = "tokenizer.chat_template"
+TOOLS_KEY = f"{KEY}.{_TOOL_USE}"
+"""Where a GGUF has its template, and that for tools."""
 _MAX_TEMPLATE = 200_000
 _MAX_RANGE = 10_000
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -31,7 +35,9 @@ class ChatTemplate:
             )
         self.text, self.special, self.where = text, special, where
         self.others: tuple[str, ...] = ()
-        """The names of more templates that the model has; they are not used, as a GGUF is asked by one."""
+        """The names of more templates that the model has."""
+        self.tool_use: ChatTemplate | None = None
+        """The one that conversations with tools are written by, where the model has one of its own for them."""
         if not text:
             raise ModelError(f"{where}: there is no chat template", "use an Instruct model, which has one")
         import jinja2
@@ -47,9 +53,24 @@ class ChatTemplate:
     def from_folder(cls, folder: Path) -> ChatTemplate:
         """The template of a model folder: chat_template.jinja, else the one in tokenizer_config.json."""
         named = named_templates(folder)
-        found = cls(named.pop("default", ""), cls.specials(folder), folder.as_posix())
+        special, where = cls.specials(folder), folder.as_posix()
+        found = cls(named.pop("default", ""), special, where)
         found.others = tuple(sorted(named))
+        if text := named.get(_TOOL_USE):
+            found.tool_use = cls(text, special, where)
         return found
+
+    @classmethod
+    def from_keys(cls, texts: Mapping[str, str], special: dict[str, str], where: str) -> ChatTemplate:
+        """The templates of a GGUF, by its keys KEY and TOOLS_KEY."""
+        found = cls(texts.get(KEY, ""), special, where)
+        if text := texts.get(TOOLS_KEY):
+            found.tool_use, found.others = cls(text, special, where), (_TOOL_USE,)
+        return found
+
+    def used(self, tools: list[Any] | None) -> ChatTemplate:
+        """The template that a conversation with these tools is written by, as transformers chooses it."""
+        return self if tools is None or self.tool_use is None else self.tool_use
 
     @staticmethod
     def specials(folder: Path) -> dict[str, str]:
@@ -67,6 +88,8 @@ class ChatTemplate:
         """
         import jinja2
 
+        if (other := self.used(tools)) is not self:
+            return other.render(messages, day, generate=generate, tools=tools)
         try:
             text = self._compiled.render(
                 messages=list(messages),

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,7 @@ from ggufy.model.template import text_of
 from ggufy.recipe import recipe
 from ggufy.runs.run import Run
 from ggufy.runs.stamps import Artifact
-from ggufy.stages import calibration, preflight
+from ggufy.stages import calibration, preflight, vocabulary
 from ggufy.stages.calibration import Texts
 from ggufy.stages.export_options import ExportOptions
 from ggufy.stages.model_source import ModelSource
@@ -168,6 +169,7 @@ class _Export:
                 self.options.kernels,
                 self.this.own_tokenizer,
             )
+            self._check_data()
             engine.export(request, self.threads)
             for name, place in by_name.items() if self.options.check_files else ():
                 if name not in MERGED:
@@ -180,6 +182,12 @@ class _Export:
             if "modelfile" not in inputs and (near := self.closeness.get(str(inputs["quant"]))):
                 self.this.output_folder.note_closeness(output, near)
         return {_label(files[output]): artifact for output, artifact in made.items()}
+
+    def _check_data(self) -> None:
+        """Raise ExportError where llama.cpp would read the run's own data otherwise than it was trained on."""
+        data = self.this.output_folder.valid("data") if self.this.subfolder else None
+        # Without pyarrow, which reads it, the probes say enough: the data was compared before the training.
+        vocabulary.check(self.this.base.path, data.path if data and find_spec("pyarrow") else None)
 
     def _verify(self, name: str, path: Path) -> None:
         """Raises Unverified."""

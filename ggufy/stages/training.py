@@ -14,7 +14,7 @@ from ggufy.plan import doctor, estimate, planner
 from ggufy.recipe.schema import Recipe
 from ggufy.runs import run
 from ggufy.runs.run import Run
-from ggufy.stages import data, provenance, special_tokens
+from ggufy.stages import data, provenance, special_tokens, vocabulary
 from ggufy.system import digest
 from ggufy.train import distributed, job
 
@@ -64,6 +64,7 @@ def train(wanted: Recipe, run_name: str | None, *, fresh: bool, change_gpus: boo
                 modules=modules,
             )
             special_tokens.check(wanted, base.path, prepared.path)
+            vocabulary.check(base.path, prepared.path)
             beforehand.check_counted(wanted, this)
             sending.enter_context(checkpoints.uploading(this, wanted))
             distributed.fit(work, places["adapter"])

@@ -9,19 +9,18 @@ training prompts.
 from __future__ import annotations
 
 import ctypes
-import json
 import mmap
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ggufy.errors import ModelError, Unverified
 from ggufy.llamacpp import gguf_reader, library
 from ggufy.llamacpp.evaluate_gguf import Forward
 from ggufy.model.template import ChatTemplate, text_of
-from ggufy.verify import answers, closeness
+from ggufy.verify import answers, closeness, tokenizer
 from ggufy.verify.answers import Answers, Questions
 from ggufy.verify.closeness import Closeness
 from ggufy.verify.expected import Expected
@@ -76,7 +75,7 @@ def verify(
     """
     parts = files(path)
     try:
-        headers = [gguf_reader.read_gguf(file, (TEMPLATE, "general.type")) for file in parts]
+        headers = [gguf_reader.read_gguf(file, (TEMPLATE, "general.type", "tokenizer.ggml.model")) for file in parts]
     except ModelError as error:
         raise Unverified(error.message, error.hint) from None
     for file, header in zip(parts, headers, strict=True):
@@ -92,7 +91,7 @@ def verify(
     except ModelError as error:
         raise Unverified(error.message, error.hint) from None
     with model:
-        probes = _compare(model, texts.get(TEMPLATE, ""), base, path) if base else 0
+        probes = _compare(model, texts, base, path) if base else 0
         rows = expected.check(path, headers, threads) if expected else 0
         near = closeness.measure(model, reference) if reference and reference.texts else None
         if near:
@@ -142,56 +141,9 @@ def _check_data(path: Path, header: gguf_reader.GgufFile, threads: int) -> None:
         raise Unverified(f"{path.as_posix()}: the data of {found[0]} is not valid", "export it again")
 
 
-def _compare(model: Forward, template: str, base: Path, path: Path) -> int:
-    from tokenizers import Tokenizer
-
-    if template != text_of(base):
+def _compare(model: Forward, texts: Mapping[str, str], base: Path, path: Path) -> int:
+    if (template := texts.get(TEMPLATE, "")) != text_of(base):
         raise Unverified(f"{path.as_posix()}: its chat template is not the base's", "export it again")
-    tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
     shown = rendered(ChatTemplate.from_folder(base)) if template else []
-    for text in (*PROBES, *shown):
-        theirs = tokenizer.encode(text, add_special_tokens=False).ids
-        ours = model.tokenize(text, special=True)
-        if ours != theirs:
-            at = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
-            raise Unverified(
-                f"{path.as_posix()}: llama.cpp splits {text[:30]!r} differently from the base's tokenizer, "
-                f"at token {at}",
-                "the tokenizer is not one that llama.cpp knows under this name",
-            )
-    for text in shown:
-        # Only those that a text begins with: some templates write the token before every turn.
-        ids = model.tokenize(text, special=True)
-        count = next((at for at, token in enumerate(ids) if token != model.bos), len(ids))
-        if count > 1:
-            raise Unverified(
-                f"{path.as_posix()}: its chat template writes {count} BOS tokens at the start", "it must be one"
-            )
-    _compare_ends(model, tokenizer, base, path)
+    tokenizer.compare(model, tokenizer.BaseTokenizer(base), shown, texts, path)
     return len(PROBES) + len(shown)
-
-
-def _compare_ends(model: Forward, tokenizer: Any, base: Path, path: Path) -> None:
-    """How texts begin and answers end: BOS, EOS, what is put around a text, and every token that ends a turn."""
-    special = ChatTemplate.specials(base)
-    for kind, number in (("bos", model.bos), ("eos", model.eos)):
-        expected = tokenizer.token_to_id(special.get(f"{kind}_token", ""))
-        if expected is not None and expected != number:
-            raise Unverified(
-                f"{path.as_posix()}: its {kind.upper()} is token {number}, and the base's is {expected}",
-                "the tokenizer of the file is not the base's",
-            )
-    plain = PROBES[0]
-    if (ours := model.tokenize(plain, special=False, ends=True)) != (theirs := tokenizer.encode(plain).ids):
-        raise Unverified(
-            f"{path.as_posix()}: llama.cpp reads a text as {len(ours)} tokens, the base's tokenizer as {len(theirs)}",
-            "one of them puts a BOS or an EOS around it, and the other does not",
-        )
-    generation = base / "generation_config.json"
-    ids = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
-    for number in ids if isinstance(ids, list) else [ids]:
-        if isinstance(number, int) and not model.ends_turn(number):
-            raise Unverified(
-                f"{path.as_posix()}: token {number} ends an answer of the base, and llama.cpp would go on after it",
-                "generation_config.json and the tokenizer do not match",
-            )

@@ -54,8 +54,6 @@ def with_templates(base: Path, folder: Path, way: str, **templates: str) -> Path
 @pytest.mark.parametrize(
     ("talk", "tools", "what"),
     [
-        (CALLED, [TOOL], "the row has tools"),
-        ([ASKED, DONE], [TOOL], "the row has tools"),
         (CALLED, None, "turn 2 calls a tool"),
         ([*CALLED[:1], DONE, CALLED[2], DONE], None, "the row has a tool's answers"),
     ],
@@ -70,6 +68,20 @@ def test_a_template_for_tools_that_is_not_used_is_named(
         f"{what}, and only `default` of the base's chat templates is used, which has no"
     )
     assert "make it the chat_template.jinja of a copy of the base" in str(caught.value)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_with_tools_are_written_by_the_template_for_them(way: str, base: Path, tmp_path: Path) -> None:
+    """As transformers chooses it: `apply_chat_template(tools=...)` takes `tool_use` where there is one."""
+    naming = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + CALLING
+    folder = with_templates(base, tmp_path / "base", way, default=CHATML, tool_use=naming)
+    tokenizer, theirs = Tokenizer(folder, DAY, "responses"), AutoTokenizer.from_pretrained(folder)
+    for talk in (CALLED, [ASKED, DONE]):
+        [example] = tokenizer.examples(Conversation(talk, [TOOL]))
+        ids = theirs.apply_chat_template(talk, tools=[TOOL], return_dict=False)
+        # What follows the last answer is nothing that the model has to say.
+        assert example.input_ids == [tokenizer.bos, *ids][: len(example.input_ids)]
+        assert len(example.input_ids) > 10
 
 
 @pytest.mark.parametrize("way", WAYS)

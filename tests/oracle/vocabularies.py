@@ -98,3 +98,64 @@ def write_byte_level(name: str, folder: Path, **config: Any) -> int:
     values |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048, **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(values, ensure_ascii=False), "utf-8")
     return len(file.tokens)
+
+
+def write_sentencepiece(name: str, folder: Path, *, scheme: str | None = None, **config: Any) -> int:
+    """tokenizer.json and tokenizer_config.json of a SentencePiece vocabulary file: how many tokens there are.
+
+    The merges are those that transformers makes of the scores: every pair of tokens that is a token, by its score.
+    With `scheme` the space before a text is put there by Metaspace, else by normalizers, as older files have it.
+    """
+    file = File(name)
+    scores, vocab = file.fields["scores"], {token: n for n, token in enumerate(file.tokens)}
+    pairs = [
+        (token[:at], token[at:], n)
+        for n, token in enumerate(file.tokens)
+        if file.types[n] == NORMAL
+        for at in range(1, len(token))
+        if token[:at] in vocab and token[at:] in vocab
+    ]
+    # As convert_slow_tokenizer.py orders them.
+    pairs.sort(key=lambda pair: (-scores[pair[2]], vocab[pair[0]], vocab[pair[1]]))
+    made = Tokenizer(
+        models.BPE(
+            vocab=vocab, merges=[(a, b) for a, b, _ in pairs], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
+    )
+    if scheme:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    else:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bos = "<s>"
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocab[bos])]
+    )
+    made.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for n, token in enumerate(file.tokens)
+            if file.types[n] in (UNKNOWN, CONTROL)
+        ]
+    )
+    made.save((folder / "tokenizer.json").as_posix())
+    values = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **config}
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048, **values}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values, ensure_ascii=False), "utf-8")
+    return len(file.tokens)
+
+
+def write_model_file(name: str, folder: Path) -> None:
+    """tokenizer.model of a SentencePiece vocabulary file, by sentencepiece's own protocol buffer."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    file, model = File(name), proto.ModelProto()
+    for token, score, kind in zip(file.tokens, file.fields["scores"], file.types, strict=True):
+        piece = model.pieces.add()
+        piece.piece, piece.score, piece.type = token, score, kind
+    model.trainer_spec.model_type = proto.TrainerSpec.BPE
+    model.trainer_spec.byte_fallback = True
+    model.normalizer_spec.name = "identity"
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())

@@ -17,7 +17,7 @@ ANY = "\u2042"
 FEW_LETTERS = 16
 """Fewer may also stand in what a template writes by itself."""
 _SHOWN = 60
-_INSTEAD = "; to use `tool_use`, make it the chat_template.jinja of a copy of the base"
+_INSTEAD = "; to use `tool_use`, give the row its tools, or make it the chat_template.jinja of a copy of the base"
 # The names under which templates look for reasoning, as transformers' own chat templates have them.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 

@@ -17,7 +17,7 @@ from ggufy.data.tokenize import Tokenizer
 from ggufy.errors import EvalError
 from ggufy.llamacpp import gguf_reader
 from ggufy.llamacpp.evaluate_gguf import Forward
-from ggufy.model.template import ChatTemplate
+from ggufy.model.template import TOOLS_KEY, ChatTemplate
 from ggufy.system import digest
 
 _TEMPLATE, _DATE = "tokenizer.chat_template", "general.ggufy.date"
@@ -42,7 +42,7 @@ class GgufTokenizer(Tokenizer):
     """Of a GGUF that `model` has loaded, and which has to stay so."""
 
     def __init__(self, model: Forward, day: date | None, train_on: str) -> None:
-        texts = gguf_reader.read_gguf(model.path, (_TEMPLATE, _DATE)).texts
+        texts = gguf_reader.read_gguf(model.path, (_TEMPLATE, TOOLS_KEY, _DATE)).texts
         self.model, self.train_on = model, train_on
         self.day = day or _day(texts.get(_DATE))
         self.special = model.specials()
@@ -52,7 +52,7 @@ class GgufTokenizer(Tokenizer):
         named = {"bos_token": ends.get(model.bos, "") if model.bos is not None else "", "eos_token": self._end}
         self.chat = bool(texts.get(_TEMPLATE))
         where = model.path.as_posix()
-        self.template = ChatTemplate(texts.get(_TEMPLATE) or ALPACA, named, where)
+        self.template = ChatTemplate.from_keys(texts if self.chat else {_TEMPLATE: ALPACA}, named, where)
         # Where the runtime puts a BOS before a text, it is there.
         self.bos = model.bos if model.adds_bos else None
         self.rust: Any = _Splits(model)

@@ -120,7 +120,7 @@ class _Skeletons:
         import gguf
         import numpy as np
 
-        from ggufy.export.gguf.key_writer import KeyWriter
+        from ggufy.export.vocabulary.key_writer import KeyWriter
 
         if quant in self.written:
             return self.written[quant]
@@ -145,7 +145,7 @@ class _Skeletons:
 
 def _stretch(quant: str, path: Path, arrays: dict[bytes, bytes], wanted: Wanted) -> Layout:
     """llama.cpp's answer, with the real row counts and the whole vocabulary."""
-    from ggufy.export.gguf import key_writer
+    from ggufy.export.vocabulary import key_writer
 
     planned = {tensor.name: tensor for tensor in wanted.planned}
     answer = gguf_reader.read_gguf(path)

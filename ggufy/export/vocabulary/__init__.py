@@ -1,1 +1,1 @@
-"""The vocabulary of a GGUF: tokens, types, merges or scores, and the proof that llama.cpp reads text as the base does."""
+"""The vocabulary of a GGUF: its tokens, types, merges or scores, and whether llama.cpp reads text alike."""

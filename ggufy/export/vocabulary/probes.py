@@ -5,7 +5,20 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-_DIGITS = ("0", "7 ", "12", "123", "1234", "12345", "123456", "1234567", "3.14159 1,000,000", "v1.2.3", "a1b22c333d4444", "٣٤٥ ४५६ １２３ ½²Ⅷ")
+_DIGITS = (
+    "0",
+    "7 ",
+    "12",
+    "123",
+    "1234",
+    "12345",
+    "123456",
+    "1234567",
+    "3.14159 1,000,000",
+    "v1.2.3",
+    "a1b22c333d4444",
+    "٣٤٥ ४५६ １２３ ½²Ⅷ",
+)
 _WORDS = (
     "Hello",
     " Hello",

@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from ggufy.errors import ExportError
-from ggufy.export.gguf import key_writer
 from ggufy.export.vocabulary import pre_tokenizers, probes
 from ggufy.export.vocabulary.special import Specials
 from ggufy.export.vocabulary.tokens import Tokens
 from ggufy.llamacpp import library
 from ggufy.llamacpp.evaluate_gguf import cannot_load
+from ggufy.model.template import named_templates
 from ggufy.model.tokenizer.folder import FolderTokenizer
 from ggufy.system import interrupts
 
@@ -39,8 +39,8 @@ class Difference(NamedTuple):
     """How many texts before it are read alike."""
 
     def described(self, tokenizer: FolderTokenizer) -> str:
-        at = next((n for n, (a, b) in enumerate(zip(self.theirs, self.ours)) if a != b), None)
-        at = min(len(self.theirs), len(self.ours)) if at is None else at
+        pairs = zip(self.theirs, self.ours, strict=False)
+        at = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(self.theirs), len(self.ours)))
         shown = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}..."
         names = tokenizer.names
 
@@ -67,7 +67,8 @@ class LlamaVocabulary:
         raw = text.encode()
         room = len(raw) + 8
         ids = (ctypes.c_int32 * room)()
-        count = self._library.llama_tokenize(self.vocab, raw, len(raw), ids, room, ends, True)
+        with library.quiet():
+            count = self._library.llama_tokenize(self.vocab, raw, len(raw), ids, room, ends, True)
         return list(ids[: max(count, 0)])
 
 
@@ -97,6 +98,8 @@ def loaded(tokens: Tokens, special: Specials, keys: dict[str, Any] | None = None
 
 
 def _write(path: Path, tokens: Tokens, special: Specials, keys: dict[str, Any]) -> None:
+    from ggufy.export.vocabulary import key_writer
+
     writer = key_writer.KeyWriter(path=None, arch="llama")
     for key, value in keys.items():
         writer.add_bool(key, value)
@@ -112,14 +115,12 @@ def first_difference(
     tokenizer: FolderTokenizer, ours: LlamaVocabulary, texts: Iterable[str], *, ends: bool = False
 ) -> Difference | None:
     """The first text that llama.cpp reads otherwise than the folder's tokenizer; None: they agree."""
-    right = 0
-    for text in texts:
+    for right, text in enumerate(texts):
         short = text[:_LONGEST]
         theirs = list(tokenizer.backend.encode(short, add_special_tokens=ends).ids)
         found = ours.tokenize(short, ends=ends)
         if found != theirs:
             return Difference(short, theirs, found, right)
-        right += 1
     return None
 
 
@@ -131,8 +132,6 @@ def texts_for(tokenizer: FolderTokenizer, more: Sequence[str] = ()) -> list[str]
 
 def marks(tokenizer: FolderTokenizer) -> list[str]:
     """The added tokens that texts are written with: those with a name first, then those of the templates."""
-    from ggufy.model.template import named_templates
-
     named = [text for text in tokenizer.special.values() if text]
     written = "".join(named_templates(tokenizer.folder).values())
     contents = [token.content for token in tokenizer.added.values()]

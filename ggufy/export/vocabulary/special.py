@@ -58,7 +58,8 @@ def of(tokenizer: FolderTokenizer, rows: int | None = None) -> Specials:
     for kind, number in list(found.ids.items()):
         if number < 0:
             raise ExportError(
-                f"{tokenizer.folder.as_posix()}: {kind}_token_id is {number}, which is no token's", "correct config.json"
+                f"{tokenizer.folder.as_posix()}: {kind}_token_id is {number}, which is no token's",
+                "correct config.json",
             )
         if rows is not None and number >= rows:
             del found.ids[kind]

@@ -90,7 +90,7 @@ def check_unique(tokenizer: FolderTokenizer, names: list[str]) -> None:
     for number, name in enumerate(names):
         if name in first:
             raise ExportError(
-                f"{tokenizer.path.as_posix()}: the tokens {first[name]} and {number} are both written {name!r} in a GGUF, "
+                f"{tokenizer.path.as_posix()}: the tokens {first[name]} and {number} are both written {name!r} there, "
                 "and llama.cpp needs each once",
                 "rename one of them in tokenizer.json and tokenizer_config.json",
             )

@@ -60,9 +60,7 @@ class FolderTokenizer:
     @cached_property
     def special(self) -> dict[str, str]:
         """The special tokens by name: {"bos_token": "<s>", ...}."""
-        return {
-            key: _content(value) or "" for key, value in named_specials(self.folder, self.config).items() if value
-        }
+        return {key: _content(value) or "" for key, value in named_specials(self.folder, self.config).items() if value}
 
     @cached_property
     def backend(self) -> Any:
@@ -158,7 +156,9 @@ def _listed(folder: Path, config: dict[str, Any], special: set[str]) -> dict[int
     try:
         if "added_tokens_decoder" in config:
             return {
-                int(number): AddedToken(str(token["content"]), **{key: bool(token[key]) for key in _FLAGS if key in token})
+                int(number): AddedToken(
+                    str(token["content"]), **{key: bool(token[key]) for key in _FLAGS if key in token}
+                )
                 for number, token in config["added_tokens_decoder"].items()
             }
         place = folder / "added_tokens.json"

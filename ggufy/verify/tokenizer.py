@@ -1,0 +1,123 @@
+"""Compare a file's tokenizer with that of the model folder it was made from.
+
+The folder is read in another way than the export reads it: through transformers where that is loaded already, as it is
+for the logits, else through `tokenizers` alone. So what one overlooks the other sees.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ggufy.errors import Unverified
+from ggufy.llamacpp.evaluate_gguf import Forward
+from ggufy.model.template import ChatTemplate
+from ggufy.verify.probes import PROBES
+
+# <|im_start|>, and with the wide bars of DeepSeek: what users type never becomes one of these.
+_MARK = re.compile(r"<[|\uff5c].*[|\uff5c]>", re.DOTALL)
+
+
+class BaseTokenizer:
+    """The tokenizer of a model folder."""
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.rust = base, _open(base)
+        self.special = ChatTemplate.specials(base)
+        plain = self.rust.encode("a", add_special_tokens=False).tokens
+        self.spaced = bool(plain) and plain[0].startswith("\u2581")
+        """Whether it puts a space before a text, as those of SentencePiece do."""
+
+    def encode(self, text: str, *, ends: bool = False) -> list[int]:
+        return list(self.rust.encode(text, add_special_tokens=ends).ids)
+
+
+def _open(base: Path) -> Any:
+    if theirs := sys.modules.get("transformers"):
+        # The class that takes tokenizer.json as it is: that which the folder names may build its rules anew.
+        return theirs.PreTrainedTokenizerFast.from_pretrained(base.as_posix()).backend_tokenizer
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_file((base / "tokenizer.json").as_posix())
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def compare(model: Forward, base: BaseTokenizer, shown: Sequence[str], texts: Mapping[str, str], path: Path) -> None:
+    """Raise Unverified for the first text, or token, that llama.cpp reads otherwise.
+
+    `shown` are conversations by the chat template, `texts` are values of the file's header.
+    """
+    # Where the file puts no space before a text, and the tokenizer does, it is only read alike after a mark.
+    unlike = base.spaced and texts.get("tokenizer.ggml.model") == "llama" and _starts_bare(model)
+    before = base.special.get("bos_token", "") if unlike else ""
+    for text in (*(before + probe for probe in PROBES), *shown):
+        theirs, ours = base.encode(text), model.tokenize(text, special=True)
+        if ours != theirs:
+            at = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
+            raise Unverified(
+                f"{path.as_posix()}: llama.cpp splits {text[:30]!r} differently from the base's tokenizer, "
+                f"at token {at}",
+                "the tokenizer is not one that llama.cpp knows under this name",
+            )
+    for text in shown:
+        # Only those that a text begins with: some templates write the token before every turn.
+        ids = model.tokenize(text, special=True)
+        count = next((at for at, token in enumerate(ids) if token != model.bos), len(ids))
+        if count > 1:
+            raise Unverified(
+                f"{path.as_posix()}: its chat template writes {count} BOS tokens at the start", "it must be one"
+            )
+    _compare_marks(model, base, before, path)
+    _compare_ends(model, base, path, plain="" if unlike else PROBES[0])
+
+
+def _starts_bare(model: Forward) -> bool:
+    return not model.piece(model.tokenize("a", special=False)[0]).startswith(b" ")
+
+
+def _compare_marks(model: Forward, base: BaseTokenizer, before: str, path: Path) -> None:
+    """Every added token is found in a text, and is none that a person can type where it is a mark."""
+    for number, token in base.rust.get_added_tokens_decoder().items():
+        text = before + token.content
+        if (ours := model.tokenize(text, special=True)) != (theirs := base.encode(text)):
+            raise Unverified(
+                f"{path.as_posix()}: llama.cpp reads the token {token.content!r} as {ours}, and the base's tokenizer "
+                f"as {theirs}",
+                "the tokenizer of the file is not the base's",
+            )
+        if (token.special or _MARK.fullmatch(token.content)) and not model.is_control(number):
+            raise Unverified(
+                f"{path.as_posix()}: the token {token.content!r} is no control token there, so what a person types "
+                "could become one",
+                "the tokenizer of the file is not the base's",
+            )
+
+
+def _compare_ends(model: Forward, base: BaseTokenizer, path: Path, plain: str) -> None:
+    """How texts begin and answers end: BOS, EOS, what is put around a text, and every token that ends a turn."""
+    for kind, number in (("bos", model.bos), ("eos", model.eos)):
+        expected = base.rust.token_to_id(base.special.get(f"{kind}_token", ""))
+        if expected is not None and expected != number:
+            raise Unverified(
+                f"{path.as_posix()}: its {kind.upper()} is token {number}, and the base's is {expected}",
+                "the tokenizer of the file is not the base's",
+            )
+    if (ours := model.tokenize(plain, special=False, ends=True)) != (theirs := base.encode(plain, ends=True)):
+        raise Unverified(
+            f"{path.as_posix()}: llama.cpp reads a text as {len(ours)} tokens, the base's tokenizer as {len(theirs)}",
+            "one of them puts a BOS or an EOS around it, and the other does not",
+        )
+    generation = base.base / "generation_config.json"
+    ids = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
+    for number in ids if isinstance(ids, list) else [ids]:
+        if isinstance(number, int) and not model.ends_turn(number):
+            raise Unverified(
+                f"{path.as_posix()}: token {number} ends an answer of the base, and llama.cpp would go on after it",
+                "generation_config.json and the tokenizer do not match",
+            )
