@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections import Counter
@@ -22,6 +23,8 @@ from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.llamacpp import library
 from ggufy.model.safetensors import Checkpoint
 from ggufy.system import machine, progress
+
+log = logging.getLogger("ggufy")
 
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
@@ -64,7 +67,7 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
         request.imatrix.check(planned)
     # llama.cpp only asks whether there is one.
     matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
-    wanted = layout.Wanted(config, request.base, planned, dict(request.general), matrix, request.split)
+    wanted = layout.Wanted(config, request.base, planned, dict(request.general), matrix, request.split, request.types)
     layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
     split = request.split is not None
     sinks: dict[str, GgufSink | MergedSink] = {
@@ -95,6 +98,10 @@ class OnePass:
             sizes[ADAPTER] = lora_gguf.size(self.adapter)
         return sizes
 
+    @property
+    def notes(self) -> list[str]:
+        return [note for sink in self.sinks.values() if isinstance(sink, GgufSink) for note in sink.layout.notes]
+
     def write(self, threads: int) -> None:
         if place := self.request.outputs.get(ADAPTER):
             lora_gguf.write(place, self.adapter, self.planned, dict(self.request.general))
@@ -124,6 +131,7 @@ class OnePass:
             lines.append(f"{name:<10} {size}  {counted}".rstrip())
         if ADAPTER in self.request.outputs:
             lines.append(f"{ADAPTER:<10} {self.sizes[ADAPTER] / 1e6:>10,.1f} MB at most")
+        lines += self.notes
         if not self.sinks:
             return lines
         runs = native.variants() if self.request.kernels != "llama.cpp" else ()
@@ -151,6 +159,8 @@ def export(request: Request, threads: int | None = None) -> None:
     ready = plan(request, folder)
     # What an interrupted attempt already wrote is written over.
     check_space(folder, ready.sizes, blocks(folder.parent))
+    for note in ready.notes:
+        log.info("%s", note)
     ready.write(threads or machine.cores())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ggufy.export.families.llama import Planned
+from ggufy.export.gguf.tensor_types import TypeOptions
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.sinks import MergedSink
 
@@ -32,6 +33,8 @@ class Request:
     """The most bytes of a file; each GGUF is then a folder of files."""
     kernels: str = "auto"
     """What quantizes: auto, native or llama.cpp. The bytes are the same."""
+    types: TypeOptions | None = None
+    """What is asked about the types of tensors in the quants; f32, f16 and bf16 are written as they are."""
 
     @property
     def quants(self) -> list[str]:
@@ -47,6 +50,10 @@ class Plan(Protocol):
 
     def describe(self, threads: int) -> list[str]:
         """The plan for people."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the types in the files, in lines for people, as far as it is known before."""
 
     def write(self, threads: int) -> None:
         """Write everything. Complete only when this returns. Raises ExportError."""
