@@ -1,4 +1,4 @@
-"""llama-quantize's options on the types of tensors: the bytes are those of llama.cpp's quantizer with the same options."""
+"""llama-quantize's options on the types of tensors: the bytes of llama.cpp's quantizer with the same options."""
 
 from __future__ import annotations
 

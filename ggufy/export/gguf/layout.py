@@ -17,6 +17,7 @@ from ggufy.errors import ExportError
 from ggufy.export.families import llama
 from ggufy.export.families.llama import Planned
 from ggufy.export.gguf import quant_support
+from ggufy.export.gguf.size_label import labelled
 from ggufy.export.gguf.tensor_types import TypeOptions
 from ggufy.export.gguf.type_checks import Checked, Skeleton
 from ggufy.export.imatrix import Imatrix
@@ -161,7 +162,8 @@ class _Skeletons:
             return self.written[quant]
         path, wanted = self.scratch / f"skeleton-{quant}.gguf", self.wanted
         writer = KeyWriter(path=None, arch="llama")
-        llama.add_keys(writer, wanted.config, wanted.base, library.ftypes()[quant], wanted.general)
+        general = labelled(wanted.general, wanted.base, [tensor.shape for tensor in wanted.planned])
+        llama.add_keys(writer, wanted.config, wanted.base, library.ftypes()[quant], general)
         for tensor in wanted.planned:
             kind = library.F32 if tensor.full_precision else _DIRECT[quant]
             if len(tensor.shape) == 1:
