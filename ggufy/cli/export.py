@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,39 @@ class _Size(click.ParamType[int]):
 
 _SMALL = 50_000
 _PATH = click.Path(path_type=Path)
+_TYPES = (
+    click.option(
+        "--tensor-type",
+        "tensor_types",
+        multiple=True,
+        metavar="PATTERN=TYPE",
+        help="Type of the tensors whose names match, such as attn_v=q6_k; may be repeated, and the first that matches "
+        "counts. PATTERN is a regular expression.",
+    ),
+    click.option(
+        "--tensor-type-file",
+        type=_PATH,
+        metavar="FILE",
+        help="A text file of PATTERN=TYPE, with spaces or lines between.",
+    ),
+    click.option("--output-tensor-type", metavar="TYPE", help="Type of the output matrix (output.weight)."),
+    click.option("--token-embedding-type", metavar="TYPE", help="Type of the embedding (token_embd.weight)."),
+    click.option("--leave-output-tensor", is_flag=True, help="Leave the output matrix in F16."),
+    click.option("--pure", is_flag=True, help="Give all matrices the quant's own type, without a mixture."),
+    click.option(
+        "--types-from",
+        type=_PATH,
+        metavar="FILE",
+        help="Give every tensor the type that it has in this GGUF of the model.",
+    ),
+)
+
+
+def _of_types(command: Callable[..., Any]) -> Callable[..., Any]:
+    """llama-quantize's options on the types of tensors."""
+    for option in reversed(_TYPES):
+        command = option(command)
+    return command
 
 
 @click.command(name="export")
@@ -57,6 +91,7 @@ _PATH = click.Path(path_type=Path)
     metavar="SIZE",
     help="Split each GGUF into files of at most this size, such as 2G.",
 )
+@_of_types
 @click.option("--ollama", metavar="NAME", help="Also run `ollama create NAME`, if Ollama is installed.")
 @click.option("--base", help="The 16-bit base of an adapter, if the one that the adapter names cannot be used.")
 @click.option("--out", type=_PATH, help="Output folder for an adapter or a checkpoint.")

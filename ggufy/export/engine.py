@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections import Counter
@@ -24,6 +25,8 @@ from ggufy.model.safetensors import Checkpoint
 from ggufy.model.tokenizer import folder as tokenizer_folder
 from ggufy.recipe.schema import Lora
 from ggufy.system import machine, progress
+
+log = logging.getLogger("ggufy")
 
 
 def check_base(base: Path, lora: Lora | None = None) -> tuple[str, ...]:
@@ -71,7 +74,7 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
         request.imatrix.check(planned)
     # llama.cpp only asks whether there is one.
     matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
-    wanted = layout.Wanted(family, planned, dict(request.general), matrix, request.split)
+    wanted = layout.Wanted(family, planned, dict(request.general), matrix, request.split, request.types)
     layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
     tokenizer_folder.forget()
     split = request.split is not None
@@ -104,6 +107,10 @@ class OnePass:
             sizes[ADAPTER] = lora_gguf.size(self.adapter)
         return sizes
 
+    @property
+    def notes(self) -> list[str]:
+        return [note for sink in self.sinks.values() if isinstance(sink, GgufSink) for note in sink.layout.notes]
+
     def write(self, threads: int) -> None:
         if place := self.request.outputs.get(ADAPTER):
             lora_gguf.write(place, self.adapter, self.family.arch, self.planned, dict(self.request.general))
@@ -133,6 +140,7 @@ class OnePass:
             lines.append(f"{name:<10} {size}  {counted}".rstrip())
         if ADAPTER in self.request.outputs:
             lines.append(f"{ADAPTER:<10} {self.sizes[ADAPTER] / 1e6:>10,.1f} MB at most")
+        lines += self.notes
         if not self.sinks:
             return lines
         runs = native.variants() if self.request.kernels != "llama.cpp" else ()
@@ -160,6 +168,8 @@ def export(request: Request, threads: int | None = None) -> None:
     ready = plan(request, folder)
     # What an interrupted attempt already wrote is written over.
     check_space(folder, ready.sizes, blocks(folder.parent))
+    for note in ready.notes:
+        log.info("%s", note)
     ready.write(threads or machine.cores())
 
 

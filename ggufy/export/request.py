@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ggufy.export.families.family import Planned
+from ggufy.export.gguf.tensor_types import TypeOptions
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.sinks import MergedSink
 
@@ -34,6 +35,8 @@ class Request:
     """What quantizes: auto, native or llama.cpp. The bytes are the same."""
     tokenizer: Path | None = None
     """The folder with the tokenizer of the training, where that is not the base's."""
+    types: TypeOptions | None = None
+    """What is asked about the types of tensors in the quants; f32, f16 and bf16 are written as they are."""
 
     @property
     def quants(self) -> list[str]:
@@ -49,6 +52,10 @@ class Plan(Protocol):
 
     def describe(self, threads: int) -> list[str]:
         """The plan for people."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the types in the files, in lines for people, as far as it is known before."""
 
     def write(self, threads: int) -> None:
         """Write everything. Complete only when this returns. Raises ExportError."""

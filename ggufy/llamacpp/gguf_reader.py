@@ -10,6 +10,7 @@ from typing import Any
 
 from ggufy.errors import ModelError
 from ggufy.llamacpp import library
+from ggufy.llamacpp.graph import GgmlTensor
 from ggufy.system import interrupts
 
 
@@ -100,6 +101,25 @@ def read_gguf(
     if end > size:
         raise ModelError(f"{where} is truncated: {size:,} bytes of {end:,}", hint)
     return GgufFile(path, start, tensors, values, arrays, counts, scalars)
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a GGUF that `read_gguf` has checked, as in PyTorch: (rows, columns) of a matrix."""
+    lib, tensors = library.library(), ctypes.c_void_p()
+    with interrupts.held(), library.quiet():
+        context = lib.gguf_init_from_file(str(path).encode(), library.InitParams(True, ctypes.addressof(tensors)))
+    try:
+        found = {}
+        for number in range(lib.gguf_get_n_tensors(context)):
+            name = lib.gguf_get_tensor_name(context, number)
+            sizes = list(GgmlTensor.from_address(lib.ggml_get_tensor(tensors, name)).ne)
+            while len(sizes) > 1 and sizes[-1] == 1:
+                sizes.pop()
+            found[name.decode()] = tuple(reversed(sizes))
+        return found
+    finally:
+        lib.gguf_free(context)
+        lib.ggml_free(tensors)
 
 
 def _scalars(context: Any) -> dict[str, tuple[int, bytes]]:

@@ -9,7 +9,7 @@ from ggufy.errors import ModelError
 from ggufy.llamacpp.library import F32, library
 
 
-class _Tensor(ctypes.Structure):
+class GgmlTensor(ctypes.Structure):
     """`struct ggml_tensor` of ggml.h, as far as it is read here."""
 
     _fields_ = [
@@ -36,7 +36,7 @@ def is_product(address: int) -> bool:
 
     A matrix of a block (`blk.`) times float32 columns, at least 16 of them. Raises ModelError for a mixture of experts.
     """
-    node = _Tensor.from_address(address)
+    node = GgmlTensor.from_address(address)
     operation = library().ggml_op_name(node.op)
     if operation == b"MUL_MAT_ID":
         raise ModelError(
@@ -45,7 +45,7 @@ def is_product(address: int) -> bool:
         )
     if operation != b"MUL_MAT":
         return False
-    matrix, inputs = _Tensor.from_address(node.src[0]), _Tensor.from_address(node.src[1])
+    matrix, inputs = GgmlTensor.from_address(node.src[0]), GgmlTensor.from_address(node.src[1])
     counted = inputs.type == F32 and inputs.ne[1] >= _FEWEST_ROWS
     return counted and bytes(matrix.name).startswith(b"blk.")
 
@@ -54,8 +54,8 @@ def product_inputs(address: int) -> tuple[str, Any]:
     """The matrix of a product, and what is multiplied with it: float32 (rows, columns), llama.cpp's own memory."""
     import numpy as np
 
-    node = _Tensor.from_address(address)
-    matrix, inputs = _Tensor.from_address(node.src[0]), _Tensor.from_address(node.src[1])
+    node = GgmlTensor.from_address(address)
+    matrix, inputs = GgmlTensor.from_address(node.src[0]), GgmlTensor.from_address(node.src[1])
     columns, rows = inputs.ne[0], inputs.ne[1] * inputs.ne[2] * inputs.ne[3]
     if not library().ggml_backend_buffer_is_host(inputs.buffer) or inputs.nb[1] != columns * 4:
         raise ModelError(f"llama.cpp keeps the inputs of {matrix.name.decode()} in a form that ggufy does not read")

@@ -11,12 +11,14 @@ import os
 import platform
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError
+from ggufy.llamacpp.mixture import Mixture, fallbacks
 from ggufy.system import interrupts
 
 F32, F16, BF16 = 0, 1, 30
@@ -61,6 +63,8 @@ def library() -> Any:
         "llama_set_abort_callback": (None, [c, c, c]),
         "ggml_quantize_requires_imatrix": (ctypes.c_bool, [i32]),
         "ggml_get_type_traits": (ctypes.POINTER(_TypeTraits), [i32]),
+        "ggml_get_tensor": (c, [c, ctypes.c_char_p]),
+        "ggml_free": (None, [c]),
         "ggml_op_name": (ctypes.c_char_p, [i32]),
         "ggml_backend_buffer_is_host": (ctypes.c_bool, [c]),
     }
@@ -255,11 +259,13 @@ def quantize_file(
     overrides: Mapping[str, str | int] = {},
     imatrix: Any = None,
     copy: bool = False,
-) -> None:
-    """llama.cpp's own quantization of a whole file.
+    mixture: Mixture = Mixture(),  # noqa: B008
+) -> Counter[tuple[str, str]]:
+    """llama.cpp's own quantization of a whole file. Returns where it fell back: from which type to which, how often.
 
     `overrides` are values by their full keys, texts of at most 127 bytes. `imatrix` is an array of
-    llama_model_imatrix_data that ends with an empty one. With `copy` the tensors stay as they are. Raises ExportError.
+    llama_model_imatrix_data that ends with an empty one. With `copy` the tensors stay as they are. `mixture` says more
+    about the types. Raises ExportError.
     """
     import llama_cpp
 
@@ -281,8 +287,10 @@ def quantize_file(
         params.kv_overrides = places
     if imatrix is not None:
         params.imatrix = imatrix
+    mixture.set(params)
     with interrupts.held(), quiet() as said:
         failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     if failed:
         reasons = [line for line in said if "ERROR" in line or "failed" in line] or said or ["no reason given"]
         raise ExportError(f"llama.cpp cannot quantize this: {reasons[-1].rpartition('quantize: ')[2]}")
+    return fallbacks(said)

@@ -99,6 +99,7 @@ SETTINGS = Kind(
     _texts,
     'or use `lora={"r": 8}` or `**{"lora.r": 8}`',
 )
+TYPES = Kind('texts such as ["attn_v=q6_k"]', _one_or_more, "each is PATTERN=TYPE, as for llama-quantize")
 QUANTS = Kind('names such as ["q8_0"]', _one_or_more, "use llama.cpp's names; see `ggufy export --help`")
 
 TRAIN = {"what": RECIPE, "run_name": TEXT.optional, "overrides": SETTINGS, "fresh": FLAG, "change_gpus": FLAG}
@@ -111,10 +112,14 @@ EXPORT = {
     "merged": _choice("f16", "bf16").optional,
     "imatrix_data": PATH.optional,
     "imatrix_file": PATH.optional,
+    "tensor_types": TYPES,
     "ollama": TEXT.optional,
     "kernels": TEXT,
+    **dict.fromkeys(("tensor_type_file", "types_from"), PATH.optional),
+    **dict.fromkeys(("output_tensor_type", "token_embedding_type"), TEXT.optional),
     **dict.fromkeys(("imatrix_tokens", "split_max_size", "threads"), COUNT.optional),
-    **dict.fromkeys(("adapter_gguf", "imatrix", "force", "check_files", "check_logits"), FLAG),
+    **dict.fromkeys(("adapter_gguf", "imatrix", "leave_output_tensor", "pure"), FLAG),
+    **dict.fromkeys(("force", "check_files", "check_logits"), FLAG),
 }
 CHAT = {
     "what": RUN.optional,

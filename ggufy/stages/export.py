@@ -16,7 +16,7 @@ from typing import Any
 from ggufy.errors import ExportError, Unverified
 from ggufy.export import engine, imatrix, modelfile
 from ggufy.export.converter import conversion
-from ggufy.export.gguf import layout
+from ggufy.export.gguf import layout, quant_support
 from ggufy.export.request import MERGED, Plan, Request
 from ggufy.model.template import text_of
 from ggufy.recipe import recipe
@@ -38,6 +38,8 @@ _DEFAULT = ("q4_k_m",)
 def check(options: ExportOptions, output_folder: Run) -> None:
     """Check the options before anything is touched. Raises ExportError."""
     quants = layout.check_quants(options.quants) if options.quants else [] if options.extras else list(_DEFAULT)
+    if options.types and (options.quants or options.types_from or not output_folder.exists):
+        preflight.of_types(options, quants if options.quants else _named_by(options) or quants)
     if not output_folder.exists:
         # Of a run the recipe has its say too.
         preflight.of_matrices(options, quants, computes=bool(options.imatrix or options.imatrix_data), of_run=False)
@@ -68,6 +70,7 @@ class _Export:
         self.quants = _wanted_quants(this, options)
         self.computes = _wants_imatrix(this, options)
         preflight.of_matrices(options, self.quants, computes=self.computes, of_run=bool(this.subfolder))
+        preflight.of_types(options, self.quants)
         self.tags = modelfile.tags(options.ollama, self.quants, split=options.split_max_size is not None)
         self.models = self._modelfiles()
         self.matrix = imatrix.read(options.imatrix_file) if options.imatrix_file else None
@@ -111,8 +114,9 @@ class _Export:
         files: dict[str, dict[str, Any]] = {}
         for name in (*self.quants, *self.options.extras):
             inputs = files[self._file(name)] = {**self.inputs, "quant": name}
-            if weighed and name in self.quants and name not in PLAIN:
-                inputs["imatrix"] = weighed
+            if name in self.quants and name not in PLAIN:
+                inputs |= {"imatrix": weighed} if weighed else {}
+                inputs |= {"types": self.options.types.inputs} if self.options.types else {}
             if self.options.split_max_size and name in self.quants:
                 inputs["split"] = self.options.split_max_size
         return files | self.models
@@ -130,6 +134,7 @@ class _Export:
             options.split_max_size,
             options.kernels,
             this.own_tokenizer,
+            options.types,
         )
         ready = engine.plan(request, scratch, weighed=self.computes)
         weighed = digest.of_file(options.imatrix_file) if options.imatrix_file else None
@@ -168,6 +173,7 @@ class _Export:
                 self.options.split_max_size,
                 self.options.kernels,
                 self.this.own_tokenizer,
+                self.options.types,
             )
             self._check_data()
             engine.export(request, self.threads)
@@ -288,11 +294,26 @@ def _label(inputs: Mapping[str, Any]) -> str:
 def _wanted_quants(this: ModelSource, options: ExportOptions) -> list[str]:
     if options.quants:
         return layout.check_quants(options.quants)
+    if named := _named_by(options):
+        return named
     if options.extras:
         return []
     if this.subfolder:
         return layout.check_quants(recipe.from_values(this.output_folder.frozen["recipe"]).export.quants)
     return list(_DEFAULT)
+
+
+def _named_by(options: ExportOptions) -> list[str]:
+    """The quant that the file of --types-from says it is, if there is one. Raises ExportError where it says none."""
+    published = options.types.published if options.types else None
+    if published is None:
+        return []
+    if published.quant is None or published.quant in PLAIN or not quant_support.takes(published.quant):
+        raise ExportError(
+            f"--types-from {published.path.as_posix()} does not say which quant it is",
+            "name it, such as --quant q4_k_m",
+        )
+    return [published.quant]
 
 
 def _wants_imatrix(this: ModelSource, options: ExportOptions) -> bool:

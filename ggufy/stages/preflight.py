@@ -49,6 +49,26 @@ def of_matrices(options: ExportOptions, quants: Sequence[str], *, computes: bool
         )
 
 
+def of_types(options: ExportOptions, quants: Sequence[str]) -> None:
+    """Raise ExportError where what is asked about the types of tensors is wrong, or of no effect on these quants."""
+    types = options.types
+    if types is None:
+        return
+    given = " and ".join(types.names)
+    quantized = [quant for quant in quants if quant not in PLAIN]
+    if not quantized:
+        made = " and ".join([*quants, *options.extras])
+        raise ExportError(
+            f"{given} has no effect on {made}, whose types are fixed",
+            "add a quant such as --quant q4_k_m, or leave it out",
+        )
+    if types.published and len(quantized) > 1:
+        raise ExportError(
+            f"--types-from says the type of every tensor, so {' and '.join(quantized)} would be the same file",
+            "give one --quant with it",
+        )
+
+
 def of_place(folder: Path) -> None:
     """Raise OSError where a folder is not there and cannot be made, or cannot be written."""
     there = _nearest(folder)

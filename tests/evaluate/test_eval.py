@@ -218,6 +218,24 @@ def test_one_file_against_another(light_run: Run, taught: Path, row: Callable[..
     assert alone["taught-q4_k_m.gguf"] == pytest.approx(known["q4_k_m"], rel=1e-6)
 
 
+def test_two_files_in_one_folder_against_a_third(light_run: Run, taught: Path, row: Callable[..., str]) -> None:
+    """Files share the folder of --out, and that of a name that both have; each is measured and told apart."""
+    (taught / "data.jsonl").write_text(row("What is 12 x 12?", "12 x 12 = 144."), "utf-8")
+    q4, q8 = (taught / f"runs/taught/export/taught-{name}.gguf" for name in ("q4_k_m", "q8_0"))
+    for folder, path in (("a", q4), ("b", q8)):
+        (taught / folder).mkdir()
+        shutil.copy(path, taught / folder / "model.gguf")
+    given = ("--against", "runs/taught/export/taught-q8_0.gguf", "--data", "data.jsonl", "--only", "quants,heldout")
+    done = light_run("eval", "a/model.gguf", "b/model.gguf", *given, "--out", "new", cwd=taught)
+    assert done.returncode == 0, done.stderr
+    four, eight = report(taught / "new")["sections"]["quants"]["runs"]
+    assert four["files"][1]["kl"] > eight["files"][1]["kl"] == 0
+    assert light_run("eval", "a/model.gguf", "b/model.gguf", *given, cwd=taught).returncode == 0
+    again = report(taught / "evals" / "model-model")["sections"]["quants"]["runs"]
+    assert [run["files"][1]["kl"] for run in again] == [four["files"][1]["kl"], 0]
+    assert not list(taught.glob("**/lock.*"))
+
+
 def test_a_file_may_be_compared_with_one_that_has_no_template(
     light_run: Run, taught: Path, row: Callable[..., str]
 ) -> None:

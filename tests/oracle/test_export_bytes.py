@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
@@ -98,7 +99,8 @@ def test_a_wider_type_does_not_go_through_float16(quant: str, base: Path, tmp_pa
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_checkpoint_becomes_what_the_converter_and_the_quantizer_make(base: Path, tmp_path: Path, tied: bool) -> None:
-    folder, theirs = tmp_path / "checkpoint", tmp_path / "theirs.gguf"
+    # Of the second its name says the size.
+    folder, theirs = tmp_path / ("checkpoint" if tied else "Tiny-3M-Instruct"), tmp_path / "theirs.gguf"
     shutil.copytree(base, folder)
     config = json.loads((base / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
@@ -112,6 +114,11 @@ def test_a_checkpoint_becomes_what_the_converter_and_the_quantizer_make(base: Pa
     for quant in direct:
         convert(folder, theirs, quant)
         assert_same_file(tmp_path / f"{quant}.gguf", theirs)
+        ours, expected = (gguf.GGUFReader(path).fields for path in (tmp_path / f"{quant}.gguf", theirs))
+        label = "general.size_label"
+        assert ours[label].contents() == expected[label].contents() == ("3.2M" if tied else "3M")
+        # Both behind the names and before the model's own keys.
+        assert [list(keys)[list(keys).index(label) + 1] for keys in (ours, expected)] == ["llama.block_count"] * 2
     # The F16 file is the converter's; from there the quantizer makes the others, whole files with every key.
     made = []
     for quant in set(library.ftypes()) - set(direct):

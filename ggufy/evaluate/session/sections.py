@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -67,7 +67,8 @@ def make(what: Sequence[str | os.PathLike[str] | Run | None], options: EvalOptio
     if twice := [name for name, place in zip(named, places, strict=True) if places.count(place) > 1]:
         raise EvalError(f"{twice[-1]} is named twice", "name each once")
     with ExitStack() as stack:
-        opened = [stack.enter_context(_opened(one, options)) for one in what or (None,)]
+        locks = _Locks(stack)
+        opened = [_opened(one, options, locks) for one in what or (None,)]
         _check_together(opened)
         judging.check_models(opened, options)
         # The divergences first: the losses come along with them.
@@ -80,7 +81,7 @@ def make(what: Sequence[str | os.PathLike[str] | Run | None], options: EvalOptio
         output_folder = opened[0].output_folder
         if len(opened) > 1:
             output_folder = Run(options.out or OUT / "-".join(one.name for one in opened))
-            stack.enter_context(output_folder.lock())
+            locks.hold(output_folder)
         page, data = _write(output_folder, report)
         for one in opened:
             one.close()
@@ -186,8 +187,22 @@ def _check(options: EvalOptions) -> None:
     judging.check(options)
 
 
-@contextmanager
-def _opened(what: str | os.PathLike[str] | Run | None, options: EvalOptions) -> Iterator[Evaluator]:
+class _Locks:
+    """The locks of the output folders. Several files, and the report on them, may share one, which is locked once."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+        self.held: set[Path] = set()
+
+    def hold(self, output_folder: Run) -> None:
+        """Lock a folder until the stack is left, unless it is locked here already. Raises RunError."""
+        place = output_folder.path.resolve()
+        if place not in self.held:
+            self.stack.enter_context(output_folder.lock())
+            self.held.add(place)
+
+
+def _opened(what: str | os.PathLike[str] | Run | None, options: EvalOptions, locks: _Locks) -> Evaluator:
     """An evaluator of a run, a folder of exports, or a GGUF here or on the Hub."""
     file = _file(what)
     if file is not None:
@@ -203,8 +218,8 @@ def _opened(what: str | os.PathLike[str] | Run | None, options: EvalOptions) -> 
             raise EvalError(
                 f"{output_folder.path.as_posix()} does not say what it was made from", "name one of its files"
             )
-    with output_folder.lock():
-        yield Evaluator(name, output_folder, found, files, options)
+    locks.hold(output_folder)
+    return Evaluator(name, output_folder, found, files, options)
 
 
 def _file(what: str | os.PathLike[str] | Run | None) -> Path | None:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError, ModelError
+from ggufy.export.converter import quantizing
 from ggufy.export.families import FAMILIES
 from ggufy.export.families.family import Planned
+from ggufy.export.gguf.tensor_types import TypeOptions
 from ggufy.export.imatrix import Imatrix
-from ggufy.llamacpp import gguf_reader, library
 from ggufy.model import architecture
 from ggufy.model.safetensors import FOUR_BIT, Checkpoint, Tensor
 from ggufy.system import digest
@@ -166,15 +167,15 @@ def write(
     scratch: Path,
     threads: int,
     imatrix: Imatrix | None = None,
+    types: TypeOptions | None = None,
 ) -> None:
     """Make each output, a GGUF by the name of its quant, from a 16-bit model folder with the adapter already merged.
 
-    `general` are texts under `general.`. `scratch` is a folder for the converter's file, which is as large as the model
-    and removed in any case. Raises ExportError or ModelError.
+    `general` are texts under `general.`, `types` what is asked about the types in quants. `scratch` is a folder for the
+    converter's file, which is as large as the model and removed in any case. Raises ExportError or ModelError.
     """
     refuse_code(folder)
     script = converter()
-    ftypes = library.ftypes()
     # The converter writes the name itself, of any length.
     overrides: dict[str, str | int] = {f"general.{key}": value for key, value in general.items() if key != "name"}
     wanted: dict[str, list[str]] = {}
@@ -184,25 +185,11 @@ def write(
         made = scratch / f"converted-{kind}.gguf"
         try:
             _convert(script, folder, made, kind, general.get("name"), threads)
-            if imatrix:
-                tensors = [t for t in gguf_reader.read_gguf(made).tensors if t.name.startswith("blk.")]
-                # Of stacked experts there is one row each; llama.cpp checks those counts itself.
-                imatrix.check_names({t.name: None for t in tensors if t.type == library.F16}, {t.name for t in tensors})
-            for quant in quants:
-                log.info("writing %s", quant)
-                matrix = None if quant == kind else imatrix
-                try:
-                    library.quantize_file(
-                        made,
-                        outputs[quant],
-                        ftypes[quant],
-                        threads=threads,
-                        overrides=overrides | matrix.notes if matrix else overrides,
-                        imatrix=matrix.for_llama_cpp() if matrix else None,
-                        copy=quant == kind,
-                    )
-                except ExportError as error:
-                    raise ExportError(f"{quant}: {error.message}", error.hint) from None
+            quantized = {quant: outputs[quant] for quant in quants if quant != kind}
+            if quantized:
+                quantizing.write(made, quantized, overrides, threads, imatrix, types)
+            if kind in quants:
+                quantizing.copy(made, outputs[kind], kind, overrides, threads)
         finally:
             made.unlink(missing_ok=True)
 

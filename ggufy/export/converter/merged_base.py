@@ -50,6 +50,11 @@ class Detour:
         lines += [f"{name:<10} {size / 1e6:>10,.1f} MB" for name, size in self.sizes.items()]
         return [*lines, f"on {threads} threads"]
 
+    @property
+    def notes(self) -> list[str]:
+        # The converter has the last word on which tensors there are.
+        return []
+
     def write(self, threads: int) -> None:
         total = sum(math.prod(tensor.shape) for tensor in self.planned)
         if self.sinks:
@@ -64,7 +69,8 @@ class Detour:
         merged = self.sinks.get("merged") or self.sinks.get(_SCRATCH)
         folder = merged.folder if merged and self.changed else self.request.base
         try:
-            conversion.write(folder, quants, self.request.general, self.scratch, threads, self.request.imatrix)
+            request = self.request
+            conversion.write(folder, quants, request.general, self.scratch, threads, request.imatrix, request.types)
         finally:
             if folder == self.scratch / "merged":
                 shutil.rmtree(folder)

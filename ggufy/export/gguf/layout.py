@@ -15,8 +15,12 @@ from pathlib import Path
 from ggufy.errors import ExportError
 from ggufy.export.families.family import Family, Planned
 from ggufy.export.gguf import quant_support
+from ggufy.export.gguf.size_label import labelled
+from ggufy.export.gguf.tensor_types import TypeOptions
+from ggufy.export.gguf.type_checks import Checked, Skeleton
 from ggufy.export.imatrix import Imatrix
 from ggufy.llamacpp import gguf_reader, library
+from ggufy.llamacpp.mixture import Mixture, fallbacks_text
 
 _ALIGNMENT = 32
 _DIRECT = {"f32": library.F32, "f16": library.F16, "bf16": library.BF16}
@@ -48,6 +52,8 @@ class Layout:
     quant: str
     parts: tuple[Part, ...]
     slots: tuple[Slot, ...]
+    notes: tuple[str, ...] = ()
+    """What is to be said of its types, in lines for people."""
 
     @property
     def size(self) -> int:
@@ -64,6 +70,8 @@ class Wanted:
     imatrix: Imatrix | None = None
     split: int | None = None
     """The most bytes of a file; a GGUF is one file if not given."""
+    types: TypeOptions | None = None
+    """What is asked about the types of tensors."""
 
 
 def check_quants(quants: Sequence[str]) -> list[str]:
@@ -84,36 +92,61 @@ def make(quants: Sequence[str], wanted: Wanted, scratch: Path) -> dict[str, Layo
     """The layout of each quant. `scratch` is a folder for skeletons, which are removed."""
     skeletons = _Skeletons(wanted, scratch)
     try:
-        return {quant: _stretch(quant, *skeletons.ask(quant), wanted) for quant in quants}
+        return {quant: _stretch(quant, skeletons.ask(quant), wanted) for quant in quants}
     finally:
         for quant in (*quants, "f16"):
             (scratch / f"skeleton-{quant}.gguf").unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """llama.cpp's answer: a skeleton file, the arrays that are left out of it, and what is to be said of its types."""
+
+    path: Path
+    arrays: dict[bytes, bytes]
+    notes: tuple[str, ...] = ()
+
+
 class _Skeletons:
-    """llama.cpp's answers: a skeleton file for each quant, and the arrays that are left out of it."""
+    """llama.cpp's answers for each quant."""
 
     def __init__(self, wanted: Wanted, scratch: Path) -> None:
         self.wanted, self.scratch = wanted, scratch
         self.written: dict[str, tuple[Path, dict[bytes, bytes]]] = {}
+        self.types: Checked | None = None
 
-    def ask(self, quant: str) -> tuple[Path, dict[bytes, bytes]]:
+    def ask(self, quant: str) -> _Answer:
         if quant in _DIRECT:
-            return self._write(quant)
+            return _Answer(*self._write(quant))
         source, arrays = self._write("f16")
         path, matrix = self.scratch / f"skeleton-{quant}.gguf", self.wanted.imatrix
+        checked = self._checked(source)
+        if checked:
+            checked.check_imatrix(quant, matrix)
         try:
-            library.quantize_file(
+            fell_back = library.quantize_file(
                 source,
                 path,
                 library.ftypes()[quant],
                 overrides=matrix.notes if matrix else {},
                 imatrix=matrix.for_llama_cpp() if matrix else None,
+                mixture=checked.options.mixture if checked else Mixture(),
             )
         except ExportError as error:
             hint = "give --imatrix-data or --imatrix-file, or " if "imatrix" in error.message and not matrix else ""
             raise ExportError(f"{quant}: {error.message}", f"{hint}choose a quant that fits, such as q4_k_m") from None
-        return path, arrays
+        notes = [f"{quant}: {text}"] if (text := fallbacks_text(fell_back)) else []
+        if checked:
+            checked.check_answer({tensor.name: tensor.type for tensor in gguf_reader.read_gguf(path).tensors})
+            notes += checked.notes
+        return _Answer(path, arrays, tuple(notes))
+
+    def _checked(self, source: Path) -> Checked | None:
+        """The options on types, checked against this model."""
+        if self.types is None and self.wanted.types:
+            shapes = {tensor.name: tensor.shape for tensor in self.wanted.planned}
+            self.types = Checked(self.wanted.types, Skeleton(source, shapes, self.scratch))
+        return self.types
 
     def _write(self, quant: str) -> tuple[Path, dict[bytes, bytes]]:
         """A skeleton in one of the types that nothing is quantized for."""
@@ -126,7 +159,8 @@ class _Skeletons:
             return self.written[quant]
         path, wanted = self.scratch / f"skeleton-{quant}.gguf", self.wanted
         writer = KeyWriter(path=None, arch=wanted.family.arch)
-        wanted.family.add_keys(writer, library.ftypes()[quant], wanted.general)
+        general = labelled(wanted.general, wanted.family.base, [tensor.shape for tensor in wanted.planned])
+        wanted.family.add_keys(writer, library.ftypes()[quant], general)
         for tensor in wanted.planned:
             kind = library.F32 if tensor.full_precision else _DIRECT[quant]
             if len(tensor.shape) == 1:
@@ -143,13 +177,13 @@ class _Skeletons:
         return self.written[quant]
 
 
-def _stretch(quant: str, path: Path, arrays: dict[bytes, bytes], wanted: Wanted) -> Layout:
+def _stretch(quant: str, found: _Answer, wanted: Wanted) -> Layout:
     """llama.cpp's answer, with the real row counts and the whole vocabulary."""
     from ggufy.export.vocabulary import key_writer
 
     planned = {tensor.name: tensor for tensor in wanted.planned}
-    answer = gguf_reader.read_gguf(path)
-    with path.open("rb") as file:
+    answer = gguf_reader.read_gguf(found.path)
+    with found.path.open("rb") as file:
         head = file.read(answer.data_offset)
     old = b"".join(
         _info(t.name, _small(planned[t.name].shape), t.type, t.offset - answer.data_offset) for t in answer.tensors
@@ -157,8 +191,8 @@ def _stretch(quant: str, path: Path, arrays: dict[bytes, bytes], wanted: Wanted)
     start = head.rfind(old)
     if start < 0 or {tensor.name for tensor in answer.tensors} != planned.keys():
         raise ExportError(f"{quant}: llama.cpp returned different tensors than it was given", "this is a bug in ggufy")
-    placed = [(planned[found.name], found.type) for found in answer.tensors]
-    before = key_writer.whole(head[:start], arrays)
+    placed = [(planned[tensor.name], tensor.type) for tensor in answer.tensors]
+    before = key_writer.whole(head[:start], found.arrays)
     groups = _groups(placed, len(before) + len(head) - start, wanted.split)
     parts, slots = [], []
     for number, group in enumerate(groups):
@@ -175,7 +209,7 @@ def _stretch(quant: str, path: Path, arrays: dict[bytes, bytes], wanted: Wanted)
             Slot(tensor, kind, number, len(full) + at, library.row_size(kind, tensor.shape[-1]))
             for tensor, kind, at in inside
         ]
-    return Layout(quant, tuple(parts), tuple(slots))
+    return Layout(quant, tuple(parts), tuple(slots), found.notes)
 
 
 def _groups(placed: list[tuple[Planned, int]], head: int, split: int | None) -> list[list[tuple[Planned, int]]]:

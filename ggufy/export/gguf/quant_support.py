@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from ggufy.errors import ExportError
 from ggufy.llamacpp import library
+from ggufy.llamacpp.mixture import Mixture
 
 _LAYERS, _WIDTH = 2, 256
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -30,13 +31,19 @@ def needs_imatrix(quant: str) -> bool:
 
 
 @functools.cache
-def _objection(quant: str) -> str:
+def type_needs_imatrix(number: int) -> bool:
+    """Whether llama.cpp only makes a block's matrix of a type with an importance matrix."""
+    return "imatrix" in _objection("q8_0", Mixture((("blk", number),)))
+
+
+@functools.cache
+def _objection(quant: str, mixture: Mixture = Mixture()) -> str:  # noqa: B008
     """Why llama.cpp does not quantize a small Llama without an importance matrix; empty where it does."""
     with TemporaryDirectory(prefix="ggufy-") as scratch:
         small = Path(scratch) / "small.gguf"
         _write(small)
         try:
-            library.quantize_file(small, Path(scratch) / "made.gguf", library.ftypes()[quant])
+            library.quantize_file(small, Path(scratch) / "made.gguf", library.ftypes()[quant], mixture=mixture)
         except ExportError as error:
             return error.message
     return ""
