@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ggufy.export import families
 from ggufy.export.engine import plan
-from ggufy.export.families import llama
 from ggufy.export.request import Request
 from ggufy.llamacpp import library
 from ggufy.model import random_llama, safetensors
@@ -195,7 +195,7 @@ def main() -> None:
         if not (adapter / "adapter_config.json").is_file():
             random_llama.write(base, random_llama.SHAPES[given.shape], VENDOR / "models" / "ggml-vocab-llama-bpe.gguf")
             make_adapter(base, adapter)
-        assert llama.read_config(base)["vocab_size"] == 128256
+        assert families.read(base).vocab_size == 128256
         print(f"{given.shape}, {cores()} threads; wall s, CPU s, peak anonymous MB, written MB")
         for quants in sets:
             rows = {}

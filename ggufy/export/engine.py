@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufy.errors import ExportError
-from ggufy.export import imatrix, kernel_agreement, stream, vocab
+from ggufy.export import families, imatrix, kernel_agreement, stream, vocab
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.converter import conversion, merged_base
-from ggufy.export.families import llama
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Family, Planned
 from ggufy.export.gguf import layout, lora_gguf
 from ggufy.export.kernels import native
 from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
@@ -31,9 +30,9 @@ def check_base(base: Path, modules: Sequence[str] = ()) -> None:
         conversion.check(base)
         planned = conversion.plan(base, weights)
     else:
-        config = llama.read_config(base)
-        planned = llama.plan(config, weights)
-        vocab.check(base, config["vocab_size"])
+        family = families.read(base)
+        planned = family.plan(weights)
+        vocab.check(base, family.vocab_size)
     have = {t.source.split(".")[-2] for t in planned if t.source and len(t.shape) == 2 and "." in t.source}
     if missing := [module for module in modules if module not in have]:
         raise ExportError(
@@ -55,8 +54,8 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     adapter = Adapter.open(request.adapter) if request.adapter else Adapter.none()
     if conversion.is_foreign(request.base):
         return merged_base.plan(request, weights, adapter, scratch)
-    config = llama.read_config(request.base)
-    planned = llama.plan(config, weights, untied=adapter.unties(config["tie_word_embeddings"]))
+    family = families.read(request.base)
+    planned = family.plan(weights, untied=adapter.unties(family.tied))
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:
         lora_gguf.check(adapter)
@@ -64,20 +63,21 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
         request.imatrix.check(planned)
     # llama.cpp only asks whether there is one.
     matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
-    wanted = layout.Wanted(config, request.base, planned, dict(request.general), matrix, request.split)
+    wanted = layout.Wanted(family, planned, dict(request.general), matrix, request.split)
     layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
     split = request.split is not None
     sinks: dict[str, GgufSink | MergedSink] = {
         name: GgufSink(request.outputs[name], made, request.imatrix, split=split) for name, made in layouts.items()
     }
-    return OnePass(request, planned, {**sinks, **merged_sinks(request, planned)}, weights, adapter)
+    return OnePass(request, family, planned, {**sinks, **merged_sinks(request, planned)}, weights, adapter)
 
 
 @dataclass(frozen=True)
 class OnePass:
-    """The Llama family: straight from base and adapter to every output."""
+    """A family that ggufy knows: straight from base and adapter to every output."""
 
     request: Request
+    family: Family
     planned: list[Planned]
     sinks: dict[str, GgufSink | MergedSink]
     weights: Checkpoint
@@ -97,7 +97,7 @@ class OnePass:
 
     def write(self, threads: int) -> None:
         if place := self.request.outputs.get(ADAPTER):
-            lora_gguf.write(place, self.adapter, self.planned, dict(self.request.general))
+            lora_gguf.write(place, self.adapter, self.family.arch, self.planned, dict(self.request.general))
         if self.sinks:
             merge = kernel_agreement.agreed(self.planned, self.weights, self.adapter, self.request.kernels)
             files = [sink for sink in self.sinks.values() if isinstance(sink, GgufSink)]

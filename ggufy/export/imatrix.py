@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError, ModelError
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 from ggufy.llamacpp import gguf_reader, library
 from ggufy.llamacpp.evaluate_gguf import Forward
 from ggufy.system import progress

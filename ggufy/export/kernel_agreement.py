@@ -13,7 +13,7 @@ from typing import Any
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import Adapter
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 from ggufy.export.kernels import hard_blocks, native
 from ggufy.export.merge import Merge, Slab, matrix
 from ggufy.export.sinks import GgufSink
@@ -41,7 +41,7 @@ def agreed(planned: Sequence[Planned], base: Checkpoint, adapter: Adapter, kerne
     # As in the pass; and a product of so few rows waits for a BLAS's threads longer than it takes.
     with threadpool_limits(1, "blas"):
         for tensor in planned:
-            if tensor.made or 0 in tensor.shape:
+            if tensor.made or tensor.shift or 0 in tensor.shape:
                 continue
             kind = (tensor.shape, tensor.heads, fast.kind(tensor))
             if kind in known and len(tensor.shape) == 1:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import Adapter
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 from ggufy.export.kernels import native
 from ggufy.export.rows import read_rows
 from ggufy.llamacpp import library
@@ -43,7 +43,7 @@ class Rows:
     """
 
     exact: Any = None
-    """float32, in the checkpoint's order, as are `bf16` and `half`."""
+    """float32, in the checkpoint's order, as are `bf16` and `half`; like `permuted` with its tensor's shift."""
     bf16: Any = None
     """`exact` rounded to bfloat16, as 16-bit patterns."""
     half: Any = None
@@ -76,7 +76,25 @@ class Merge:
         if slab.tensor.made:
             made = np.array(slab.tensor.made, np.float32)[slab.start : slab.stop, None]
             return Rows(exact=made, permuted=made)
+        if slab.tensor.shift:
+            return self._shifted(slab)
         return self._compiled(slab, parts) if self.compiled else self._by_numpy(slab, parts)
+
+    def _shifted(self, slab: Slab) -> Rows:
+        """A vector of which the GGUF holds another than the checkpoint: all parts, as it is short.
+
+        The sum is rounded as the converter's: a float16 checkpoint's to float16, others' to float32.
+        """
+        import numpy as np
+
+        holder, name = self._stored(slab.tensor)
+        values = np.empty(slab.shape, np.float32)
+        self._read(slab, values)
+        self._refuse_bad(slab, values)
+        half, shifted = values.astype(np.float16), values + np.float32(slab.tensor.shift)
+        if holder[name].dtype == "F16":
+            shifted = shifted.astype(np.float16).astype(np.float32)
+        return Rows(shifted, safetensors.to_bf16(values), half, half, shifted)
 
     def _compiled(self, slab: Slab, parts: Collection[str]) -> Rows:
         outputs = {part: self._buffer(part, slab) for part in parts}

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 from ggufy.export.gguf.layout import Layout, Slot
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.kernels import native

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 from ggufy.export.merge import Merge, Rows, Slab, matrix
 from ggufy.system.progress import Bar
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ggufy.errors import RecipeError
-from ggufy.export.families import llama
+from ggufy.export import families
 from ggufy.export.gguf import layout, quant_support
 from ggufy.model import bases, download, llama3, random_llama, tiny
 from ggufy.model.llama3 import Shape
@@ -55,8 +55,7 @@ def base_of(recipe: Recipe, builtin_texts: Iterable[str]) -> Base:
             raise RecipeError(f"base model folder {name} does not exist", "check model.base in the recipe")
         folder, _ = download.snapshot(name, recipe.model.revision, "model", ["config.json"], offline=recipe.hub.offline)
     assert folder is not None
-    config = llama.read_config(folder)
-    return Base(name, llama.shape_of(config), json.loads((folder / "config.json").read_text("utf-8")), folder)
+    return Base(name, families.read(folder).shape, json.loads((folder / "config.json").read_text("utf-8")), folder)
 
 
 def known(name: str) -> Shape | None:
@@ -79,11 +78,11 @@ def export_sizes(base: Base, quants: Sequence[str], name: str) -> tuple[dict[str
     """
     with TemporaryDirectory(prefix="ggufy-") as scratch:
         folder = base.folder if base.folder is not None and base.whole else _stand_in(base, Path(scratch))
-        config = llama.read_config(folder)
+        family = families.read(folder)
         there = {key: Tensor(key, "BF16", size, folder, 0, 0) for key, size in base.shape.tensors().items()}
-        planned = llama.plan(config, Checkpoint(there, base.name))
+        planned = family.plan(Checkpoint(there, base.name))
         general = {"name": name, "ggufy.version": __version__, "ggufy.date": "2026-01-01"}
-        wanted = layout.Wanted(config, folder, planned, general)
+        wanted = layout.Wanted(family, planned, general)
         names = [quant for quant in layout.check_quants(quants) if _plannable(quant)]
         made = layout.make(names, wanted, Path(scratch))
     if base.whole:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import Unverified
+from ggufy.export import families
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.converter import conversion
-from ggufy.export.families import llama
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Family, Planned
 from ggufy.export.gguf import lora_gguf
 from ggufy.export.merge import Merge, Slab, matrix
 from ggufy.llamacpp import gguf_reader, library
@@ -71,7 +71,7 @@ class _Change:
 
 
 class Expected:
-    """The merged weights of the Llama family, read row by row."""
+    """The merged weights of a family that ggufy knows, read row by row."""
 
     def __init__(self, planned: Sequence[Planned], merge: Merge, keys: Mapping[str, tuple[int, bytes]]) -> None:
         self.planned, self.merge, self.keys = {tensor.name: tensor for tensor in planned}, merge, keys
@@ -84,9 +84,9 @@ class Expected:
             return None
         checkpoint = Checkpoint.open(base)
         change = Adapter.open(adapter) if adapter else Adapter.none()
-        config = llama.read_config(base)
-        planned = llama.plan(config, checkpoint, untied=change.unties(config["tie_word_embeddings"]))
-        return cls(planned, Merge(checkpoint, change, compiled=False), _keys(config, base))
+        family = families.read(base)
+        planned = family.plan(checkpoint, untied=change.unties(family.tied))
+        return cls(planned, Merge(checkpoint, change, compiled=False), _keys(family))
 
     def check(self, path: Path, files: Sequence[gguf_reader.GgufFile], threads: int) -> int:
         """Compare rows of every tensor of a GGUF, which may be several files: how many. Raises Unverified, naming it.
@@ -191,12 +191,12 @@ class Expected:
         return sums, count
 
 
-def _keys(config: dict[str, Any], base: Path) -> dict[str, tuple[int, bytes]]:
+def _keys(family: Family) -> dict[str, tuple[int, bytes]]:
     """The values that an export writes for a base and that are no lists, as `gguf_reader.GgufFile.scalars` has them."""
     import gguf
 
-    writer = gguf.GGUFWriter(path=None, arch="llama")
-    llama.add_keys(writer, config, base, 0, {})
+    writer = gguf.GGUFWriter(path=None, arch=family.arch)
+    family.add_keys(writer, 0, {})
     found = {}
     for key, value in writer.kv_data[0].items():
         if value.type == gguf.GGUFValueType.STRING:

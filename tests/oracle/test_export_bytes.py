@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from ggufy.data import source
 from ggufy.errors import ExportError
-from ggufy.export import sinks
+from ggufy.export import families, sinks
 from ggufy.export.adapter.adapter import Adapter
-from ggufy.export.families import llama
 from ggufy.export.merge import Merge, Slab, matrix
 from ggufy.llamacpp import library
 from ggufy.model import tiny
@@ -74,8 +73,8 @@ def assert_same_file(found: Path, expected: Path) -> None:
 
 def assert_float32_sums(base: Path, adapter: Path, reference: dict[str, torch.Tensor]) -> None:
     """Before anything is rounded, every tensor is the reference's but for the last bits of a float32 sum."""
-    weights, change, config = Checkpoint.open(base), Adapter.open(adapter), llama.read_config(base)
-    planned = llama.plan(config, weights, untied=change.unties(config["tie_word_embeddings"]))
+    weights, change, family = Checkpoint.open(base), Adapter.open(adapter), families.read(base)
+    planned = family.plan(weights, untied=change.unties(family.tied))
     merge = Merge(weights, change, compiled=False)
     for tensor in planned:
         if tensor.source:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ggufy.data import source
-from ggufy.export.families import llama
+from ggufy.export import families
 from ggufy.export.imatrix import Imatrix
 from ggufy.export.kernels import build, native
 from ggufy.model import tiny
@@ -112,7 +112,7 @@ def compiled(fault: Fault, folder: Path) -> Path:
 
 def importance(base: Path) -> Imatrix:
     rng = np.random.default_rng(0)
-    planned = llama.plan(llama.read_config(base), Checkpoint.open(base))
+    planned = families.read(base).plan(Checkpoint.open(base))
     matrices = [tensor for tensor in planned if tensor.name.startswith("blk.") and len(tensor.shape) == 2]
     means = {t.name: rng.random(t.shape[1], np.float32) ** 2 + np.float32(1e-3) for t in matrices}
     return Imatrix(means, 1, "", "made for a test")

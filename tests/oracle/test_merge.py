@@ -14,7 +14,7 @@ from ggufy.data import source
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.adapter.lora_delta import LoraDelta
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 from ggufy.export.kernel_agreement import agreed
 from ggufy.export.kernels import native
 from ggufy.export.merge import Merge, Slab

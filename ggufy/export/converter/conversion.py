@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError, ModelError
-from ggufy.export.families.llama import ARCHITECTURES, Planned
+from ggufy.export.families import FAMILIES
+from ggufy.export.families.family import Planned
 from ggufy.export.imatrix import Imatrix
 from ggufy.llamacpp import gguf_reader, library
 from ggufy.model.safetensors import FOUR_BIT, Checkpoint, Tensor
@@ -58,7 +59,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def is_foreign(base: Path) -> bool:
     """Whether a model folder is of an architecture that ggufy does not write itself."""
     names = _read_json(base / "config.json").get("architectures") or ["none"]
-    return names[0] not in ARCHITECTURES
+    return names[0] not in FAMILIES
 
 
 def converter() -> Path:

@@ -15,7 +15,7 @@ from ggufy.errors import ExportError
 from ggufy.export import stream
 from ggufy.export.adapter.adapter import HEAD, Adapter
 from ggufy.export.converter import conversion
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 from ggufy.export.kernel_agreement import agreed
 from ggufy.export.request import ADAPTER, Request, merged_sinks
 from ggufy.export.sinks import MergedSink

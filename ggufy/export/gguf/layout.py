@@ -11,11 +11,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ggufy.errors import ExportError
-from ggufy.export.families import llama
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Family, Planned
 from ggufy.export.gguf import quant_support
 from ggufy.export.imatrix import Imatrix
 from ggufy.llamacpp import gguf_reader, library
@@ -60,8 +58,7 @@ class Layout:
 class Wanted:
     """What a layout is made for, beside the quant."""
 
-    config: dict[str, Any]
-    base: Path
+    family: Family
     planned: list[Planned]
     general: dict[str, str]
     imatrix: Imatrix | None = None
@@ -128,8 +125,8 @@ class _Skeletons:
         if quant in self.written:
             return self.written[quant]
         path, wanted = self.scratch / f"skeleton-{quant}.gguf", self.wanted
-        writer = KeyWriter(path=None, arch="llama")
-        llama.add_keys(writer, wanted.config, wanted.base, library.ftypes()[quant], wanted.general)
+        writer = KeyWriter(path=None, arch=wanted.family.arch)
+        wanted.family.add_keys(writer, library.ftypes()[quant], wanted.general)
         for tensor in wanted.planned:
             kind = library.F32 if tensor.full_precision else _DIRECT[quant]
             if len(tensor.shape) == 1:

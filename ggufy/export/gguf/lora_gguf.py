@@ -13,7 +13,7 @@ from typing import Any
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter.adapter import Adapter
-from ggufy.export.families.llama import Planned
+from ggufy.export.families.family import Planned
 
 
 def size(adapter: Adapter) -> int:
@@ -21,11 +21,11 @@ def size(adapter: Adapter) -> int:
     return sum(int(delta.a.nbytes + delta.b.nbytes) + 1024 for delta in adapter.deltas.values()) + 65536
 
 
-def write(path: Path, adapter: Adapter, planned: Sequence[Planned], general: dict[str, str]) -> None:
-    """Write the matrices A and B in float32, of an adapter that `check` has passed."""
+def write(path: Path, adapter: Adapter, arch: str, planned: Sequence[Planned], general: dict[str, str]) -> None:
+    """Write the matrices A and B in float32, of an adapter that `check` has passed, for a base that is an `arch`."""
     import gguf
 
-    writer = gguf.GGUFWriter(path=None, arch="llama")
+    writer = gguf.GGUFWriter(path=None, arch=arch)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     for key, value in general.items():
