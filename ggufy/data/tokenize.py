@@ -32,6 +32,7 @@ from ggufy.data.rows.conversation import UNTRAINED, Conversation, Plain, Sample
 from ggufy.errors import ModelError
 from ggufy.model import stops
 from ggufy.model.template import ChatTemplate, Message, text_of
+from ggufy.model.tokenizer.folder import open_backend
 
 IGNORED = -100
 
@@ -54,7 +55,6 @@ class Tokenizer:
     """The tokenizer and the template of a base model, on one day."""
 
     def __init__(self, base: Path, day: date, train_on: str) -> None:
-        from tokenizers import Tokenizer as Rust
         from tokenizers import processors
 
         self.chat = bool(text_of(base))
@@ -62,14 +62,7 @@ class Tokenizer:
         self.template = ChatTemplate.from_folder(base) if self.chat else ChatTemplate(ALPACA, special, base.as_posix())
         self.day, self.train_on = day, train_on
         self._end = special.get("eos_token", "")
-        try:
-            self.rust: Any = Rust.from_file((base / "tokenizer.json").as_posix())
-        except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
-            raise ModelError(
-                f"{(base / 'tokenizer.json').as_posix()} cannot be read: {error}", "copy it again"
-            ) from None
-        self.rust.no_truncation()
-        self.rust.no_padding()
+        self.rust: Any = open_backend(base)
         self.bos = self._leading_bos()
         # The template writes the special tokens; the default would cut the spaces off the offsets.
         self.rust.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -275,7 +268,7 @@ class Tokenizer:
         """The tokens of a conversation, as `encode` has them; with `generate` up to where the assistant speaks."""
         whole = conversation if isinstance(conversation, Conversation) else Conversation(conversation)
         ids = self.rust.encode(self._render(whole, generate), add_special_tokens=False).ids
-        return len(ids) + (self.bos is not None and self.bos not in ids)
+        return len(ids) + (self.bos is not None and ids[:1] != [self.bos])
 
     def _plain(self, sample: Plain) -> Example:
         if self._end_id is None:
@@ -297,13 +290,13 @@ class Tokenizer:
 
     def _with_bos(self, ids: list[int], marked: list[int], ended: Sequence[int], lost: Trimmed = NOTHING) -> Example:
         if self.bos is not None:
-            found = ids.count(self.bos)
+            # Only what a text begins with is its BOS: some templates write the token before every turn.
+            found = next((at for at, token in enumerate(ids) if token != self.bos), len(ids))
             if found == 0:
                 ids, marked, ended = [self.bos, *ids], [IGNORED, *marked], [end + 1 for end in ended]
-            elif found > 1 or ids[0] != self.bos:
+            elif found > 1:
                 raise ModelError(
-                    f"{self.template.where}: the chat template writes {found} BOS tokens; "
-                    "it must be exactly one, at the start"
+                    f"{self.template.where}: the chat template writes {found} BOS tokens at the start; it must be one"
                 )
             marked[0] = IGNORED
         return Example(ids, marked, tuple(ended), lost)

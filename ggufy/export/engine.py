@@ -20,11 +20,15 @@ from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.llamacpp import library
 from ggufy.model.safetensors import Checkpoint
+from ggufy.model.tokenizer import folder as tokenizer_folder
 from ggufy.system import machine, progress
 
 
 def check_base(base: Path, modules: Sequence[str] = ()) -> None:
-    """Check that a base can be exported and has these modules, before hours of training."""
+    """Check that a base can be exported and has these modules, before hours of training.
+
+    Its tokenizer as well: what llama.cpp would read in another way is refused.
+    """
     weights = Checkpoint.open(base)
     if conversion.is_foreign(base):
         conversion.check(base)
@@ -55,6 +59,8 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     if conversion.is_foreign(request.base):
         return merged_base.plan(request, weights, adapter, scratch)
     family = families.read(request.base)
+    if request.quants:
+        vocab.check(request.base, family.vocab_size)
     planned = family.plan(weights, untied=adapter.unties(family.tied))
     adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
     if ADAPTER in request.outputs:
@@ -65,6 +71,7 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
     wanted = layout.Wanted(family, planned, dict(request.general), matrix, request.split)
     layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
+    tokenizer_folder.forget()
     split = request.split is not None
     sinks: dict[str, GgufSink | MergedSink] = {
         name: GgufSink(request.outputs[name], made, request.imatrix, split=split) for name, made in layouts.items()

@@ -46,7 +46,7 @@ class ChatTemplate:
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:
         """The template of a model folder: chat_template.jinja, else the one in tokenizer_config.json."""
-        named = _named(folder)
+        named = named_templates(folder)
         found = cls(named.pop("default", ""), cls.specials(folder), folder.as_posix())
         found.others = tuple(sorted(named))
         return found
@@ -55,14 +55,8 @@ class ChatTemplate:
     def specials(folder: Path) -> dict[str, str]:
         """The special tokens that a model folder names: {"bos_token": "<|begin_of_text|>", ...}."""
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        beside = folder / "special_tokens_map.json"
-        # As transformers does: where the tokens themselves are not listed, the other file has the last word.
-        if beside.is_file() and "added_tokens_decoder" not in config:
-            config |= json.loads(beside.read_text(encoding="utf-8"))
-        named = {key: value for key, value in config.items() if key.endswith("_token") and value}
-        named = {key: value for key, value in named.items() if isinstance(value, str | dict)}
+        named = named_specials(folder, config)
         return {key: value["content"] if isinstance(value, dict) else str(value) for key, value in named.items()}
-
     def render(
         self, messages: Sequence[Message], day: date, *, generate: bool = False, tools: list[Any] | None = None
     ) -> str:
@@ -87,12 +81,25 @@ class ChatTemplate:
             raise ModelError(f"{self.where}: the chat template refuses this conversation: {error}") from None
 
 
+def named_specials(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The special tokens that a folder names, as they are written there: texts, or texts with flags.
+
+    `config` is its tokenizer_config.json. As transformers does: where the added tokens are not listed there,
+    special_tokens_map.json has the last word.
+    """
+    beside = folder / "special_tokens_map.json"
+    if beside.is_file() and "added_tokens_decoder" not in config:
+        config = config | json.loads(beside.read_text(encoding="utf-8"))
+    named = {key: value for key, value in config.items() if key.endswith("_token") and value}
+    return {key: value for key, value in named.items() if isinstance(value, str | dict)}
+
+
 def text_of(folder: Path) -> str:
     """The text of a model folder's template; empty for a base model, which has none."""
-    return _named(folder).get("default", "")
+    return named_templates(folder).get("default", "")
 
 
-def _named(folder: Path) -> dict[str, str]:
+def named_templates(folder: Path) -> dict[str, str]:
     """The templates of a model folder by name, from where transformers reads them; a lone one is `default`."""
     beside, more = folder / "chat_template.jinja", folder / "additional_chat_templates"
     found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(more.glob("*.jinja"))}

@@ -96,10 +96,12 @@ def _plannable(quant: str) -> bool:
 
 def _stand_in(base: Base, folder: Path) -> Path:
     """A folder with config.json and a tokenizer of the right kind with no words, for llama.cpp to choose types by."""
-    split = {"type": "Split", "pattern": {"Regex": llama3.SPLIT}}
+    split = {"type": "Split", "pattern": {"Regex": llama3.SPLIT}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    steps = {"type": "Sequence", "pretokenizers": [split, byte_level]}
     model = {"type": "BPE", "ignore_merges": True, "vocab": {}, "merges": []}
     files = {"config.json": base.config, "tokenizer_config.json": {}}
-    files["tokenizer.json"] = {"model": model, "pre_tokenizer": split, "added_tokens": []}
+    files["tokenizer.json"] = {"model": model, "pre_tokenizer": steps, "added_tokens": []}
     for file, values in files.items():
         (folder / file).write_text(json.dumps(values), encoding="utf-8")
     return folder

@@ -18,6 +18,7 @@ from ggufy.data.files import BadRow
 from ggufy.data.rows.detect import detect
 from ggufy.data.rows.reader import Reader
 from ggufy.errors import ExportError, MissingExtra
+from ggufy.model.tokenizer.folder import open_backend
 from ggufy.recipe.schema import Data
 from ggufy.stages.model_source import ModelSource
 from ggufy.system import digest
@@ -142,9 +143,7 @@ def _spread(rows: Callable[[], Iterator[list[int]]], budget: int) -> list[list[i
 
 def _chunks(file: Path, base: Path, budget: int) -> list[list[int]]:
     """A text in chunks of 512 tokens, each begun with the BOS where there is one, as llama.cpp's tool does."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
+    tokenizer = open_backend(base)
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a").ids
     bos = whole[0] if whole and whole[: len(plain)] != plain else None

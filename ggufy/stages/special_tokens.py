@@ -7,7 +7,6 @@ cannot learn to write the token that ends an answer, and hardly to read the othe
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from ggufy.export import untrained
 from ggufy.export.untrained import Look
 from ggufy.model import stops
 from ggufy.model.safetensors import Checkpoint
-from ggufy.model.template import ChatTemplate
+from ggufy.model.tokenizer import folder
 from ggufy.recipe.schema import Recipe
 
 log = logging.getLogger("ggufy")
@@ -32,14 +31,17 @@ class _Names:
     """What the tokens of a base are called."""
 
     def __init__(self, base: Path) -> None:
-        spec = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = folder.of(base)
+        spec = tokenizer.spec
         vocab = (spec.get("model") or {}).get("vocab") or {}
         # Of a Unigram model: pairs of a token and its score, in the order of the ids.
         entries = vocab.items() if isinstance(vocab, dict) else ((pair[0], n) for n, pair in enumerate(vocab))
         self.all = {int(number): str(name) for name, number in entries}
         # With or without the flag `special`: `<|im_end|>` is often added without.
         added = {int(token["id"]): str(token["content"]) for token in spec.get("added_tokens") or []}
-        eos = ChatTemplate.specials(base).get("eos_token")
+        listed = tokenizer.config.get("added_tokens_decoder") or {}
+        added |= {int(number): str(token["content"]) for number, token in listed.items()}
+        eos = tokenizer.special.get("eos_token")
         end = next((number for number, name in (self.all | added).items() if name == eos), None)
         self.stops = set(stops.of(base, end))
         self.looked_at = added.keys() | self.stops

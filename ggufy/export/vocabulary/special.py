@@ -1,0 +1,124 @@
+"""Which tokens begin and end a text: their numbers, and whether llama.cpp puts them there by itself.
+
+The rules are those of llama.cpp's converter (`gguf-py/gguf/vocab.py`), which reads them from the post-processor of
+tokenizer.json and from tokenizer_config.json; what the tokens are called is taken as transformers has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ggufy.errors import ExportError
+from ggufy.model import config_files
+from ggufy.model.tokenizer.folder import KINDS, FolderTokenizer
+
+
+@dataclass
+class Specials:
+    """Special tokens by kind (`bos`, `eos`, ...), in the order in which the converter writes them."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    added: dict[str, bool] = field(default_factory=dict)
+    """Whether the tokenizer puts one around a text."""
+
+    def write(self, writer: Any) -> None:
+        for kind, number in self.ids.items():
+            if add := getattr(writer, f"add_{kind}_token_id", None):
+                add(number)
+        for kind, flag in self.added.items():
+            if add := getattr(writer, f"add_add_{kind}_token", None):
+                add(flag)
+
+
+def of(tokenizer: FolderTokenizer, rows: int | None = None) -> Specials:
+    """The special tokens of a folder; with `rows` without numbers that are no token's."""
+    named: dict[str, str | None] = {kind: tokenizer.special.get(f"{kind}_token") for kind in KINDS}
+    named["bos"] = named["bos"] or named["cls"]
+    named["eos"] = named["eos"] or named["sep"]
+    found = Specials()
+    try:
+        _post_processor(tokenizer.spec.get("post_processor") or {}, named, found.added)
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ExportError(
+            f"{tokenizer.path.as_posix()}: its post_processor cannot be read: {error!r}", "copy the folder again"
+        ) from None
+    first: dict[str, int] = {}
+    for entry in tokenizer.spec.get("added_tokens") or []:
+        first.setdefault(entry["content"], entry["id"])
+    for kind, name in named.items():
+        flag = tokenizer.config.get(f"add_{kind}_token")
+        if isinstance(flag, bool):
+            found.added.setdefault(kind, flag)
+        if name is not None:
+            number = first.get(name, tokenizer.backend.token_to_id(name))
+            if number is not None:
+                found.ids[kind] = number
+    _from_config(tokenizer, list(named), found.ids)
+    for kind, number in list(found.ids.items()):
+        if number < 0:
+            raise ExportError(
+                f"{tokenizer.folder.as_posix()}: {kind}_token_id is {number}, which is no token's", "correct config.json"
+            )
+        if rows is not None and number >= rows:
+            del found.ids[kind]
+    return found
+
+
+def _from_config(tokenizer: FolderTokenizer, kinds: list[str], ids: dict[str, int]) -> None:
+    """What config.json says of those that have no name."""
+    model = config_files.read(tokenizer.folder / "config.json")
+    inner = model.get("text_config") or {}
+    for kind in kinds:
+        number = model.get(f"{kind}_token_id", inner.get(f"{kind}_token_id"))
+        if isinstance(number, int) and not isinstance(number, bool):
+            ids.setdefault(kind, number)
+
+
+def _post_processor(post: dict[str, Any], named: dict[str, str | None], added: dict[str, bool]) -> None:
+    """Read what is put around texts; a token without a name gets one."""
+    for step in post.get("processors", [post] if post else []):
+        kind = step.get("type")
+        if kind == "ByteLevel":
+            added.setdefault("bos", False)
+            added.setdefault("eos", False)
+        elif kind == "RobertaProcessing":
+            added.update(bos=True, eos=True, sep=True)
+            named["cls"] = named["cls"] or step.get("cls", [named["bos"]])[0]
+            named["sep"] = named["sep"] or step.get("sep", [named["eos"]])[0]
+        elif kind == "TemplateProcessing":
+            _template(step, named, added)
+
+
+def _template(step: dict[str, Any], named: dict[str, str | None], added: dict[str, bool]) -> None:
+    single = [_special(piece) for piece in step.get("single") or []]
+    first, last = (single[0], single[-1]) if len(single) > 1 else (None, None)
+    if first:
+        if first not in (named["bos"], named["cls"]):
+            named["bos"] = named["bos"] or first
+            named["cls"] = named["cls"] or first
+        added["bos"] = first in (named["bos"], named["cls"])
+    if last:
+        if last != named["eos"]:
+            # What it was ends a turn.
+            if free := next((kind for kind in ("eot", "eom") if kind not in named), None):
+                named[free] = named["eos"]
+            named["eos"] = last
+        added["eos"] = True
+    pair = [_special(piece) for piece in step.get("pair") or []]
+    pair = pair[1:] if first and pair and pair[0] == first else pair
+    pair = pair[:-1] if last and pair and pair[-1] == last else pair
+    # A, what is between, B.
+    if len(pair) > 2 and pair[0] is None and pair[-1] is None:
+        between, ends = pair[1:-1], (named["sep"], named["eos"])
+        sep = between[0] is not None and between[0] in ends and not last
+        sep = sep or (len(between) == 2 and between[1] is not None and between[1] in ends)
+        added["sep"] = sep
+        if sep:
+            named["sep"] = named["sep"] or named["eos"]
+
+
+def _special(piece: dict[str, Any]) -> str | None:
+    """The special token of a template's piece; None where the text goes."""
+    token = piece.get("SpecialToken")
+    return str(token["id"]) if token else None
