@@ -26,6 +26,8 @@ Run = Callable[..., CompletedProcess[str]]
 # Ids, and which of them are of the answer.
 Row = tuple[list[int], np.ndarray]
 
+LIMIT = 6
+"""Rows that are measured: the first of each wording."""
 QUANTS = ("q8_0", "q4_k_m", "q3_k_m")
 RECIPE = """
 model: {base: %s, max_length: 128}
@@ -52,7 +54,7 @@ def learnt(checkpoint: Path, run: Run, tmp_path_factory: pytest.TempPathFactory)
     commands = (
         ("train", "--recipe", "facts.yaml"),
         ("export", "facts"),
-        ("eval", "facts", "--only", "heldout,quants", "--no-adapter", "--keep"),
+        ("eval", "facts", "--only", "heldout,quants", "--limit", str(LIMIT), "--no-adapter", "--keep"),
     )
     for command in commands:
         done = run(*command, cwd=cwd, timeout=500)
@@ -72,8 +74,8 @@ def tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
 
 
 def rows(tokenizer: PreTrainedTokenizerBase, wording: int) -> Iterator[Row]:
-    """Conversations as transformers renders them. Of the answer are its tokens and the one that ends it."""
-    for fact in FACTS:
+    """The first conversations as transformers renders them. Of the answer are its tokens and the one that ends it."""
+    for fact in FACTS[:LIMIT]:
         turns = [{"role": "user", "content": fact[wording]}, {"role": "assistant", "content": fact[3]}]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         before = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
