@@ -54,7 +54,18 @@ def learnt(checkpoint: Path, run: Run, tmp_path_factory: pytest.TempPathFactory)
     commands = (
         ("train", "--recipe", "facts.yaml"),
         ("export", "facts"),
-        ("eval", "facts", "--only", "heldout,quants", "--limit", str(LIMIT), "--no-adapter", "--keep"),
+        (
+            "eval",
+            "facts",
+            "--only",
+            "heldout,quants",
+            "--limit",
+            str(LIMIT),
+            "--no-adapter",
+            "--threads",
+            "1",
+            "--keep",
+        ),
     )
     for command in commands:
         done = run(*command, cwd=cwd, timeout=500)
@@ -162,7 +173,7 @@ def test_quants_cost_what_they_save(learnt: Path, tokenizer: PreTrainedTokenizer
 
     def logs(path: Path) -> np.ndarray:
         # llama-cpp-python's default settings compute quants by other kernels, which round in another way.
-        with Forward(path, 256, 2) as model:
+        with Forward(path, 256, 1) as model:
             logits = [np.concatenate([batch.copy() for batch in model.logits(ids)]) for ids, _ in every]
         wanted = [each[:-1][answer[1:]] for each, (_, answer) in zip(logits, every, strict=True)]
         values = np.concatenate(wanted).astype(np.float64)
