@@ -41,7 +41,7 @@ def test_quantized_files_are_the_quantizers(quant: str, f16: Path, tmp_path: Pat
 def test_with_an_importance_matrix_too(f16: Path, checkpoint: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file((checkpoint / "tokenizer.json").as_posix())
     texts = [tokenizer.encode(line).ids for line in TEXT.splitlines()]
-    imatrix.compute(f16, texts, "some texts", tmp_path / "matrix.gguf", 2)
+    imatrix.compute(f16, texts, "some texts", tmp_path / "matrix.gguf", 1)
     matrix = imatrix.read(tmp_path / "matrix.gguf")
     export(checkpoint, None, {"iq4_xs": tmp_path / "ours.gguf"}, imatrix=matrix)
     kind = library.ftypes()["iq4_xs"]
