@@ -13,15 +13,16 @@ from typing import Any
 from ggufy.errors import RecipeError
 from ggufy.export import families
 from ggufy.export.gguf import layout, quant_support
-from ggufy.model import bases, download, llama3, random_llama, tiny
+from ggufy.model import bases, download, llama3, tiny
 from ggufy.model.llama3 import Shape
 from ggufy.model.safetensors import Checkpoint, Tensor
+from ggufy.plan import known_bases
 from ggufy.recipe.schema import Recipe
 from ggufy.system.version import __version__
 
-OWNERS = ("meta-llama", "unsloth")
-# Of files made with the whole vocabulary: 7.83 MB, and up to 4 kB for the template that the model brings.
-_VOCABULARY = 7_832_000
+# Of a vocabulary that nobody has counted: between those of Gemma (25) and Llama 3 (61).
+_BYTES_A_TOKEN = 45
+_KNOWN_WITHIN, _GUESSED_WITHIN = 10_000, 5_000_000
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def base_of(recipe: Recipe, builtin_texts: Iterable[str]) -> Base:
     if name == bases.BUILTIN:
         folder = tiny.ensure(builtin_texts)
     elif not Path(name).expanduser().is_dir():
-        if (shape := known(name)) is not None:
-            return Base(name, shape, random_llama.config(shape), None)
+        if (config := known_bases.config(name)) is not None:
+            return Base(name, _shape(config), config, None)
         if not download.is_repository(name):
             raise RecipeError(f"base model folder {name} does not exist", "check model.base in the recipe")
         folder, _ = download.snapshot(name, recipe.model.revision, "model", ["config.json"], offline=recipe.hub.offline)
@@ -58,23 +59,17 @@ def base_of(recipe: Recipe, builtin_texts: Iterable[str]) -> Base:
     return Base(name, families.read(folder).shape, json.loads((folder / "config.json").read_text("utf-8")), folder)
 
 
-def known(name: str) -> Shape | None:
-    """The shape of a Llama 3.2 text model by its name on the Hub."""
-    owner, _, model = name.partition("/")
-    if owner not in OWNERS:
-        return None
-    sizes = {
-        f"Llama-3.2-{size.upper()}{kind}": shape
-        for size, shape in random_llama.SHAPES.items()
-        for kind in ("", "-Instruct")
-    }
-    return sizes.get(model)
+def _shape(config: dict[str, Any]) -> Shape:
+    with TemporaryDirectory(prefix="ggufy-") as scratch:
+        (Path(scratch) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return families.read(Path(scratch)).shape
 
 
-def export_sizes(base: Base, quants: Sequence[str], name: str) -> tuple[dict[str, int], bool]:
-    """Bytes of each GGUF, and whether they are exact: asked of llama.cpp by the export's own layout.
+def export_sizes(base: Base, quants: Sequence[str], name: str) -> tuple[dict[str, int], int]:
+    """Bytes of each GGUF, and how far off they may be: asked of llama.cpp by the export's own layout.
 
-    Without the base's tokenizer its part of the header is that of Llama 3's vocabulary, known to 10 kB.
+    Without the base's tokenizer its part of the header is that of the vocabulary known for its size, to 10 kB, else a
+    guess.
     """
     with TemporaryDirectory(prefix="ggufy-") as scratch:
         folder = base.folder if base.folder is not None and base.whole else _stand_in(base, Path(scratch))
@@ -86,10 +81,12 @@ def export_sizes(base: Base, quants: Sequence[str], name: str) -> tuple[dict[str
         names = [quant for quant in layout.check_quants(quants) if _plannable(quant)]
         made = layout.make(names, wanted, Path(scratch))
     if base.whole:
-        return {quant: found.size for quant, found in made.items()}, True
-    return {
-        q: found.size - sum(len(part.head) for part in found.parts) + _VOCABULARY for q, found in made.items()
-    }, False
+        return {quant: found.size for quant, found in made.items()}, 0
+    vocabulary, within = known_bases.vocabulary_bytes(base.shape.vocab), _KNOWN_WITHIN
+    if vocabulary is None:
+        vocabulary, within = base.shape.vocab * _BYTES_A_TOKEN, _GUESSED_WITHIN
+    heads = {quant: sum(len(part.head) for part in found.parts) for quant, found in made.items()}
+    return {quant: found.size - heads[quant] + vocabulary for quant, found in made.items()}, within
 
 
 def _plannable(quant: str) -> bool:

@@ -36,6 +36,8 @@ class Plan:
     adapter_bytes: int
     export_bytes: dict[str, int]
     export_exact: bool
+    export_within: int
+    """How far off the sizes of the exports may be."""
     download_bytes: int
     steps: int | None
     tokens_a_step: int
@@ -87,7 +89,7 @@ class Plan:
         if self.largest_length:
             label = "" if self.largest_batch else "largest"
             yield f"  {label:<12} {self.largest_length:,} tokens at batch {self.batch}"
-        exact = "exact" if self.export_exact else "to 10 kB"
+        exact = {0: "exact", 10_000: "to 10 kB"}.get(self.export_within, "to a few MB")
         exports = [f"{quant} {_gb(size)}" for quant, size in self.export_bytes.items()]
         kept = f"{self.checkpoints} checkpoints of {_gb(self.checkpoint_bytes)}"
         yield f"  disk         {_gb(self.disk_bytes)}: {kept}, adapter {_gb(self.adapter_bytes)}"
@@ -118,7 +120,7 @@ def table(plans: Sequence[Plan]) -> Iterator[str]:
         slow = plan.device == "CPU" and (plan.seconds or 0) > _PATIENCE
         verdict = "too slow" if slow else _fits(plan)
         largest = f"batch up to {plan.largest_batch:,}" if plan.fits and not slow else ""
-        line = f"  {plan.recipe:<14} {_gb(plan.parts.total):>9}  {verdict:<12} {largest:<18} {duration(plan.seconds)}"
+        line = f"  {plan.recipe:<16} {_gb(plan.parts.total):>9}  {verdict:<12} {largest:<18} {duration(plan.seconds)}"
         yield line.rstrip()
     for how in dict.fromkeys(plan.how for plan in plans if plan.seconds is not None):
         yield f"times are {how}"

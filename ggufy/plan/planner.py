@@ -12,7 +12,7 @@ from typing import Any
 
 from ggufy.data import source
 from ggufy.errors import RecipeError, TrainError
-from ggufy.plan import base_sizes, estimate, footprint, gpus
+from ggufy.plan import base_sizes, estimate, footprint, gpus, known_bases
 from ggufy.plan.base_sizes import Base
 from ggufy.plan.footprint import Parts
 from ggufy.plan.gpus import Gpu
@@ -22,7 +22,8 @@ from ggufy.recipe.schema import Recipe
 from ggufy.runs import history
 from ggufy.system import machine
 
-_TOKENIZER = 17_210_000
+# tokenizer.json by its number of tokens: Llama 3's, SmolLM2's, Qwen3's and Gemma 3's; of others about as much.
+_TOKENIZERS = {128256: 17_210_000, 49152: 2_104_000, 151936: 11_422_000, 262208: 33_385_000}
 _SMALL_FILES = 60_000
 _MOST = 4096
 
@@ -92,8 +93,8 @@ def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured]
     batch, length = recipe.train.batch_size, recipe.model.max_length
     wanted = parts(batch, length)
     longest = int(base.config.get("max_position_embeddings", footprint.LONGEST))
-    export, exact = base_sizes.export_sizes(base, recipe.export.quants, recipe.name)
-    tokenizer = _size_of(base.folder, "tokenizer.json") if base.whole else _TOKENIZER
+    export, within = base_sizes.export_sizes(base, recipe.export.quants, recipe.name)
+    tokenizer = _size_of(base.folder, "tokenizer.json") if base.whole else _tokenizer_bytes(base)
     states = footprint.optimizer_bytes(shape, recipe.lora, recipe.train.optimizer)
     count = footprint.trainable(shape, recipe.lora)
     steps, tokens = estimate.work(recipe)
@@ -120,18 +121,21 @@ def make(recipe: Recipe, base: Base, where: Device, measured: Sequence[Measured]
         checkpoints=recipe.train.keep_checkpoints + 1,
         adapter_bytes=4 * count + tokenizer,
         export_bytes=export,
-        export_exact=exact,
+        export_exact=not within,
+        export_within=within,
         download_bytes=2 * base.parameters if base.folder is None else 0,
         steps=steps,
         tokens_a_step=tokens,
         seconds=seconds,
         how=how,
         remedy=[] if wanted.total <= where.bytes else remedy(recipe, base, where),
-        notes=tuple(_left_out(recipe)),
+        notes=tuple(_left_out(recipe, base)),
     )
 
 
-def _left_out(recipe: Recipe) -> Iterator[str]:
+def _left_out(recipe: Recipe, base: Base) -> Iterator[str]:
+    if said := known_bases.note(base.name) if base.folder is None else "":
+        yield said
     if recipe.train.gpus > 1:
         yield f"memory and time are those of one GPU alone; {recipe.train.gpus} GPUs share each step"
     if recipe.train.backend == "unsloth":
@@ -143,6 +147,10 @@ def _compute(recipe: Recipe, where: Device) -> int:
     if recipe.model.dtype == "auto":
         return 2 if where.cuda else 4
     return 4 if recipe.model.dtype == "fp32" else 2
+
+
+def _tokenizer_bytes(base: Base) -> int:
+    return _TOKENIZERS.get(base.shape.vocab, 100 * base.shape.vocab)
 
 
 def _size_of(folder: Path | None, name: str) -> int:
