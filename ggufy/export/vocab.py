@@ -75,7 +75,7 @@ def _read(tokenizer: FolderTokenizer, vocab_size: int, *, as_llama: bool) -> Voc
     if quiet and pre in _ADDS_BOS:
         made.added.setdefault("bos", False)
     # The converter's, for the small Granite models, and so for SmolLM2, which has a vocabulary of that size, too.
-    bos = False if as_llama and vocab_size == 49152 and quiet else None
+    bos = False if as_llama and vocab_size == 49152 and quiet and made.added.get("bos") is not False else None
     prefix = tokenizer.config.get("add_prefix_space") if as_llama else None
     return Vocabulary(tokens.byte_level(tokenizer, vocab_size, pre), made, prefix, bos)
 
