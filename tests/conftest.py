@@ -47,6 +47,8 @@ finder.find_spec = lambda name, path=None, target=None: None if name == "torch" 
 # The files that take longest, so that none of them is begun last, when the other processes have nothing left to do.
 _LONG = (
     "test_chaos",
+    "test_facts",
+    "test_full_vocabulary",
     "test_earlier_runs",
     "test_demo",
     "test_kernels",

@@ -68,7 +68,7 @@ def learnt(checkpoint: Path, run: Run, tmp_path_factory: pytest.TempPathFactory)
         ),
     )
     for command in commands:
-        done = run(*command, cwd=cwd, timeout=500)
+        done = run(*command, cwd=cwd, timeout=1000)
         assert done.returncode == 0, done.stderr
     return cwd
 
