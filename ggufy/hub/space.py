@@ -30,7 +30,7 @@ _MODULES = (
     *("chat/__init__.py", "chat/conversation.py", "chat/model.py", "chat/prompts.py", "chat/session.py"),
     "chat/threads.py",
     *("llamacpp/evaluate_gguf.py", "llamacpp/gguf_reader.py", "llamacpp/graph.py", "llamacpp/greedy.py"),
-    "llamacpp/library.py",
+    *("llamacpp/library.py", "llamacpp/mixture.py"),
     "model/template.py",
     *("system/interrupts.py", "system/machine.py", "system/user_folders.py"),
 )
