@@ -97,6 +97,12 @@ Process = Started | subprocess.Popen[str]
 _FORKS: list[Forks] = []
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """For what the tests call in their own process."""
+    os.environ["GGUFY_CACHE"] = str(among_all(tmp_path_factory) / "ggufy-in-tests")
+
+
 @contextmanager
 def _forked(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Have a process with the libraries imported, for the commands of this environment."""

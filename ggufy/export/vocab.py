@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ggufy.errors import ExportError
 from ggufy.export.vocabulary import pre_tokenizers, proof, special, spm, tokens
 from ggufy.export.vocabulary.special import Specials
 from ggufy.export.vocabulary.tokens import Tokens
 from ggufy.model.template import named_templates
-from ggufy.model.tokenizer import folder
+from ggufy.model.tokenizer import findings, folder
 from ggufy.model.tokenizer.folder import FolderTokenizer
+from ggufy.system import digest
+
+
+class Texts(NamedTuple):
+    """Texts to be compared, and what tells them from others."""
+
+    key: str
+    read: Callable[[], Sequence[str]]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Texts:
+        return cls(digest.of_values(list(texts)), lambda: texts)
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,9 @@ def read(base: Path, vocab_size: int, *, as_llama: bool = True) -> Vocabulary:
 
 # Those with which llama.cpp puts a BOS before every text, where the file does not say otherwise.
 _ADDS_BOS = ("llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "chameleon")
+OWN = Texts("", list)
+"""None but those that every tokenizer is tried with."""
 _made: dict[tuple[object, ...], Vocabulary] = {}
-_proved: set[tuple[object, ...]] = set()
 
 
 def _read(tokenizer: FolderTokenizer, vocab_size: int, *, as_llama: bool) -> Vocabulary:
@@ -90,24 +103,29 @@ def _read_spm(tokenizer: FolderTokenizer, vocab_size: int) -> Vocabulary:
 
 def _adds_nothing(tokenizer: FolderTokenizer) -> bool:
     """Whether the tokenizer puts nothing around a text."""
-    backend = tokenizer.backend
-    return bool(backend.encode("a").ids == backend.encode("a", add_special_tokens=False).ids)
+
+    def find() -> bool:
+        backend = tokenizer.backend
+        return bool(backend.encode("a").ids == backend.encode("a", add_special_tokens=False).ids)
+
+    return bool(tokenizer.findings.get("nothing is put around a text", find))
 
 
-def check(base: Path, vocab_size: int, texts: Sequence[str] = (), *, as_llama: bool = True) -> None:
+def check(base: Path, vocab_size: int, texts: Texts = OWN, *, as_llama: bool = True) -> None:
     """Raise ExportError where llama.cpp would read text otherwise than the tokenizer of a folder, or cannot have it.
 
-    `texts` are compared beside those that every tokenizer is tried with, which is done once for a folder as it is.
+    `texts` are compared beside those that every tokenizer is tried with. What is read alike is so once and for all: it
+    is remembered of this tokenizer, this vocabulary, these texts and this llama.cpp.
     """
-    tokenizer = folder.of(base)
-    key = (tokenizer.state, vocab_size, as_llama)
-    if key not in _proved or texts:
-        prove(tokenizer, read(base, vocab_size, as_llama=as_llama), texts)
-        _proved.add(key)
+    tokenizer, made = folder.of(base), read(base, vocab_size, as_llama=as_llama)
+    own, how = proof.texts_for(tokenizer), findings.code(Path(proof.__file__).parent)
+    written = [made.tokens.digest, asdict(made.special), made.prefix, made.bos]
+    alike = f"read alike: {digest.of_values([written, own, texts.key, how])}"
+    tokenizer.findings.get(alike, lambda: prove(tokenizer, made, texts.read()))
 
 
-def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = ()) -> None:
-    """Raise ExportError where llama.cpp reads a text otherwise than the tokenizer."""
+def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = ()) -> bool:
+    """Raise ExportError where llama.cpp reads a text otherwise than the tokenizer; else it is true."""
     compared = proof.texts_for(tokenizer, texts)
     ends = ["Hello, world!"]
     if made.tokens.model == "llama" and spm.begins_only(tokenizer):
@@ -124,6 +142,7 @@ def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = (
             f"{found.right} of {len(compared)} texts came out alike, and {found.described(tokenizer)}",
             "use a base whose tokenizer llama.cpp knows",
         )
+    return True
 
 
 def _flags(made: Vocabulary) -> dict[str, bool]:

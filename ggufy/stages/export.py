@@ -193,7 +193,8 @@ class _Export:
         """Raise ExportError where llama.cpp would read the run's own data otherwise than it was trained on."""
         data = self.this.output_folder.valid("data") if self.this.subfolder else None
         # Without pyarrow, which reads it, the probes say enough: the data was compared before the training.
-        vocabulary.check(self.this.base.path, data.path if data and find_spec("pyarrow") else None)
+        if data and find_spec("pyarrow"):
+            vocabulary.check(self.this.base.path, data.path)
 
     def _verify(self, name: str, path: Path) -> None:
         """Raises Unverified."""

@@ -11,6 +11,7 @@ from ggufy.export import vocab
 from ggufy.export.converter import conversion
 from ggufy.model import config_files
 from ggufy.model.tokenizer import folder
+from ggufy.system import digest
 
 _TEXTS = 200
 
@@ -26,13 +27,17 @@ def check(base: Path, data: Path | None) -> None:
     size = config_files.read(base / "config.json").get("vocab_size")
     if isinstance(size, int):
         rows = data / "train.arrow" if data is not None else None
-        vocab.check(base, size, list(_texts(base, rows)) if rows and rows.is_file() else [])
+        vocab.check(base, size, _texts(base, rows) if rows and rows.is_file() else vocab.OWN)
 
 
-def _texts(base: Path, rows: Path) -> Iterator[str]:
-    backend = folder.of(base).backend
-    for ids in islice(_rows(rows), _TEXTS):
-        yield backend.decode(ids, skip_special_tokens=False)
+def _texts(base: Path, path: Path) -> vocab.Texts:
+    rows = list(islice(_rows(path), _TEXTS))
+
+    def read() -> list[str]:
+        backend = folder.of(base).backend
+        return [backend.decode(ids, skip_special_tokens=False) for ids in rows]
+
+    return vocab.Texts(digest.of_values(rows), read)
 
 
 def _rows(path: Path) -> Iterator[list[int]]:

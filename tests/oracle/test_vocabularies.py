@@ -84,7 +84,7 @@ def test_a_byte_level_vocabulary_is_read_alike(name: str, tmp_path: Path) -> Non
     assert [tokenizer.backend.encode(text, add_special_tokens=False).ids for text, _ in examples] == [
         ids for _, ids in examples
     ]
-    vocab.check(tmp_path, rows, [text for text, _ in examples])
+    vocab.check(tmp_path, rows, vocab.Texts.of([text for text, _ in examples]))
 
 
 def test_the_keys_of_a_byte_level_vocabulary_are_the_converters(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_the_keys_of_a_sentencepiece_vocabulary_are_the_converters(tmp_path: Pat
     vocabularies.write_model_file("llama-spm", tmp_path)
     model(tmp_path, rows)
     assert keys(tmp_path, rows) == theirs(tmp_path)
-    vocab.check(tmp_path, rows, [text for text, _ in vocabularies.texts("llama-spm")])
+    vocab.check(tmp_path, rows, vocab.Texts.of([text for text, _ in vocabularies.texts("llama-spm")]))
 
 
 def test_without_its_model_file_the_scores_are_the_order_of_the_merges(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_without_its_model_file_the_scores_are_the_order_of_the_merges(tmp_path:
     rows = vocabularies.write_sentencepiece("llama-spm", tmp_path)
     model(tmp_path, rows)
     ours, other = keys(tmp_path, rows), theirs(tmp_path)
-    vocab.check(tmp_path, rows, [text for text, _ in vocabularies.texts("llama-spm")])
+    vocab.check(tmp_path, rows, vocab.Texts.of([text for text, _ in vocabularies.texts("llama-spm")]))
     scores = "tokenizer.ggml.scores"
     assert ours.pop(scores) != other.pop(scores)
     assert ours == other

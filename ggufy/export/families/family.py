@@ -7,7 +7,7 @@ own, which says only what differs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -297,9 +297,9 @@ class Family:
         """The tokenizer."""
         vocab.add_vocab(writer, self.tokenizer, self.vocab_size, as_llama=self.as_llama)
 
-    def check_vocab(self, texts: Sequence[str] = ()) -> None:
-        """Raise ExportError where llama.cpp would read these texts, and ggufy's own, otherwise than the tokenizer."""
-        vocab.check(self.tokenizer, self.vocab_size, texts, as_llama=self.as_llama)
+    def check_vocab(self) -> None:
+        """Raise ExportError where llama.cpp would read a text otherwise than the tokenizer."""
+        vocab.check(self.tokenizer, self.vocab_size, as_llama=self.as_llama)
 
 
 def _add_sampling(writer: Any, base: Path) -> None:

@@ -7,11 +7,12 @@ bytes stands for each, and the array itself takes its place in the finished head
 from __future__ import annotations
 
 import struct
-from itertools import chain
 from typing import Any
 
 import gguf
 from gguf import GGUFValueType
+
+from ggufy.export.vocabulary.long_texts import LongTexts
 
 _LONG = 1000
 _PACKED = {GGUFValueType.INT32: "<i4", GGUFValueType.UINT32: "<u4", GGUFValueType.FLOAT32: "<f4"}
@@ -30,10 +31,7 @@ class KeyWriter(gguf.GGUFWriter):
     def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
         if vtype == GGUFValueType.ARRAY and isinstance(val, list) and len(val) >= _LONG:
             if isinstance(val[0], str):
-                texts = list(map(str.encode, val))
-                lengths = struct.pack(f"<{len(texts)}Q", *map(len, texts))
-                heads = (lengths[at : at + 8] for at in range(0, len(lengths), 8))
-                body = b"".join(chain.from_iterable(zip(heads, texts, strict=True)))
+                body = (val if isinstance(val, LongTexts) else LongTexts(val)).packed
                 return self._marked(add_vtype, GGUFValueType.STRING, len(val), body)
             kind = sub_type or GGUFValueType.get_type(val[0])
             if kind in _PACKED:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.model.tokenizer.folder import FolderTokenizer
+from ggufy.system import digest
 
 Step = tuple[Any, ...]
 
@@ -27,9 +28,14 @@ def known(tokenizer: FolderTokenizer) -> list[str]:
 
 def by_hash(tokenizer: FolderTokenizer) -> str | None:
     table = _table()
-    ids = tokenizer.backend.encode(table["text"]).ids
-    found = table["names"].get(hashlib.sha256(str(list(ids)).encode()).hexdigest())
+    text = table["text"]
+    ids = tokenizer.findings.get(f"hash of the ids of {digest.of_values(text)}", lambda: _hash(tokenizer, text))
+    found = table["names"].get(ids)
     return str(found) if found else None
+
+
+def _hash(tokenizer: FolderTokenizer, text: str) -> str:
+    return hashlib.sha256(str(list(tokenizer.backend.encode(text).ids)).encode()).hexdigest()
 
 
 def by_rules(spec: dict[str, Any]) -> str | None:

@@ -51,7 +51,7 @@ def of(tokenizer: FolderTokenizer, rows: int | None = None) -> Specials:
         if isinstance(flag, bool):
             found.added.setdefault(kind, flag)
         if name is not None:
-            number = first.get(name, tokenizer.backend.token_to_id(name))
+            number = first[name] if name in first else _number(tokenizer, name)
             if number is not None:
                 found.ids[kind] = number
     _from_config(tokenizer, list(named), found.ids)
@@ -64,6 +64,10 @@ def of(tokenizer: FolderTokenizer, rows: int | None = None) -> Specials:
         if rows is not None and number >= rows:
             del found.ids[kind]
     return found
+
+
+def _number(tokenizer: FolderTokenizer, name: str) -> int | None:
+    return next((number for number, text in tokenizer.names.items() if text == name), None)
 
 
 def _from_config(tokenizer: FolderTokenizer, kinds: list[str], ids: dict[str, int]) -> None:

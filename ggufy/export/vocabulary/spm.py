@@ -115,7 +115,7 @@ def _from_merges(tokenizer: FolderTokenizer, names: list[str], scores: list[floa
     named = set(tokenizer.special.values())
     vocabulary = tokenizer.spec["model"].get("vocab") or {}
     for number, token in tokenizer.added.items():
-        name, kind = marked(token, None)
+        name, kind = marked(token)
         if token.content in named:
             name, kind = token.content, CONTROL
         if types[number] == BYTE or (kind == USER_DEFINED and token.content in vocabulary):

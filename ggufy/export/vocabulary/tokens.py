@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
+from array import array
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ggufy.errors import ExportError
+from ggufy.export.vocabulary.long_texts import LongTexts
 from ggufy.model.tokenizer.folder import Added, FolderTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -28,15 +33,30 @@ class Tokens:
     scores: list[float] | None = None
     merges: list[str] | None = None
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all that is written."""
+        found = hashlib.sha256(f"{self.model} {self.pre}".encode())
+        for part in (*(long.packed for long in self._long), bytes(self.types), array("f", self.scores or ()).tobytes()):
+            found.update(struct.pack("<Q", len(part)))
+            found.update(part)
+        return found.hexdigest()
+
+    @cached_property
+    def _long(self) -> tuple[LongTexts, LongTexts]:
+        """Names and merges, to be packed once."""
+        return LongTexts(self.names), LongTexts(self.merges or ())
+
     def write(self, writer: Any) -> None:
+        names, merges = self._long
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
-        writer.add_token_list(self.names)
+        writer.add_token_list(names)
         if self.scores is not None:
             writer.add_token_scores(self.scores)
         writer.add_token_types(self.types)
-        if self.merges:
-            writer.add_token_merges(self.merges)
+        if merges:
+            writer.add_token_merges(merges)
 
 
 def byte_level(tokenizer: FolderTokenizer, rows: int, pre: str) -> Tokens:
@@ -44,9 +64,10 @@ def byte_level(tokenizer: FolderTokenizer, rows: int, pre: str) -> Tokens:
     check_rows(tokenizer, rows)
     names, types = [], []
     given, added = tokenizer.names, tokenizer.added
+    written = tokenizer.findings.get("added tokens, encoded and decoded", lambda: _seen(tokenizer))
     for number in range(rows):
         if number in added:
-            name, kind = marked(added[number], tokenizer.backend)
+            name, kind = marked(added[number], written.get(str(number)))
         elif number in given:
             name, kind = given[number], NORMAL
         else:
@@ -57,12 +78,24 @@ def byte_level(tokenizer: FolderTokenizer, rows: int, pre: str) -> Tokens:
     return Tokens("gpt2", pre, names, types, merges=merges(tokenizer))
 
 
-def marked(token: Added, backend: Any) -> tuple[str, int]:
-    """How an added token is written, and its type: control where it is special, or looks so."""
-    name = token.content
-    if not token.normalized and backend is not None:
-        # As llama.cpp will see it in a text.
-        name = backend.decode(backend.encode(name, add_special_tokens=False).ids, skip_special_tokens=False)
+def _seen(tokenizer: FolderTokenizer) -> dict[str, str]:
+    """The added tokens that are not normalized, by their numbers, as llama.cpp will see each in a text."""
+    backend = tokenizer.backend
+    return {
+        str(number): backend.decode(
+            backend.encode(token.content, add_special_tokens=False).ids, skip_special_tokens=False
+        )
+        for number, token in tokenizer.added.items()
+        if not token.normalized
+    }
+
+
+def marked(token: Added, seen: str | None = None) -> tuple[str, int]:
+    """How an added token is written, and its type: control where it is special, or looks so.
+
+    `seen` is what llama.cpp will see in a text, where that may be something else.
+    """
+    name = token.content if seen is None else seen
     if token.special or looks_special(name):
         return name, CONTROL
     return name.replace(_SPACE, " "), USER_DEFINED
@@ -101,6 +134,11 @@ def merges(tokenizer: FolderTokenizer) -> list[str]:
     """The pairs of tokens that are merged, in order, as "a b"."""
     try:
         given = tokenizer.spec["model"]["merges"]
+        if set(map(type, given)) == {list}:
+            # One by one they take a tenth of a second more.
+            written = list(map(" ".join, given))
+            if "".join(written).count(" ") == len(given):
+                return written
         return [merge if isinstance(merge, str) else _pair(merge) for merge in given]
     except (KeyError, TypeError, AttributeError) as error:
         raise ExportError(

@@ -17,6 +17,8 @@ from pydantic_core import from_json
 
 from ggufy.errors import ModelError
 from ggufy.model.template import named_specials
+from ggufy.model.tokenizer.findings import Findings
+from ggufy.system import collector
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """The special tokens that transformers has names for."""
@@ -68,12 +70,21 @@ class FolderTokenizer:
         return open_backend(self.folder, self.config)
 
     @cached_property
+    def findings(self) -> Findings:
+        """What earlier commands found out about it with `backend`."""
+        return Findings(self.folder / name for name in (*_FILES, "tokenizer.model"))
+
+    @cached_property
     def added(self) -> dict[int, Added]:
         """The added tokens by their numbers."""
-        return {
-            int(number): Added(int(number), token.content, token.special, token.normalized)
-            for number, token in sorted(self.backend.get_added_tokens_decoder().items())
-        }
+        found = self.findings.get(
+            "added tokens",
+            lambda: [
+                [int(number), token.content, token.special, token.normalized]
+                for number, token in sorted(self.backend.get_added_tokens_decoder().items())
+            ],
+        )
+        return {number: Added(number, *flags) for number, *flags in found}
 
     @cached_property
     def names(self) -> dict[int, str]:
@@ -181,7 +192,8 @@ def read(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ModelError."""
     try:
         # For a vocabulary of 17 MB this takes half the time of the standard library's.
-        found = from_json(path.read_bytes(), cache_strings="keys")
+        with collector.held():
+            found = from_json(path.read_bytes(), cache_strings="keys")
     except (OSError, ValueError) as error:
         raise ModelError(f"{path.as_posix()} cannot be read: {error}", "copy the folder again") from None
     if not isinstance(found, dict):
