@@ -1,6 +1,7 @@
 """From base + adapter to GGUF: the usual pipeline against ggufy, in turn, on random weights of a real shape.
 
     python benchmarks/export.py [--shape 1b|3b] [--quants q4_k_m q8_0] [--folder DIR] [--only NAME ...]
+    python benchmarks/export.py --before COMMIT [--rounds 5] [--shape 1b|3b] [--quants q4_k_m q8_0] [--folder DIR]
 
 The usual pipeline is three processes: peft merges and saves F16, llama.cpp's converter makes an F16 GGUF, llama.cpp
 quantizes it once for each quant. ggufy is one command: without its verify step, with its own kernels and with
@@ -9,12 +10,16 @@ peak memory and bytes written are those of the processes: anonymous memory (RssA
 have, and all that is resident (VmHWM), in which every page of a mapped file counts, though the system takes those back.
 Each finds the base's weights in the page cache. The floor is the time of llama.cpp's kernels on the same tensors,
 divided by the threads: no exporter that uses those can be faster.
+
+With --before, the same command of ggufy as it was at a commit and as it is, in turn, without verifying. The first round
+is of a user's first export with this tokenizer, and stands for itself.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -72,10 +77,10 @@ class Cost:
         )
 
 
-def measure(*command: str) -> Cost:
+def measure(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> Cost:
     """Run a process; its wall and CPU time, the peak of its RssAnon, sampled every 10 ms, and its VmHWM."""
     before, begun = os.times(), time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd, env=env)
     peak = resident = 0
     while process.poll() is None:
         try:
@@ -190,12 +195,43 @@ def make_adapter(base: Path, folder: Path, rank: int = 16) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
 
 
+def compare(commit: str, base: Path, adapter: Path, quants: list[str], rounds: int) -> None:
+    """The command at a commit and as it is here, in turn: wall and CPU seconds, and their ratios."""
+    with tempfile.TemporaryDirectory() as scratch:
+        before, built = Path(scratch) / "before", "ggufy/export/kernels"
+        git = ["git", "-C", str(REPOSITORY), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(before), commit], check=True)
+        try:
+            subprocess.run([sys.executable, "build.py", "."], cwd=before / built, check=True, stdout=subprocess.DEVNULL)
+            env = {**os.environ, "GGUFY_CACHE": str(Path(scratch) / "cache")}
+            costs: dict[Path, list[Cost]] = {before: [], REPOSITORY: []}
+            out = Path(scratch) / "out"
+            for number in range(rounds + 1):
+                for place, found in costs.items():
+                    warm(base)
+                    command = ["export", str(adapter), "--base", str(base), "--out", str(out), "--no-verify"]
+                    command += [part for quant in quants for part in ("--quant", quant)]
+                    found.append(measure(sys.executable, "-m", "ggufy", *command, cwd=place, env=env))
+                    shutil.rmtree(out)
+                then, now = (found[-1] for found in costs.values())
+                print(
+                    f"  {number or 'first'}: {then.wall:.2f} s, {now.wall:.2f} s ({then.cpu:.1f}, {now.cpu:.1f} s CPU)"
+                )
+            for name in ("wall", "cpu"):
+                old, new = (statistics.median(getattr(cost, name) for cost in found[1:]) for found in costs.values())
+                print(f"{name}: {commit} {old:.2f} s, here {new:.2f} s: {new / old:.3f}")
+        finally:
+            subprocess.run([*git, "remove", "--force", str(before)], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(random_llama.SHAPES), default="1b")
     parser.add_argument("--quants", nargs="+", default=None, help="one command with these; else each of the usual ones")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here for the next time")
     parser.add_argument("--only", nargs="+", choices=list(EXPORTERS), default=list(EXPORTERS), help="some of them")
+    parser.add_argument("--before", metavar="COMMIT", help="compare with ggufy as it was there")
+    parser.add_argument("--rounds", type=int, default=5, help="of that comparison")
     given = parser.parse_args()
     sets = [given.quants] if given.quants else [["q4_k_m"], ["q8_0"], ["f16"], ["q4_k_m", "q5_k_m", "q8_0"]]
     with tempfile.TemporaryDirectory() as scratch:
@@ -205,6 +241,11 @@ def main() -> None:
             random_llama.write(base, random_llama.SHAPES[given.shape], VENDOR / "models" / "ggml-vocab-llama-bpe.gguf")
             make_adapter(base, adapter)
         assert families.read(base).vocab_size == 128256
+        if given.before:
+            quants = given.quants or ["q8_0", "q4_k_m"]
+            print(f"{given.shape}, {' '.join(quants)}, {cores()} threads: {given.before}, here")
+            compare(given.before, base, adapter, quants, given.rounds)
+            return
         print(f"{given.shape}, {cores()} threads; wall s, CPU s, peak anonymous MB, peak resident MB, written MB")
         for quants in sets:
             rows = {}
