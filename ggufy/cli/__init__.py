@@ -68,7 +68,7 @@ class _Lazy(click.Group):
 @click.option("--debug", is_flag=True, help="Show where an error happened.")
 @click.version_option(__version__, prog_name="ggufy")
 def main(debug: bool) -> None:
-    """Fine-tune Llama 3.2 and get a GGUF that behaves like the model that was trained.
+    """Fine-tune a small language model and get a GGUF that behaves like the model that was trained.
 
     Start with `ggufy demo`.
     """

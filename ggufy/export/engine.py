@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufy.errors import ExportError
-from ggufy.export import families, imatrix, kernel_agreement, stream
+from ggufy.export import families, imatrix, kernel_agreement, stream, vocab
 from ggufy.export import planned as planned_of
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.export.converter import conversion, merged_base
@@ -22,7 +22,6 @@ from ggufy.export.request import ADAPTER, Plan, Request, merged_sinks
 from ggufy.export.sinks import GgufSink, MergedSink
 from ggufy.llamacpp import library
 from ggufy.model.safetensors import Checkpoint
-from ggufy.model.tokenizer import folder as tokenizer_folder
 from ggufy.recipe.schema import Lora
 from ggufy.system import machine, progress
 
@@ -76,7 +75,7 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
     wanted = layout.Wanted(family, planned, dict(request.general), matrix, request.split, request.types)
     layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
-    tokenizer_folder.forget()
+    vocab.forget()
     split = request.split is not None
     sinks: dict[str, GgufSink | MergedSink] = {
         name: GgufSink(request.outputs[name], made, request.imatrix, split=split) for name, made in layouts.items()

@@ -58,7 +58,7 @@ def add_vocab(writer: Any, base: Path, vocab_size: int, *, as_llama: bool = True
 def read(base: Path, vocab_size: int, *, as_llama: bool = True) -> Vocabulary:
     """The vocabulary of a folder whose embedding has `vocab_size` rows. Raises ExportError, or ModelError.
 
-    That of the last one is kept, and read again where its files have changed.
+    That of the last one is kept until `forget`, and read again where its files have changed.
     """
     tokenizer = folder.of(base)
     key = (tokenizer.state, vocab_size, as_llama)
@@ -99,6 +99,12 @@ def _read_spm(tokenizer: FolderTokenizer, vocab_size: int) -> Vocabulary:
         # Without a word on it llama.cpp puts a BOS before every text.
         made.added.setdefault("bos", False)
     return Vocabulary(spm.tokens(tokenizer, vocab_size), made, spm.prefix(tokenizer))
+
+
+def forget() -> None:
+    """Give the memory of what was read back."""
+    _made.clear()
+    folder.forget()
 
 
 def _adds_nothing(tokenizer: FolderTokenizer) -> bool:

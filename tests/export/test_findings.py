@@ -12,7 +12,6 @@ import pytest
 from ggufy.errors import ExportError
 from ggufy.export import vocab
 from ggufy.export.vocabulary import proof
-from ggufy.model.tokenizer import folder as folders
 from tests.oracle import vocabularies
 
 SPLITS = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+"
@@ -53,8 +52,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def check(base: tuple[Path, int], texts: vocab.Texts = vocab.OWN) -> None:
     """As in a new process."""
-    folders.forget()
-    vocab._made.clear()
+    vocab.forget()
     vocab.check(*base, texts)
 
 
