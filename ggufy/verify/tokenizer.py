@@ -31,6 +31,8 @@ class BaseTokenizer:
         plain = self.rust.encode("a", add_special_tokens=False).tokens
         self.spaced = bool(plain) and plain[0].startswith("\u2581")
         """Whether it puts a space before a text, as those of SentencePiece do."""
+        self.once = self.spaced and self.encode("a") == self.encode(" a")
+        """Whether it does not where there is one already, which llama.cpp does not know."""
 
     def encode(self, text: str, *, ends: bool = False) -> list[int]:
         return list(self.rust.encode(text, add_special_tokens=ends).ids)
@@ -56,7 +58,8 @@ def compare(model: Forward, base: BaseTokenizer, shown: Sequence[str], texts: Ma
     # Where the file puts no space before a text, and the tokenizer does, it is only read alike after a mark.
     unlike = base.spaced and texts.get("tokenizer.ggml.model") == "llama" and _starts_bare(model)
     before = base.special.get("bos_token", "") if unlike else ""
-    for text in (*(before + probe for probe in PROBES), *shown):
+    bare = base.once and not unlike
+    for text in (*(before + (probe.lstrip(" ") if bare else probe) for probe in PROBES), *shown):
         theirs, ours = base.encode(text), model.tokenize(text, special=True)
         if ours != theirs:
             at = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
