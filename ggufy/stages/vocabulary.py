@@ -9,6 +9,7 @@ from pathlib import Path
 from ggufy.errors import MissingExtra
 from ggufy.export import vocab
 from ggufy.export.converter import conversion
+from ggufy.export.vocabulary import spm
 from ggufy.model import config_files
 from ggufy.model.tokenizer import folder
 
@@ -30,9 +31,9 @@ def check(base: Path, data: Path | None) -> None:
 
 
 def _texts(base: Path, rows: Path) -> Iterator[str]:
-    backend = folder.of(base).backend
+    tokenizer = folder.of(base)
     for ids in islice(_rows(rows), _TEXTS):
-        yield backend.decode(ids, skip_special_tokens=False)
+        yield spm.bare(tokenizer, tokenizer.backend.decode(ids, skip_special_tokens=False))
 
 
 def _rows(path: Path) -> Iterator[list[int]]:

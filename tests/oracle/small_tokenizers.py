@@ -31,7 +31,7 @@ _GEMMA = {
     "pad_piece": "<pad>",
     "eos_piece": "<eos>",
     "bos_piece": "<bos>",
-    "user_defined_symbols": ["<mask>", "<start_of_turn>", "<end_of_turn>", "\n\n", "\n\n\n", "▁▁", "▁▁▁"],
+    "user_defined_symbols": ["<mask>", "<start_of_turn>", "<end_of_turn>", "\n\n", "▁▁"],
 }
 INST = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
@@ -96,7 +96,7 @@ def gemma(folder: Path, **more: Any) -> dict[str, int]:
     made.normalizer = normalizers.Replace(" ", "▁")
     made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    names = dict(enumerate(pieces[:11]))
+    names = dict(enumerate(pieces[:9]))
     plain = {number for number, name in names.items() if set(name) <= {"\n", "▁"}}
     made.add_tokens([AddedToken(n, normalized=False, special=number not in plain) for number, n in names.items()])
     _ends(made, "<bos>")

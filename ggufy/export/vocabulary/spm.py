@@ -64,9 +64,22 @@ def spaces_once(tokenizer: FolderTokenizer) -> bool:
 
 def begins_with_space(tokenizer: FolderTokenizer, text: str) -> bool:
     """Whether a text begins with a space, or what follows a mark in it does."""
+    return any(part.startswith((" ", _SPACE)) for part in _split(tokenizer, text)[::2])
+
+
+def bare(tokenizer: FolderTokenizer, text: str) -> str:
+    """A text made of tokens, without the spaces that the tokenizer itself put before it and after its marks."""
+    if not spaces_once(tokenizer):
+        return text
+    parts = _split(tokenizer, text)
+    parts[::2] = [part.removeprefix(" ") for part in parts[::2]]
+    return "".join(parts)
+
+
+def _split(tokenizer: FolderTokenizer, text: str) -> list[str]:
+    """What stands between the marks in a text, and between each two of these the mark."""
     marks = sorted((token.content for token in tokenizer.added.values()), key=len, reverse=True)
-    parts = re.split("|".join(map(re.escape, marks)), text) if marks else [text]
-    return any(part.startswith((" ", _SPACE)) for part in parts)
+    return re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
 
 
 _CODELLAMA, _PRE, _EOT = 32016, (32007, "\u2581<PRE>"), 32010

@@ -119,6 +119,9 @@ def _convert(folder: Path, name: str, source: str) -> tuple[str, dict[str, str]]
             spec = str(found.backend_tokenizer.to_str(pretty=True))
     except Exception as error:  # noqa: BLE001 - whatever its classes, and the Rust library, raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if pieces and (kind := _kind(folder / source)) != "BPE":
+            # What it says then is of another kind of file, which it took it for at last.
+            reason = f"it is of SentencePiece's kind {kind}, and llama.cpp's models have BPE"
         raise ModelError(
             f"{name}: no tokenizer.json there, and transformers cannot make it of {source}: {reason}", _BY_HAND
         ) from None
@@ -148,6 +151,13 @@ def _first(one: Sequence[str], other: Sequence[str]) -> str:
     """Where two lists begin to differ, what the one has there."""
     at = next((n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(other))
     return " ".join(repr(token) for token in one[: at + 2])
+
+
+def _kind(path: Path) -> str:
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    given = proto.ModelProto.FromString(path.read_bytes()).trainer_spec
+    return str(proto.TrainerSpec.ModelType.Name(given.model_type))
 
 
 def _is_there(module: str) -> bool:
