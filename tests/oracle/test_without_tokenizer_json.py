@@ -1,6 +1,6 @@
-"""Models that have SentencePiece's tokenizer.model and no tokenizer.json: transformers makes it, and is the judge.
+"""Models without tokenizer.json, but with tokenizer.model, or vocab.json and merges.txt: transformers makes one of it.
 
-What is written of the vocabulary is what llama.cpp's converter writes of the folder as it is.
+It is the judge of how text is read; what is written is what llama.cpp's converter writes of the folder as it is.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral": ("MistralForCausalLM", "mistral", {"legacy": True}),
     "gemma": ("Gemma2ForCausalLM", "gemma2", {}),
     "phi": ("Phi3ForCausalLM", "phi3", {"legacy": False}),
+    "qwen": ("Qwen2ForCausalLM", "qwen2", {"tokenizer_class": "Qwen2Tokenizer"}),
     "codellama": ("LlamaForCausalLM", "llama", {"legacy": True}),
 }
 # Transformers 5 puts a space before these only at the start of a text, or never: then the file says that there is none.
@@ -46,6 +47,8 @@ TEXTS = ("Hello, world!", "What is  a pirate?\n\n    Two 12345", "naïve 你好 
 _CONVERT = """
 import json, runpy, sys
 sys.path.insert(0, sys.argv[1])
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"  # which it would know by the full vocabulary
 for base in json.loads(sys.argv[2]):
     sys.argv = ["convert_hf_to_gguf.py", base, "--outfile", base + "/../theirs.gguf", "--vocab-only"]
     runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
@@ -86,6 +89,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in KINDS:
         write(kind, folder / kind / "base")
         shutil.copytree(folder / kind / "base", folder / kind / "with")
+        if kind == "qwen":
+            held = json.loads((folder / kind / "base" / "tokenizer.json").read_text("utf-8"))["model"]
+            (folder / kind / "base" / "vocab.json").write_text(json.dumps(held["vocab"]), "utf-8")
+            merges = "\n".join(" ".join(pair) for pair in held["merges"])
+            (folder / kind / "base" / "merges.txt").write_text(merges, "utf-8")
         (folder / kind / "base" / "tokenizer.json").unlink()
     work = json.dumps([str(folder / kind / "base") for kind in KINDS])
     command = [sys.executable, "-c", _CONVERT, str(VENDOR), work]
@@ -124,7 +132,7 @@ def test_text_is_read_as_transformers_reads_it(kind: str, made: Path) -> None:
     base = opened(made, kind).path
     tokenizer = folders.of(base)
     assert [tokenizer.backend.encode(text).ids for text in TEXTS] == [judge(text)["input_ids"] for text in TEXTS]
-    families.read(base).check_vocab([judge.bos_token + text for text in TEXTS])
+    families.read(base).check_vocab([(judge.bos_token or "") + text for text in TEXTS])
 
 
 def test_the_folder_is_left_as_it_is_and_made_once(made: Path) -> None:

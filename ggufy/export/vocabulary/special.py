@@ -83,13 +83,14 @@ def _from_files(tokenizer: FolderTokenizer, named: dict[str, str | None], found:
     But where the tokenizer begins or ends texts with another, that one, or answers would not end.
     """
     given: dict[str, int] = {}
+    unsaid = _UNSAID if (tokenizer.spec.get("model") or {}).get("byte_fallback") else {}
     _from_config(tokenizer, list(named), given)
     for kind, name in named.items():
         flag = tokenizer.config.get(f"add_{kind}_token")
         if isinstance(flag, bool):
             found.added[kind] = flag
-        own = tokenizer.backend.token_to_id(name) if name and kind in _UNSAID else None
-        if own is not None and own != given.get(kind, _UNSAID[kind]):
+        own = tokenizer.backend.token_to_id(name) if name and kind in ("bos", "eos") else None
+        if own is not None and own != given.get(kind, unsaid.get(kind)):
             given[kind] = own
         if kind in given:
             found.ids[kind] = given[kind]
