@@ -185,10 +185,17 @@ def test_a_model_is_trained_exported_and_verified(run: Run, made: Path, tmp_path
     done = run("train", "--recipe", "tiny", "--set", f"model.base={base}", *steps, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no tokenizer.json there; transformers makes it of tokenizer.model" in done.stderr
-    done = run("export", "--quant", "q8_0", cwd=tmp_path)
+    done = run("export", "--quant", "q8_0", "--merged", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "verified tiny-q8_0.gguf" in done.stderr
     assert not (base / "tokenizer.json").exists()
+    [merged] = (tmp_path / "runs" / "tiny" / "export").rglob("tokenizer.model")
+    assert not (merged.parent / "tokenizer.json").exists()
+    # Which can be exported again, and says the same.
+    done = run("export", str(merged.parent), "--quant", "q8_0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [again] = (tmp_path / "exports").rglob("*.gguf")
+    assert contents(again) == contents(tmp_path / "runs" / "tiny" / "export" / "tiny-q8_0.gguf")
 
 
 def test_an_adapters_own_tokenizer_has_it_made_too(made: Path, tmp_path: Path) -> None:

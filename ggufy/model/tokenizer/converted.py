@@ -154,8 +154,9 @@ def _first(one: Sequence[str], other: Sequence[str]) -> str:
 
 
 def _kind(path: Path) -> str:
-    from sentencepiece import sentencepiece_model_pb2 as proto
+    from sentencepiece import sentencepiece_model_pb2
 
+    proto: Any = sentencepiece_model_pb2
     given = proto.ModelProto.FromString(path.read_bytes()).trainer_spec
     return str(proto.TrainerSpec.ModelType.Name(given.model_type))
 
