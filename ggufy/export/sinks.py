@@ -18,6 +18,7 @@ from ggufy.export.merge import Rows, Slab
 from ggufy.llamacpp import library
 from ggufy.model import architecture, safetensors
 from ggufy.model.safetensors import SIZES
+from ggufy.model.tokenizer.folder import MADE
 
 _SHARD = 5_000_000_000
 _COPIED = (
@@ -158,8 +159,10 @@ class MergedSink:
         if config.get("tie_word_embeddings") and "lm_head.weight" in self.places:
             config["tie_word_embeddings"] = False
         _dump(self.folder / "config.json", config)
+        # What was made of other files is left out, so that llama.cpp's converter reads there what it reads in the base.
+        left = "tokenizer.json" if (self.tokenizer / MADE).is_file() else ""
         for name in _COPIED:
-            if (self.tokenizer / name).is_file():
+            if name != left and (self.tokenizer / name).is_file():
                 shutil.copyfile(self.tokenizer / name, self.folder / name)
 
     def parts(self, tensor: Planned) -> Collection[str]:

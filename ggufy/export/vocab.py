@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,15 @@ class Texts(NamedTuple):
         return cls(digest.of_values(list(texts)), lambda: texts)
 
 
+class Rules(Enum):
+    """Whose way of writing a tokenizer the converter follows for a family."""
+
+    LLAMA = "Llama's: it says of a space before texts what tokenizer_config.json does, and of some sizes more"
+    GEMMA = "Gemma's: as others, and last of all that no space is put before texts"
+    PHI3 = "Phi-3's: every added token of a SentencePiece model is a mark or a user's"
+    OTHER = "that of all others"
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What is written of a tokenizer."""
@@ -38,32 +49,48 @@ class Vocabulary:
     """Whether llama.cpp puts a space before a text; None: as it does by itself."""
     bos: bool | None = None
     """What replaces the flag for a BOS."""
+    eot: int | None = None
+    """The end of a turn, where the converter knows it by the size of the vocabulary."""
+    prefix_last: bool = False
+    """Whether `prefix` is written after all else."""
 
     def write(self, writer: Any) -> None:
-        if self.prefix is not None:
-            writer.add_add_space_prefix(self.prefix)
+        if not self.prefix_last:
+            self._write_prefix(writer)
         self.tokens.write(writer)
         self.special.write(writer)
 
+    def write_rest(self, writer: Any) -> None:
+        """What follows the chat templates."""
+        if self.eot is not None:
+            writer.add_eot_token_id(self.eot)
+        if self.bos is not None:
+            writer.add_add_bos_token(self.bos)
+        if self.prefix_last:
+            self._write_prefix(writer)
 
-def add_vocab(writer: Any, base: Path, vocab_size: int, *, as_llama: bool = True) -> None:
+    def _write_prefix(self, writer: Any) -> None:
+        if self.prefix is not None:
+            writer.add_add_space_prefix(self.prefix)
+
+
+def add_vocab(writer: Any, base: Path, vocab_size: int, *, rules: Rules = Rules.LLAMA) -> None:
     """Add every tokenizer key of the folder `base` to a GGUFWriter. Raises ExportError for other tokenizers."""
-    made = read(base, vocab_size, as_llama=as_llama)
+    made = read(base, vocab_size, rules=rules)
     made.write(writer)
     _add_templates(writer, base)
-    if made.bos is not None:
-        writer.add_add_bos_token(made.bos)
+    made.write_rest(writer)
 
 
-def read(base: Path, vocab_size: int, *, as_llama: bool = True) -> Vocabulary:
+def read(base: Path, vocab_size: int, *, rules: Rules = Rules.LLAMA) -> Vocabulary:
     """The vocabulary of a folder whose embedding has `vocab_size` rows. Raises ExportError, or ModelError.
 
     That of the last one is kept until `forget`, and read again where its files have changed.
     """
     tokenizer = folder.of(base)
-    key = (tokenizer.state, vocab_size, as_llama)
+    key = (tokenizer.state, vocab_size, rules)
     if key not in _made:
-        made = _read(tokenizer, vocab_size, as_llama=as_llama)
+        made = _read(tokenizer, vocab_size, rules=rules)
         _made.clear()
         _made[key] = made
     return _made[key]
@@ -71,15 +98,18 @@ def read(base: Path, vocab_size: int, *, as_llama: bool = True) -> Vocabulary:
 
 # Those with which llama.cpp puts a BOS before every text, where the file does not say otherwise.
 _ADDS_BOS = ("llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "chameleon")
+log = logging.getLogger("ggufy")
+
 OWN = Texts("", list)
 """None but those that every tokenizer is tried with."""
 _made: dict[tuple[object, ...], Vocabulary] = {}
+_said: set[tuple[object, ...]] = set()
 
 
-def _read(tokenizer: FolderTokenizer, vocab_size: int, *, as_llama: bool) -> Vocabulary:
+def _read(tokenizer: FolderTokenizer, vocab_size: int, *, rules: Rules) -> Vocabulary:
     _check_kind(tokenizer)
     if spm.is_spm(tokenizer):
-        return _read_spm(tokenizer, vocab_size)
+        return _read_spm(tokenizer, vocab_size, rules)
     made = special.of(tokenizer)
     # The tokenizer's own word on a BOS where the converter says nothing, and llama.cpp would put one.
     quiet = _adds_nothing(tokenizer)
@@ -88,17 +118,21 @@ def _read(tokenizer: FolderTokenizer, vocab_size: int, *, as_llama: bool) -> Voc
     if quiet and pre in _ADDS_BOS:
         made.added.setdefault("bos", False)
     # The converter's, for the small Granite models, and so for SmolLM2, which has a vocabulary of that size, too.
+    as_llama = rules is Rules.LLAMA
     bos = False if as_llama and vocab_size == 49152 and quiet and made.added.get("bos") is not False else None
     prefix = tokenizer.config.get("add_prefix_space") if as_llama else None
     return Vocabulary(tokens.byte_level(tokenizer, vocab_size, pre), made, prefix, bos)
 
 
-def _read_spm(tokenizer: FolderTokenizer, vocab_size: int) -> Vocabulary:
+def _read_spm(tokenizer: FolderTokenizer, vocab_size: int, rules: Rules) -> Vocabulary:
     made = special.of(tokenizer, vocab_size)
     if _adds_nothing(tokenizer):
         # Without a word on it llama.cpp puts a BOS before every text.
         made.added.setdefault("bos", False)
-    return Vocabulary(spm.tokens(tokenizer, vocab_size), made, spm.prefix(tokenizer))
+    found = spm.tokens(tokenizer, vocab_size, all_added=rules is Rules.PHI3)
+    prefix = spm.prefix(tokenizer, told=rules is Rules.LLAMA)
+    eot = spm.codellama_eot(tokenizer, vocab_size) if rules is Rules.LLAMA else None
+    return Vocabulary(found, made, prefix, eot=eot, prefix_last=rules is Rules.GEMMA)
 
 
 def forget() -> None:
@@ -117,17 +151,24 @@ def _adds_nothing(tokenizer: FolderTokenizer) -> bool:
     return bool(tokenizer.findings.get("nothing is put around a text", find))
 
 
-def check(base: Path, vocab_size: int, texts: Texts = OWN, *, as_llama: bool = True) -> None:
+def check(base: Path, vocab_size: int, texts: Texts = OWN, *, rules: Rules = Rules.LLAMA) -> None:
     """Raise ExportError where llama.cpp would read text otherwise than the tokenizer of a folder, or cannot have it.
 
     `texts` are compared beside those that every tokenizer is tried with. What is read alike is so once and for all: it
     is remembered of this tokenizer, this vocabulary, these texts and this llama.cpp.
     """
-    tokenizer, made = folder.of(base), read(base, vocab_size, as_llama=as_llama)
+    tokenizer, made = folder.of(base), read(base, vocab_size, rules=rules)
     own, how = proof.texts_for(tokenizer), findings.code(Path(proof.__file__).parent)
-    written = [made.tokens.digest, asdict(made.special), made.prefix, made.bos]
+    written = [made.tokens.digest, asdict(made.special), made.prefix, made.prefix_last, made.bos, made.eot]
     alike = f"read alike: {digest.of_values([written, own, texts.key, how])}"
     tokenizer.findings.get(alike, lambda: prove(tokenizer, made, texts.read()))
+    if made.tokens.model == "llama" and spm.spaces_once(tokenizer) and tokenizer.state not in _said:
+        _said.add(tokenizer.state)
+        log.info(
+            "%s puts a space before a text that begins with none; llama.cpp puts one before every text, so one "
+            "that begins with a space is read with one more",
+            tokenizer.path.as_posix(),
+        )
 
 
 def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = ()) -> bool:
@@ -138,6 +179,9 @@ def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = (
         # As conversations are: with a mark first. What stands at the very beginning is then the mark.
         mark = tokenizer.special.get("bos_token") or next(iter(proof.marks(tokenizer)), "")
         compared, ends = [mark + text for text in compared], [mark] if mark else []
+    elif made.tokens.model == "llama" and spm.spaces_once(tokenizer):
+        plain = (text for text in proof.texts_for(tokenizer) if not spm.begins_with_space(tokenizer, text))
+        compared = [*texts, *plain]
     with proof.loaded(made.tokens, made.special, _flags(made)) as ours:
         found = proof.first_difference(tokenizer, ours, compared)
         if found is None:

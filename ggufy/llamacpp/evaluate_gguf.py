@@ -91,8 +91,9 @@ class Forward:
         return bool(self._library.llama_vocab_is_eog(self.vocab, token))
 
     def is_control(self, token: int) -> bool:
-        """Whether a token is a mark, which no text of a person becomes."""
-        return bool(self._library.llama_vocab_is_control(self.vocab, token))
+        """Whether a token is a mark, which no text of a person becomes; so is the one for what is unknown."""
+        marks = self._library.LLAMA_TOKEN_ATTR_CONTROL | self._library.LLAMA_TOKEN_ATTR_UNKNOWN
+        return bool(self._library.llama_vocab_get_attr(self.vocab, token) & marks)
 
     @property
     def adds_bos(self) -> bool:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from ggufy.errors import ModelError
 from ggufy.model import download, safetensors, tiny
+from ggufy.model.tokenizer import converted
 from ggufy.system import digest
 
 BUILTIN = "builtin:tiny"
@@ -39,7 +40,10 @@ BESIDE = (
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on this disk. `name` is what the recipe calls it."""
+    """A base model on this disk. `name` is what the recipe calls it.
+
+    `path` is its folder, or one that links to it and has the tokenizer.json that it lacks.
+    """
 
     name: str
     path: Path
@@ -77,18 +81,35 @@ def resolve(
     elif not download.is_repository(name):
         raise ModelError(f"base model folder {name} does not exist", f"check {said}")
     else:
-        folder, commit = download.snapshot(name, revision, "model", _FILES, offline=offline)
+        folder, commit = snapshot(name, revision, _FILES, offline=offline)
+    return opened(folder, name, commit, four_bit=four_bit, said=said)
+
+
+def opened(folder: Path, name: str, commit: str | None = None, *, four_bit: bool = False, said: str) -> Base:
+    """The base in a folder, checked, and its tokenizer.json made where it has none. Raises ModelError."""
     check(folder, name, four_bit=four_bit, said=said)
-    return Base(name, folder, commit, digest.of_folder(folder, CONTENT))
+    whole = converted.folder_of(folder, name)
+    return Base(name, whole, commit, digest.of_folder(whole, CONTENT))
+
+
+def snapshot(name: str, revision: str | None, files: tuple[str, ...], *, offline: bool) -> tuple[Path, str]:
+    """Download these files of a repository: its folder and its commit. Raises HubError.
+
+    Of one without tokenizer.json also those that it is made of.
+    """
+    folder, commit = download.snapshot(name, revision, "model", files, offline=offline)
+    if (folder / "config.json").is_file() and not (folder / "tokenizer.json").is_file():
+        folder, commit = download.snapshot(name, commit, "model", (*files, *converted.MORE), offline=offline)
+    return folder, commit
 
 
 def tokenizer(name: str, revision: str | None, *, offline: bool, builtin_texts: Iterable[str]) -> Path:
     """A folder with the base's tokenizer and template, without its weights. Raises ModelError or HubError."""
     if name.startswith("builtin:") or not download.is_repository(name) or Path(name).expanduser().is_dir():
         return resolve(name, revision, offline=offline, builtin_texts=builtin_texts).path
-    folder, _ = download.snapshot(name, revision, "model", _TOKENIZER, offline=offline)
+    folder, _ = snapshot(name, revision, _TOKENIZER, offline=offline)
     _check_tokenizer(folder, name)
-    return folder
+    return converted.folder_of(folder, name)
 
 
 def is_four_bit(folder: Path) -> bool:
@@ -146,8 +167,11 @@ class _JsonObject(BaseModel):
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:
+    made = converted.source_of(folder) is not None
     for needed in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / needed).is_file():
+            if made:
+                continue
             raise ModelError(f"{name}: no {needed} there", "copy the tokenizer's files beside the weights")
         try:
             _JsonObject.model_validate_json((folder / needed).read_bytes())

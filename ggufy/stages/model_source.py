@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -152,13 +152,13 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
         # A folder that adapter_config.json names may be relative to where the command was run.
         if said := training_tokenizer.of(found.path, folder).said:
             log.info("the adapter's own tokenizer is used, not the base's: %s", said)
-        local = found.path if base is None and Path(found.name).expanduser().is_dir() else None
+        own = Path(found.name).expanduser()
+        local = own if base is None and own.is_dir() else None
         named = _said(base or local or "", output_folder) if base or local else None
         return ModelSource(name, found, folder, content, output_folder, "", _notes(name), origin, named)
     if base is not None:
         raise ExportError(f"{folder.as_posix()} is not an adapter, so --base does not apply", "leave out --base")
-    bases.check(folder, os.fspath(what), four_bit=True, said="the name")
-    found = Base(name, folder, None, digest.of_folder(folder, bases.CONTENT))
+    found = replace(bases.opened(folder, os.fspath(what), four_bit=True, said="the name"), name=name)
     _warn_of_four_bit(found)
     return ModelSource(name, found, None, None, output_folder, "", _notes(name), origin)
 
@@ -269,7 +269,7 @@ def _warn_of_four_bit(base: Base) -> None:
 def _local(what: str) -> tuple[Path, str]:
     if Path(what).is_dir():
         return Path(what), Path(what).resolve().name
-    folder, _ = download.snapshot(what, None, "model", (*_ADAPTER_FILES, *_MODEL_FILES), offline=False)
+    folder, _ = bases.snapshot(what, None, (*_ADAPTER_FILES, *_MODEL_FILES), offline=False)
     return folder, what.rpartition("/")[2]
 
 

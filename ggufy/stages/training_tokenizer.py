@@ -1,9 +1,9 @@
 """The tokenizer and the chat template that an adapter was trained with: those saved beside it, else the base's.
 
 PEFT's trainers, Unsloth, LLaMA-Factory and Axolotl save the tokenizer beside the adapter. Where it is whole
-(tokenizer.json and tokenizer_config.json) it is the one that transformers loads from there, and the GGUF, its
-Modelfile and its checks take it; a lone chat_template.jinja is the template for the base's tokenizer. ggufy's own
-trainings save a copy of the base's, which is then simply the base's.
+(tokenizer_config.json, and tokenizer.json or what it is made of) it is the one that transformers loads from there, and
+the GGUF, its Modelfile and its checks take it; a lone chat_template.jinja is the template for the base's tokenizer.
+ggufy's own trainings save a copy of the base's, which is then simply the base's.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ from ggufy.export.adapter import names
 from ggufy.export.adapter.adapter import EMBEDDING
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import text_of
+from ggufy.model.tokenizer import converted
 from ggufy.model.tokenizer import folder as tokenizers
+from ggufy.model.tokenizer.folder import FolderTokenizer
 from ggufy.system import digest
 
 log = logging.getLogger("ggufy")
 
-_NEEDED = ("tokenizer.json", "tokenizer_config.json")
+_JSON, _SETTINGS, _MODEL = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
+_NEEDED = (_JSON, _SETTINGS)
 _TEMPLATE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
 _FILES = (
     *_NEEDED,
     "special_tokens_map.json",
     "added_tokens.json",
-    "tokenizer.model",
+    _MODEL,
     "vocab.json",
     "merges.txt",
     _TEMPLATE,
@@ -66,7 +69,8 @@ def of(base: Path, adapter: Path | None) -> TrainingTokenizer:
 @lru_cache(maxsize=32)
 def _of(base: Path, adapter: Path, state: tuple[object, ...]) -> TrainingTokenizer:
     del state
-    whole = all((adapter / name).is_file() for name in _NEEDED)
+    made = converted.source_of(adapter)
+    whole = (adapter / _SETTINGS).is_file() and (made is not None or (adapter / _JSON).is_file())
     held = [name for name in _FILES if (adapter / name).is_file()]
     if not whole:
         if lone := [name for name in held if name in _NEEDED and not _same(adapter / name, base / name)]:
@@ -80,12 +84,24 @@ def _of(base: Path, adapter: Path, state: tuple[object, ...]) -> TrainingTokeniz
     _copy(base, _OF_THE_MODEL, folder)
     tokenizer, template = (adapter, adapter) if whole else (base, adapter)
     _copy(tokenizer, [name for name in _FILES if name != _TEMPLATE], folder)
+    if whole and made is not None:
+        _make_json(base, adapter, folder)
+    elif not whole:
+        _copy(base, [tokenizers.MADE], folder)
     _copy(template, [_TEMPLATE], folder)
     if (tokenizer / _MORE_TEMPLATES).is_dir():
         shutil.copytree(tokenizer / _MORE_TEMPLATES, folder / _MORE_TEMPLATES)
-    resizes = whole and _resizes(base, adapter)
+    resizes = whole and _resizes(base, adapter, tokenizers.FolderTokenizer(folder))
     said = _differences(base, folder, whole=whole)
     return TrainingTokenizer(folder, digest.of_folder(folder, _FILES), said, resizes, scratch)
+
+
+def _make_json(base: Path, adapter: Path, folder: Path) -> None:
+    """The tokenizer.json that was not saved: the base's, where it is of the same model file; else it is made."""
+    if _same(adapter / _MODEL, base / _MODEL):
+        _copy(base, (_JSON, tokenizers.MADE), folder)
+    else:
+        converted.add(folder, adapter.as_posix())
 
 
 def _lacks_template(base: Path, adapter: Path) -> bool:
@@ -114,9 +130,8 @@ def _differences(base: Path, folder: Path, *, whole: bool) -> str | None:
     return "; ".join(found) or None
 
 
-def _resizes(base: Path, adapter: Path) -> bool:
+def _resizes(base: Path, adapter: Path, tokenizer: FolderTokenizer) -> bool:
     """Whether the base has too few rows for the tokenizer. Raises ExportError where the adapter brings no others."""
-    tokenizer = tokenizers.FolderTokenizer(adapter)
     highest = max(tokenizer.names, default=0)
     file = adapter / "adapter_model.safetensors"
     brought = names.embedding(names.open_weights(file)) if file.is_file() else None
@@ -126,8 +141,8 @@ def _resizes(base: Path, adapter: Path) -> bool:
         return own is not None and highest >= own.shape[0]
     whose = "the adapter's embedding" if brought else "the base's embedding, as the adapter brings none"
     raise ExportError(
-        f"{tokenizer.path.as_posix()}: token {highest} ({tokenizer.names[highest]!r}) has no row in {whose}, which has "
-        f"{held.shape[0]:,}",
+        f"{(adapter / _JSON).as_posix()}: token {highest} ({tokenizer.names[highest]!r}) has no row in {whose}, which "
+        f"has {held.shape[0]:,}",
         "save the adapter again with the embedding that it was trained with (save_embedding_layers=True in peft), or "
         "remove the added tokens from its tokenizer if they were not trained",
     )

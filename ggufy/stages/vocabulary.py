@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 from ggufy.errors import MissingExtra
-from ggufy.export import vocab
+from ggufy.export import families, vocab
 from ggufy.export.converter import conversion
-from ggufy.model import config_files
+from ggufy.export.vocabulary import spm
 from ggufy.model.tokenizer import folder
 from ggufy.system import digest
 
@@ -24,18 +24,16 @@ def check(base: Path, data: Path | None) -> None:
     """
     if conversion.is_foreign(base):
         return
-    size = config_files.read(base / "config.json").get("vocab_size")
-    if isinstance(size, int):
-        rows = data / "train.arrow" if data is not None else None
-        vocab.check(base, size, _texts(base, rows) if rows and rows.is_file() else vocab.OWN)
+    rows = data / "train.arrow" if data is not None else None
+    families.read(base).check_vocab(_texts(base, rows) if rows and rows.is_file() else vocab.OWN)
 
 
 def _texts(base: Path, path: Path) -> vocab.Texts:
     rows = list(islice(_rows(path), _TEXTS))
 
     def read() -> list[str]:
-        backend = folder.of(base).backend
-        return [backend.decode(ids, skip_special_tokens=False) for ids in rows]
+        tokenizer = folder.of(base)
+        return [spm.bare(tokenizer, tokenizer.backend.decode(ids, skip_special_tokens=False)) for ids in rows]
 
     return vocab.Texts(digest.of_values(rows), read)
 

@@ -16,8 +16,11 @@ import pytest
 from gguf import GGUFReader
 
 from ggufy.hub.pull import choose
+from ggufy.model import random_llama
+from ggufy.model.llama3 import Shape
 from tests.conftest import snapshot
 from tests.hub.conftest import ANN, READER, Hub
+from tests.oracle import small_tokenizers
 
 PUSH = ("push", "quick", "--repo", "ann/Llama-quick")
 PULL = ("pull", "ann/Llama-quick")
@@ -217,6 +220,31 @@ def test_an_adapter_on_the_hub_is_exported(hub: Hub, quick: Path, there: Path) -
     made, known = (read_tensors(path) for path in (there / "exports", quick / "runs/quick/export"))
     assert made == known
     assert "different content" not in hub.works(*export, cwd=there)
+
+
+def test_a_base_without_tokenizer_json_comes_with_all_that_it_is_made_of(hub: Hub, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    ids = small_tokenizers.llama(base)
+    rows = small_tokenizers.ROWS
+    random_llama.write_model(base, Shape(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, ffn=32, vocab=rows))
+    (base / "tokenizer.json").unlink()
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, **ids, "pad_token_id": 0}), "utf-8")
+    told = json.loads((base / "tokenizer_config.json").read_text("utf-8"))
+    del told["added_tokens_decoder"]
+    (base / "tokenizer_config.json").write_text(json.dumps(told), "utf-8")
+    (base / "added_tokens.json").write_text('{"<extra>": 640}', "utf-8")
+    code = (
+        "from huggingface_hub import HfApi; import sys; api = HfApi(); api.create_repo('ann/old'); "
+        "api.upload_folder(repo_id='ann/old', folder_path=sys.argv[1])"
+    )
+    env = {**hub.env, "HF_TOKEN": ANN}
+    subprocess.run([sys.executable, "-c", code, str(base)], env=env, check=True, capture_output=True)
+    said = hub.works("export", "ann/old", "--quant", "f16", "--no-logits", cwd=tmp_path)
+    assert "ann/old: no tokenizer.json there; transformers makes it of tokenizer.model" in said
+    [made] = (tmp_path / "exports").rglob("*.gguf")
+    assert GGUFReader(made).fields["tokenizer.ggml.tokens"].contents(640) == "<extra>"
 
 
 def read_tensors(folder: Path) -> dict[str, bytes]:

@@ -121,8 +121,8 @@ def test_without_its_model_file_the_scores_are_the_order_of_the_merges(tmp_path:
         vocab.prove(tokenizer, made)
 
 
-@pytest.mark.parametrize(("scheme", "told"), [("first", False), ("never", False)])
-def test_where_a_space_is_put_first_is_told(scheme: str, told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scheme", "told"), [("always", None), ("first", False), ("never", False)])
+def test_where_a_space_is_put_first_is_told(scheme: str, told: bool | None, tmp_path: Path) -> None:
     rows = vocabularies.write_sentencepiece("llama-spm", tmp_path, scheme=scheme)
     (tmp_path / "config.json").write_text("{}", "utf-8")
     vocab.check(tmp_path, rows)

@@ -18,6 +18,7 @@ from ggufy.errors import ExportError
 from ggufy.export import vocab
 from ggufy.export.adapter.adapter import EMBEDDING, HEAD
 from ggufy.export.rows import READABLE
+from ggufy.export.vocab import Rules
 from ggufy.model import config_files
 from ggufy.model.config_files import Settings
 from ggufy.model.llama3 import Shape
@@ -98,8 +99,8 @@ class Family:
     """Modules whose rows are permuted, and the key that holds their number of heads."""
     activation: ClassVar[tuple[str, ...]] = ("hidden_act", "silu", "swish")
     """The key of the activation, and the values of it that llama.cpp computes."""
-    as_llama: ClassVar[bool] = False
-    """Whether the converter writes of the tokenizer what it writes of a Llama's: a space before texts, no BOS."""
+    vocab_rules: ClassVar[Rules] = Rules.OTHER
+    """How the converter writes the tokenizer."""
     sees_all: ClassVar[bool] = False
     """Whether llama.cpp lets every layer see all tokens where config.json has a window."""
     always_tied: ClassVar[bool] = False
@@ -295,11 +296,11 @@ class Family:
 
     def add_vocab(self, writer: Any) -> None:
         """The tokenizer."""
-        vocab.add_vocab(writer, self.tokenizer, self.vocab_size, as_llama=self.as_llama)
+        vocab.add_vocab(writer, self.tokenizer, self.vocab_size, rules=self.vocab_rules)
 
-    def check_vocab(self) -> None:
-        """Raise ExportError where llama.cpp would read a text otherwise than the tokenizer."""
-        vocab.check(self.tokenizer, self.vocab_size, as_llama=self.as_llama)
+    def check_vocab(self, texts: vocab.Texts = vocab.OWN) -> None:
+        """Raise ExportError where llama.cpp would read these texts, or ggufy's own, otherwise than the tokenizer."""
+        vocab.check(self.tokenizer, self.vocab_size, texts, rules=self.vocab_rules)
 
 
 def _add_sampling(writer: Any, base: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ggufy.export.families import family, llama
 from ggufy.export.families.llama import Llama
+from ggufy.export.vocab import Rules
 from ggufy.model.llama3 import Shape
 
 
@@ -49,7 +50,7 @@ class Gemma2(Llama):
     settings: ClassVar[type[family.Config]] = Config
     shape_type: ClassVar[type[Shape]] = Gemma2Shape
     paired: ClassVar[Mapping[str, str]] = {}
-    says_head_dim, by_factors, as_llama = False, False, False
+    says_head_dim, by_factors, vocab_rules = False, False, Rules.GEMMA
     always_tied = True
     activation = ("hidden_activation", "gelu_pytorch_tanh")
     every: ClassVar[int] = 2

@@ -12,6 +12,7 @@ from pydantic import PositiveInt
 
 from ggufy.export.families import family, rope
 from ggufy.export.families.family import PAIRED, Family, Planned
+from ggufy.export.vocab import Rules
 
 
 class Config(family.Config):
@@ -29,7 +30,8 @@ class Llama(Family):
     name, arch = "Llama", "llama"
     settings: ClassVar[type[family.Config]] = Config
     paired: ClassVar[Mapping[str, str]] = PAIRED
-    says_head_dim, as_llama = True, True
+    says_head_dim = True
+    vocab_rules = Rules.LLAMA
     by_factors: ClassVar[bool] = True
     """Whether llama.cpp reads factors of the rotation from a tensor, as llama3's scaling needs them."""
 

@@ -16,6 +16,7 @@ from ggufy.export.families import llama
 from ggufy.export.families.family import Planned
 from ggufy.export.families.llama import Llama
 from ggufy.export.families.rope import Rope
+from ggufy.export.vocab import Rules
 from ggufy.model.llama3 import Shape
 
 _LONGROPE = ("longrope", "su", "yarn")
@@ -65,7 +66,7 @@ class Phi3(Llama):
     shape_type = Phi3Shape
     paired: ClassVar[Mapping[str, str]] = {}
     sees_all = True
-    says_head_dim, by_factors, as_llama = False, False, False
+    says_head_dim, by_factors, vocab_rules = False, False, Rules.PHI3
 
     def read_rope(self, config: dict[str, Any]) -> dict[str, Any]:
         rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})

@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from ggufy.export.families import llama
 from ggufy.export.families.family import Family
 from ggufy.export.families.llama import Llama
+from ggufy.export.vocab import Rules
 from ggufy.model.llama3 import Shape
 
 
@@ -35,7 +36,7 @@ class Qwen2(Llama):
     settings = Config
     shape_type: ClassVar[type[Shape]] = Qwen2Shape
     paired: ClassVar[Mapping[str, str]] = {}
-    says_head_dim, by_factors, as_llama = False, False, False
+    says_head_dim, by_factors, vocab_rules = False, False, Rules.OTHER
 
     def check(self) -> None:
         super().check()

@@ -13,6 +13,9 @@ from ggufy.errors import ExportError
 from ggufy.model import config_files
 from ggufy.model.tokenizer.folder import KINDS, FolderTokenizer
 
+# What llama.cpp takes where a SentencePiece vocabulary does not say which.
+_UNSAID = {"bos": 1, "eos": 2}
+
 
 @dataclass
 class Specials:
@@ -37,6 +40,23 @@ def of(tokenizer: FolderTokenizer, rows: int | None = None) -> Specials:
     named["bos"] = named["bos"] or named["cls"]
     named["eos"] = named["eos"] or named["sep"]
     found = Specials()
+    if tokenizer.made:
+        _from_files(tokenizer, named, found)
+    else:
+        _from_tokenizer(tokenizer, named, found)
+    for kind, number in list(found.ids.items()):
+        if number < 0:
+            raise ExportError(
+                f"{tokenizer.folder.as_posix()}: {kind}_token_id is {number}, which is no token's",
+                "correct config.json",
+            )
+        if rows is not None and number >= rows:
+            del found.ids[kind]
+    return found
+
+
+def _from_tokenizer(tokenizer: FolderTokenizer, named: dict[str, str | None], found: Specials) -> None:
+    """As tokenizer.json has them, and config.json those that are left."""
     try:
         _post_processor(tokenizer.spec.get("post_processor") or {}, named, found.added)
     except (TypeError, AttributeError, KeyError, IndexError) as error:
@@ -55,15 +75,25 @@ def of(tokenizer: FolderTokenizer, rows: int | None = None) -> Specials:
             if number is not None:
                 found.ids[kind] = number
     _from_config(tokenizer, list(named), found.ids)
-    for kind, number in list(found.ids.items()):
-        if number < 0:
-            raise ExportError(
-                f"{tokenizer.folder.as_posix()}: {kind}_token_id is {number}, which is no token's",
-                "correct config.json",
-            )
-        if rows is not None and number >= rows:
-            del found.ids[kind]
-    return found
+
+
+def _from_files(tokenizer: FolderTokenizer, named: dict[str, str | None], found: Specials) -> None:
+    """Of a folder without a tokenizer.json of its own: what config.json says, as the converter takes it.
+
+    But where the tokenizer begins or ends texts with another, that one, or answers would not end.
+    """
+    given: dict[str, int] = {}
+    unsaid = _UNSAID if (tokenizer.spec.get("model") or {}).get("byte_fallback") else {}
+    _from_config(tokenizer, list(named), given)
+    for kind, name in named.items():
+        flag = tokenizer.config.get(f"add_{kind}_token")
+        if isinstance(flag, bool):
+            found.added[kind] = flag
+        own = _number(tokenizer, name) if name and kind in ("bos", "eos") else None
+        if own is not None and own != given.get(kind, unsaid.get(kind)):
+            given[kind] = own
+        if kind in given:
+            found.ids[kind] = given[kind]
 
 
 def _number(tokenizer: FolderTokenizer, name: str) -> int | None:

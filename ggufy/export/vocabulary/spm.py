@@ -36,11 +36,14 @@ def is_spm(tokenizer: FolderTokenizer) -> bool:
     return model.get("type") == "BPE" and bool(model.get("byte_fallback"))
 
 
-def prefix(tokenizer: FolderTokenizer) -> bool | None:
-    """What the file says of a space before a text; None: nothing, as llama.cpp then puts one."""
+def prefix(tokenizer: FolderTokenizer, *, told: bool) -> bool | None:
+    """What the file says of a space before a text; None: nothing, as llama.cpp then puts one.
+
+    `told` is whether the converter writes what tokenizer_config.json says of it.
+    """
     spaced = _scheme(tokenizer.spec) == "always"
-    told = tokenizer.config.get("add_prefix_space")
-    return None if told is None and spaced else spaced
+    said = told and tokenizer.config.get("add_prefix_space") is not None
+    return None if spaced and not said else spaced
 
 
 def begins_only(tokenizer: FolderTokenizer) -> bool:
@@ -51,10 +54,55 @@ def begins_only(tokenizer: FolderTokenizer) -> bool:
     return _scheme(tokenizer.spec) == "first"
 
 
+def spaces_once(tokenizer: FolderTokenizer) -> bool:
+    """Whether a space is put before a text, but not before one that begins with a space, which llama.cpp cannot do.
+
+    So it is where the pre-tokenizer puts it; a normalizer, as older files have it, puts one before every text.
+    """
+    return _scheme(tokenizer.spec) == "always" and not _prepends(tokenizer.spec)
+
+
+def begins_with_space(tokenizer: FolderTokenizer, text: str) -> bool:
+    """Whether a text begins with a space, or what follows a mark in it does."""
+    return any(part.startswith((" ", _SPACE)) for part in _split(tokenizer, text)[::2])
+
+
+def bare(tokenizer: FolderTokenizer, text: str) -> str:
+    """A text made of tokens, without the spaces that the tokenizer itself put before it and after its marks."""
+    if not spaces_once(tokenizer):
+        return text
+    parts = _split(tokenizer, text)
+    parts[::2] = [part.removeprefix(" ") for part in parts[::2]]
+    return "".join(parts)
+
+
+def _split(tokenizer: FolderTokenizer, text: str) -> list[str]:
+    """What stands between the marks in a text, and between each two of these the mark."""
+    marks = sorted((token.content for token in tokenizer.added.values()), key=len, reverse=True)
+    return re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
+
+
+_CODELLAMA, _PRE, _EOT = 32016, (32007, "\u2581<PRE>"), 32010
+
+
+def codellama_eot(tokenizer: FolderTokenizer, rows: int) -> int | None:
+    """What ends an infill of CodeLlama, which the converter knows by its number.
+
+    It knows CodeLlama by the size of its vocabulary alone; here it is known by its names, too, or the tokens that
+    somebody added to Llama 2 would end its answers.
+    """
+    number, name = _PRE
+    return _EOT if rows == _CODELLAMA and tokenizer.names.get(number) == name else None
+
+
+def _prepends(spec: dict[str, Any]) -> bool:
+    given = spec.get("normalizer") or {}
+    return any(step.get("type") == "Prepend" for step in given.get("normalizers", [given]))
+
+
 def _scheme(spec: dict[str, Any]) -> str:
     """Where the rules in tokenizer.json put a space: before every piece between marks, the first, or never."""
-    given = spec.get("normalizer") or {}
-    if any(step.get("type") == "Prepend" for step in given.get("normalizers", [given])):
+    if _prepends(spec):
         return "always"
     steps = spec.get("pre_tokenizer") or {}
     for step in steps.get("pretokenizers", [steps]):
@@ -63,15 +111,22 @@ def _scheme(spec: dict[str, Any]) -> str:
     return "never"
 
 
-def tokens(tokenizer: FolderTokenizer, rows: int) -> Tokens:
-    """Of an embedding with `rows` rows. Raises ExportError where a token has none."""
+def tokens(tokenizer: FolderTokenizer, rows: int, *, all_added: bool = False) -> Tokens:
+    """Of an embedding with `rows` rows. Raises ExportError where a token has none.
+
+    `all_added` is the converter's rule for Phi-3: what tokenizer.json lists as added counts, as what
+    tokenizer_config.json does.
+    """
     check_rows(tokenizer, rows)
     names = [f"[PAD{number}]" for number in range(rows)]
     scores, types = [_PADDING] * rows, [UNUSED] * rows
     place = tokenizer.folder / "tokenizer.model"
     pieces = sentencepiece.read(place) if place.is_file() else None
     if pieces:
-        _from_pieces(tokenizer, pieces[:rows], names, scores, types)
+        listed = {int(number) for number in tokenizer.config.get("added_tokens_decoder") or {}}
+        if all_added and not tokenizer.made:
+            listed |= tokenizer.added.keys()
+        _from_pieces(tokenizer, pieces[:rows], listed, names, scores, types)
     else:
         _from_merges(tokenizer, names, scores, types)
     check_unique(tokenizer, names)
@@ -81,6 +136,7 @@ def tokens(tokenizer: FolderTokenizer, rows: int) -> Tokens:
 def _from_pieces(
     tokenizer: FolderTokenizer,
     pieces: list[sentencepiece.Piece],
+    listed: set[int],
     names: list[str],
     scores: list[float],
     types: list[int],
@@ -89,7 +145,6 @@ def _from_pieces(
         names[number], scores[number] = text, score
         # What is user-defined there is an ordinary token, but for those that are added.
         types[number] = NORMAL if kind == sentencepiece.USER_DEFINED else kind
-    listed = {int(number) for number in tokenizer.config.get("added_tokens_decoder") or {}}
     for number, token in tokenizer.added.items():
         same = number < len(pieces) and pieces[number].text == token.content
         if same and number not in listed:

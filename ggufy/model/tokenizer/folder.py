@@ -23,6 +23,8 @@ from ggufy.system import collector
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """The special tokens that transformers has names for."""
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MADE = "converted.json"
+"""Stands beside a tokenizer.json that ggufy had made."""
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
@@ -58,6 +60,11 @@ class FolderTokenizer:
         """tokenizer_config.json; empty where there is none."""
         path = self.folder / "tokenizer_config.json"
         return read(path) if path.is_file() else {}
+
+    @property
+    def made(self) -> bool:
+        """Whether tokenizer.json is not the folder's own, but was made of its other files."""
+        return (self.folder / MADE).is_file()
 
     @cached_property
     def special(self) -> dict[str, str]:
