@@ -19,7 +19,7 @@ from ggufy.export.request import MERGED, Plan, Request
 from ggufy.model.template import text_of
 from ggufy.runs.run import Run
 from ggufy.runs.stamps import Artifact
-from ggufy.stages import calibration, preflight, vocabulary
+from ggufy.stages import calibration, exported, preflight, vocabulary
 from ggufy.stages.calibration import Texts
 from ggufy.stages.export_options import PLAIN, ExportOptions
 from ggufy.stages.model_source import ModelSource
@@ -172,12 +172,20 @@ class _Export:
                     self._verify(name, place)
 
         self._verify_there(files)
+        self._say_outdated(files)
         unverified = () if self.options.check_files else [o for o, inputs in files.items() if _can_verify(inputs)]
         made = self.this.output_folder.make(files, build, force=self.options.force, unverified=unverified)
         for output, inputs in files.items():
             if "modelfile" not in inputs and (near := self.closeness.get(str(inputs["quant"]))):
                 self.this.output_folder.note_closeness(output, near)
         return {_label(files[output]): artifact for output, artifact in made.items()}
+
+    def _say_outdated(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Say why what is there already is made again, where its base, its adapter or its tokenizer is another now."""
+        output_folder = self.this.output_folder
+        for output, inputs in files.items():
+            if "modelfile" not in inputs and (why := exported.outdated(output_folder, output, self.this)):
+                log.info("%s %s; it is made again", (output_folder.path / output).as_posix(), why)
 
     def _check_data(self) -> None:
         """Raise ExportError where llama.cpp would read the run's own data otherwise than it was trained on."""

@@ -25,6 +25,8 @@ from ggufy.system.version import __version__
 
 log = logging.getLogger("ggufy")
 
+TOKENIZER = "tokenizer"
+"""Among the inputs of an output: which tokenizer it was made with, where that was not the base's."""
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MARKS = ("adapter_config.json", "config.json")
 _MODEL_FILES = (
@@ -73,7 +75,7 @@ class ModelSource:
         beside = digest.of_folder(self.base.path, bases.BESIDE)
         found = {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "base_files": beside}
         # Of a tokenizer that is the base's the base's fingerprint speaks.
-        return found | ({"tokenizer": sha256} if (sha256 := self._trained_with.sha256) else {})
+        return found | ({TOKENIZER: sha256} if (sha256 := self._trained_with.sha256) else {})
 
     @property
     def _trained_with(self) -> TrainingTokenizer:
