@@ -9,8 +9,10 @@ Go templates cannot do is trim: where the Jinja template trims what people say, 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -21,6 +23,8 @@ from ggufy.errors import ExportError, ModelError
 from ggufy.model import config_files
 from ggufy.model.template import ChatTemplate, Message
 from ggufy.model.tokenizer import folder
+
+log = logging.getLogger("ggufy")
 
 _SYSTEM, _USER, _ANSWER = ("ggufy-system-7f3a", "ggufy-user-7f3a", "ggufy-answer-7f3a")
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
@@ -174,3 +178,16 @@ def tags(name: str | None, quants: Sequence[str], *, split: bool) -> dict[str, s
             f"{name} is one model, and {len(quants)} quants are exported", "leave out what follows the ':'"
         )
     return {quant: name if len(quants) == 1 else f"{name}:{quant}" for quant in quants}
+
+
+def create(tag: str, path: Path) -> None:
+    """Have Ollama make the model of a Modelfile, beside which its GGUF lies. Raises ExportError."""
+    log.info("ollama create %s", tag)
+    command = [str(shutil.which("ollama")), "create", tag, "-f", path.name]
+    done = subprocess.run(command, cwd=path.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        reason = next((line for line in said if line.startswith("Error")), said[-1] if said else "no reason given")
+        raise ExportError(
+            f"ollama create {tag} failed: {reason}", "check that the Ollama server is running; the files are kept"
+        )

@@ -35,5 +35,10 @@ def ready(base: Path, adapter: Adapter, tokenizer: Path | None = None) -> Ready:
     rows = adapter.vocabulary(weights)
     if rows != family.vocab_size:
         family.config = {**family.config, "vocab_size": rows}
-        tensors = [replace(t, shape=(rows, *t.shape[1:])) if t.source in (EMBEDDING, HEAD) else t for t in tensors]
+        tensors = resized(tensors, rows)
     return Ready(family, weights, adapter, tensors)
+
+
+def resized(tensors: list[Planned], rows: int) -> list[Planned]:
+    """The same tensors, embedding and output matrix with so many rows."""
+    return [replace(t, shape=(rows, *t.shape[1:])) if t.source in (EMBEDDING, HEAD) else t for t in tensors]

@@ -42,6 +42,16 @@ def snapshot(name: str, revision: str | None, kind: str, files: Iterable[str], *
     return folder, folder.name
 
 
+def files(name: str, commit: str) -> list[str]:
+    """The paths of all files of a model's repository at a commit. Raises HubError."""
+    try:
+        from huggingface_hub import HfApi
+
+        return HfApi().list_repo_files(name, revision=commit)
+    except Exception as error:  # noqa: BLE001 - as below
+        raise explain(error, name, commit, "model") from None
+
+
 def _download(name: str, revision: str | None, kind: str, files: Iterable[str], *, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -16,30 +14,26 @@ from typing import Any
 from ggufy.errors import ExportError, Unverified
 from ggufy.export import engine, imatrix, modelfile
 from ggufy.export.converter import conversion
-from ggufy.export.gguf import layout, quant_support
+from ggufy.export.gguf import layout
 from ggufy.export.request import MERGED, Plan, Request
 from ggufy.model.template import text_of
-from ggufy.recipe import recipe
 from ggufy.runs.run import Run
 from ggufy.runs.stamps import Artifact
-from ggufy.stages import calibration, preflight, vocabulary
+from ggufy.stages import calibration, exported, preflight, vocabulary
 from ggufy.stages.calibration import Texts
-from ggufy.stages.export_options import ExportOptions
+from ggufy.stages.export_options import PLAIN, ExportOptions
 from ggufy.stages.model_source import ModelSource
-from ggufy.stages.preflight import PLAIN
 from ggufy.stages.verify import Verifier
 from ggufy.system import digest, machine
 
 log = logging.getLogger("ggufy")
 
-_DEFAULT = ("q4_k_m",)
-
 
 def check(options: ExportOptions, output_folder: Run) -> None:
     """Check the options before anything is touched. Raises ExportError."""
-    quants = layout.check_quants(options.quants) if options.quants else [] if options.extras else list(_DEFAULT)
+    quants = layout.check_quants(options.quants) if options.quants else options.default
     if options.types and (options.quants or options.types_from or not output_folder.exists):
-        preflight.of_types(options, quants if options.quants else _named_by(options) or quants)
+        preflight.of_types(options, options.wanted_quants())
     if not output_folder.exists:
         # Of a run the recipe has its say too.
         preflight.of_matrices(options, quants, computes=bool(options.imatrix or options.imatrix_data), of_run=False)
@@ -67,8 +61,8 @@ class _Export:
         self.inputs = {**this.inputs, "llama_cpp": metadata.version("llama-cpp-python")}
         if conversion.is_foreign(this.base.path):
             self.inputs["converter"] = conversion.fingerprint()
-        self.quants = _wanted_quants(this, options)
-        self.computes = _wants_imatrix(this, options)
+        self.quants = options.wanted_quants(this)
+        self.computes = options.wants_imatrix(this)
         preflight.of_matrices(options, self.quants, computes=self.computes, of_run=bool(this.subfolder))
         preflight.of_types(options, self.quants)
         self.tags = modelfile.tags(options.ollama, self.quants, split=options.split_max_size is not None)
@@ -92,7 +86,7 @@ class _Export:
         # What was made first, because the others need it, is not "up to date".
         made = {**self._make(self._files(weighed)), **made}
         for quant, tag in self.tags.items():
-            _create_in_ollama(tag, made[f"{quant} Modelfile"].path)
+            modelfile.create(tag, made[f"{quant} Modelfile"].path)
         return made
 
     def describe(self, scratch: Path) -> list[str]:
@@ -125,17 +119,7 @@ class _Export:
         """The plan. Raises what the export would, but for what only the weights' own numbers tell."""
         this, options = self.this, self.options
         names, output_folder = (*self.quants, *options.extras), this.output_folder
-        request = Request(
-            this.base.path,
-            this.adapter,
-            {name: scratch / name for name in names},
-            this.notes,
-            self.matrix,
-            options.split_max_size,
-            options.kernels,
-            this.own_tokenizer,
-            options.types,
-        )
+        request = self._request({name: scratch / name for name in names})
         ready = engine.plan(request, scratch, weighed=self.computes)
         weighed = digest.of_file(options.imatrix_file) if options.imatrix_file else None
         first = {}
@@ -145,9 +129,7 @@ class _Export:
             weighed = there.sha256 if there else "to come"
         missing = output_folder.missing(first | self._files(weighed), force=options.force)
         if first.keys() & set(missing) and not self._keeps_f16 and not self._f16():
-            lone = Request(
-                this.base.path, this.adapter, {"f16": scratch / "f16"}, this.notes, tokenizer=this.own_tokenizer
-            )
+            lone = self._lone_f16(scratch / "f16")
             preflight.of_space(output_folder.path, engine.plan(lone, scratch).sizes)
         made = {name for name in names if self._file(name) not in missing}
         if len(made) < len(names):
@@ -155,6 +137,25 @@ class _Export:
                 output_folder.path, {name: size for name, size in ready.sizes.items() if name not in made}
             )
         return ready
+
+    def _request(self, outputs: Mapping[str, Path]) -> Request:
+        this, options = self.this, self.options
+        return Request(
+            this.base.path,
+            this.adapter,
+            outputs,
+            this.notes,
+            self.matrix,
+            options.split_max_size,
+            options.kernels,
+            this.own_tokenizer,
+            options.types,
+        )
+
+    def _lone_f16(self, place: Path) -> Request:
+        """What an importance matrix is computed on."""
+        this = self.this
+        return Request(this.base.path, this.adapter, {"f16": place}, this.notes, tokenizer=this.own_tokenizer)
 
     def _make(self, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Artifact]:
         def build(places: dict[str, Path]) -> None:
@@ -164,30 +165,27 @@ class _Export:
             by_name = {str(files[o]["quant"]): place for o, place in places.items() if "modelfile" not in files[o]}
             if not by_name:
                 return
-            request = Request(
-                self.this.base.path,
-                self.this.adapter,
-                by_name,
-                self.this.notes,
-                self.matrix,
-                self.options.split_max_size,
-                self.options.kernels,
-                self.this.own_tokenizer,
-                self.options.types,
-            )
             self._check_data()
-            engine.export(request, self.threads)
+            engine.export(self._request(by_name), self.threads)
             for name, place in by_name.items() if self.options.check_files else ():
                 if name not in MERGED:
                     self._verify(name, place)
 
         self._verify_there(files)
+        self._say_outdated(files)
         unverified = () if self.options.check_files else [o for o, inputs in files.items() if _can_verify(inputs)]
         made = self.this.output_folder.make(files, build, force=self.options.force, unverified=unverified)
         for output, inputs in files.items():
             if "modelfile" not in inputs and (near := self.closeness.get(str(inputs["quant"]))):
                 self.this.output_folder.note_closeness(output, near)
         return {_label(files[output]): artifact for output, artifact in made.items()}
+
+    def _say_outdated(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Say why what is there already is made again, where its base, its adapter or its tokenizer is another now."""
+        output_folder = self.this.output_folder
+        for output, inputs in files.items():
+            if "modelfile" not in inputs and (why := exported.outdated(output_folder, output, self.this)):
+                log.info("%s %s; it is made again", (output_folder.path / output).as_posix(), why)
 
     def _check_data(self) -> None:
         """Raise ExportError where llama.cpp would read the run's own data otherwise than it was trained on."""
@@ -245,9 +243,7 @@ class _Export:
         try:
             if not there:
                 log.info("writing an f16 file for the importance matrix; it is removed afterwards")
-                this = self.this
-                lone = Request(this.base.path, this.adapter, {"f16": model}, this.notes, tokenizer=this.own_tokenizer)
-                engine.export(lone, self.threads)
+                engine.export(self._lone_f16(model), self.threads)
             imatrix.compute(model, tokens, texts.name, out, self.threads)
         finally:
             if not there:
@@ -290,48 +286,3 @@ def _can_verify(inputs: Mapping[str, Any]) -> bool:
 
 def _label(inputs: Mapping[str, Any]) -> str:
     return f"{inputs['quant']} Modelfile" if "modelfile" in inputs else str(inputs["quant"])
-
-
-def _wanted_quants(this: ModelSource, options: ExportOptions) -> list[str]:
-    if options.quants:
-        return layout.check_quants(options.quants)
-    if named := _named_by(options):
-        return named
-    if options.extras:
-        return []
-    if this.subfolder:
-        return layout.check_quants(recipe.from_values(this.output_folder.frozen["recipe"]).export.quants)
-    return list(_DEFAULT)
-
-
-def _named_by(options: ExportOptions) -> list[str]:
-    """The quant that the file of --types-from says it is, if there is one. Raises ExportError where it says none."""
-    published = options.types.published if options.types else None
-    if published is None:
-        return []
-    if published.quant is None or published.quant in PLAIN or not quant_support.takes(published.quant):
-        raise ExportError(
-            f"--types-from {published.path.as_posix()} does not say which quant it is",
-            "name it, such as --quant q4_k_m",
-        )
-    return [published.quant]
-
-
-def _wants_imatrix(this: ModelSource, options: ExportOptions) -> bool:
-    if options.imatrix or options.imatrix_data:
-        return True
-    # A recipe's options is for the quants that it can be of use to.
-    weighed = [quant for quant in _wanted_quants(this, options) if quant not in PLAIN]
-    return bool(this.subfolder and weighed) and recipe.from_values(this.output_folder.frozen["recipe"]).export.imatrix
-
-
-def _create_in_ollama(tag: str, path: Path) -> None:
-    log.info("ollama create %s", tag)
-    command = [str(shutil.which("ollama")), "create", tag, "-f", path.name]
-    done = subprocess.run(command, cwd=path.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        reason = next((line for line in said if line.startswith("Error")), said[-1] if said else "no reason given")
-        raise ExportError(
-            f"ollama create {tag} failed: {reason}", "check that the Ollama server is running; the files are kept"
-        )

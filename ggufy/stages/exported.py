@@ -1,4 +1,4 @@
-"""The GGUF models among the outputs of a run or a folder of exports."""
+"""The GGUF models among the outputs of a run or a folder of exports, and whether they are of what is there now."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ggufy.hub import pull
 from ggufy.llamacpp import library
 from ggufy.runs import run
 from ggufy.runs.run import Run
+from ggufy.stages.model_source import TOKENIZER, ModelSource
 
 
 def models(this: Run) -> dict[str, str]:
@@ -21,6 +22,25 @@ def models(this: Run) -> dict[str, str]:
         if inputs.get("quant") in library.ftypes() and "modelfile" not in inputs:
             found[output] = str(inputs["quant"])
     return found
+
+
+def outdated(this: Run, output: str, source: ModelSource) -> str | None:
+    """What is other now than when an output was made of a source; None: nothing, or it was never made."""
+    stamp = this.stamp(output)
+    if stamp is None:
+        return None
+    before, now = stamp["inputs"], source.content
+    # What an earlier ggufy did not note is not known to be another.
+    if any(before.get(key, value) != value for key, value in now.items() if key != TOKENIZER):
+        return "was made before its base or adapter changed"
+    # That there is none, on the other hand, says that the base's was taken.
+    old, new = before.get(TOKENIZER), now.get(TOKENIZER)
+    if old == new:
+        return None
+    if new is None:
+        return "was made with a tokenizer of the adapter's own, and it is to have the base's"
+    other = "another" if old else "the base's"
+    return f"was made with {other} tokenizer, and the adapter has its own"
 
 
 def first_file(path: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ggufy.data import source
 from ggufy.errors import ExportError, GgufyError, HubError, ModelError, RunError, Unverified
-from ggufy.model import bases, config_files, download
+from ggufy.model import bases, config_files, hub_folder
 from ggufy.model.bases import Base
 from ggufy.recipe import recipe
 from ggufy.runs import run
@@ -25,17 +25,10 @@ from ggufy.system.version import __version__
 
 log = logging.getLogger("ggufy")
 
+TOKENIZER = "tokenizer"
+"""Among the inputs of an output: which tokenizer it was made with, where that was not the base's."""
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MARKS = ("adapter_config.json", "config.json")
-_MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "*.jinja",
-)
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class ModelSource:
         beside = digest.of_folder(self.base.path, bases.BESIDE)
         found = {"adapter": self.adapter_sha256, "base": self.base.fingerprint, "base_files": beside}
         # Of a tokenizer that is the base's the base's fingerprint speaks.
-        return found | ({"tokenizer": sha256} if (sha256 := self._trained_with.sha256) else {})
+        return found | ({TOKENIZER: sha256} if (sha256 := self._trained_with.sha256) else {})
 
     @property
     def _trained_with(self) -> TrainingTokenizer:
@@ -133,10 +126,10 @@ def of_run(this: Run) -> ModelSource:
 
 def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) -> ModelSource:
     """An adapter folder, a model folder, or either on the Hub. Outputs go to `out`, or to exports/NAME."""
-    folder, name = _local(os.fspath(what))
+    folder, name, what = _local(os.fspath(what))
     if (inner := inner_adapter(folder)) is not None:
         log.info("%s holds its adapter in a folder of its own, %s, which is exported", folder.as_posix(), inner.name)
-        folder, what = inner, inner
+        folder, what = inner, inner.as_posix()
     output_folder = Run(out or Path("exports") / name)
     output_folder.refuse_foreign_names()
     origin = _said(what, output_folder)
@@ -158,7 +151,7 @@ def of_folder(what: str | os.PathLike[str], base: str | None, out: Path | None) 
         return ModelSource(name, found, folder, content, output_folder, "", _notes(name), origin, named)
     if base is not None:
         raise ExportError(f"{folder.as_posix()} is not an adapter, so --base does not apply", "leave out --base")
-    found = replace(bases.opened(folder, os.fspath(what), four_bit=True, said="the name"), name=name)
+    found = replace(bases.opened(folder, what, four_bit=True, said="the name"), name=name)
     _warn_of_four_bit(found)
     return ModelSource(name, found, None, None, output_folder, "", _notes(name), origin)
 
@@ -220,7 +213,8 @@ def is_run(what: str | os.PathLike[str] | None) -> bool:
     if folder.is_dir():
         return inner_adapter(folder) is None and not any((folder / name).is_file() for name in _MARKS)
     # What lies in a folder that is here is meant to be here too, not on the Hub.
-    return (folder.parent.is_dir() and folder.parent != Path()) or not download.is_repository(os.fspath(what))
+    here = any(parent.is_dir() for parent in folder.parents if parent != Path())
+    return here or hub_folder.place(os.fspath(what)) is None
 
 
 def sixteen_bit(name: str) -> str:
@@ -266,11 +260,12 @@ def _warn_of_four_bit(base: Base) -> None:
         )
 
 
-def _local(what: str) -> tuple[Path, str]:
+def _local(what: str) -> tuple[Path, str, str]:
+    """The folder that is meant, what its outputs are called, and which it is: a path, or a place on the Hub."""
     if Path(what).is_dir():
-        return Path(what), Path(what).resolve().name
-    folder, _ = bases.snapshot(what, None, (*_ADAPTER_FILES, *_MODEL_FILES), offline=False)
-    return folder, what.rpartition("/")[2]
+        return Path(what), Path(what).resolve().name, what
+    found = hub_folder.find(what)
+    return found.path, found.name, found.said
 
 
 def _resolve(name: str, revision: str | None, *, offline: bool, **how: Any) -> Base:

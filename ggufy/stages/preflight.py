@@ -6,17 +6,11 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ggufy.errors import ExportError
 from ggufy.export import engine
 from ggufy.export.gguf import quant_support
-
-if TYPE_CHECKING:
-    from ggufy.stages.export_options import ExportOptions
-
-# Types without blocks: an importance matrix says nothing about them.
-PLAIN = ("f32", "f16", "bf16")
+from ggufy.stages.export_options import PLAIN, ExportOptions
 
 
 def of_matrices(options: ExportOptions, quants: Sequence[str], *, computes: bool, of_run: bool) -> None:

@@ -128,12 +128,8 @@ def _models(this: Run, outputs: list[str], threads: int, *, logits: bool) -> Ite
         return
     verifier = Verifier(found, threads, logits=logits)
     for output in outputs:
-        inputs = (this.stamp(output) or {"inputs": {}})["inputs"]
-        if any(inputs.get(key, value) != value for key, value in found.content.items()):
-            raise Unverified(
-                f"{(this.path / output).as_posix()} was made before its base or adapter changed",
-                "export it again",
-            )
+        if changed := exported.outdated(this, output, found):
+            raise Unverified(f"{(this.path / output).as_posix()} {changed}", "export it again")
         checked = verifier.verify(this.path / output)
         if checked.closeness:
             # For the model card. A run that is in use, or may not be written to, is verified all the same.

@@ -95,6 +95,21 @@ class Patched:
                 out[row - start] = self.values[place]
 
 
+@dataclass(frozen=True)
+class Product:
+    """Of two matrices of low rank, (rows, rank) and (rank, columns), as LoRA's are."""
+
+    left: Any
+    right: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.left), self.right.shape[1]
+
+    def read(self, start: int, out: Any) -> None:
+        torch.matmul(self.left[start : start + len(out)], self.right, out=out)
+
+
 class DiskTensor(torch.Tensor):
     """A float32 tensor whose values are read when they are needed."""
 

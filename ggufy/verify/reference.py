@@ -151,11 +151,11 @@ def _unknown_names(base: Path, adapter: Path | None) -> str | None:
     if file is None or not file.is_file():
         return None
     change = names.open_weights(file)
-    if change.wrapped:
-        return "the names of the adapter's weights are wrapped by a trainer, which peft does not read"
     brought, own = names.embedding(change), weights.tensors.get(EMBEDDING)
     if brought and own and brought.shape != own.shape:
         return "the adapter's vocabulary has another size than the base's, which peft does not load by itself"
+    if change.wrapped:
+        return "the names of the adapter's weights are wrapped by a trainer, which peft does not read"
     return None
 
 

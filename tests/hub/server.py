@@ -476,6 +476,9 @@ class Handler(BaseHTTPRequestHandler):
                 store.people[token] = Person(**facts)
             for facts in wanted.get("repos", []):
                 files = {p: t.encode() for p, t in facts.pop("files", {}).items()}
+                if place := facts.pop("folder", None):
+                    held = (p for p in Path(place).rglob("*") if p.is_file())
+                    files |= {p.relative_to(place).as_posix(): p.read_bytes() for p in held}
                 repo = store.create(**facts)
                 entries = {p: store.put(data, large=p.endswith(LARGE)) for p, data in files.items()}
                 repo.branches["main"] = repo.add(repo.branches["main"], "files", entries)

@@ -208,6 +208,23 @@ def test_card_of_files_that_were_measured_over_other_texts(hub: Hub, quick: Path
     assert f"over 4,321 (`quick-q6_k.gguf`), {positions:,} (`quick-q8_0.gguf`) positions" in done.stdout
 
 
+def test_card_of_an_adapter_with_a_tokenizer_of_its_own(hub: Hub, quick: Path) -> None:
+    line = "The tokenizer and the chat template are those that the adapter was trained with, which are not the base's."
+    assert line not in hub.run(*PUSH, "--dry-run", cwd=quick).stdout
+    run = quick / "runs" / "quick"
+    path = run / "adapter" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "chat_template": config["chat_template"] + " "}))
+    stamp = json.loads((run / "stamps" / "adapter.json").read_text())
+    state, sha256 = path.stat(), hashlib.sha256(path.read_bytes()).hexdigest()
+    facts = {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256}
+    stamp["files"]["adapter/tokenizer_config.json"] = facts
+    (run / "stamps" / "adapter.json").write_text(json.dumps(stamp))
+    said = hub.works("export", "quick", "--quant", "q8_0", "--no-logits", cwd=quick)
+    assert "quick-q8_0.gguf was made with the base's tokenizer, and the adapter has its own; it is made again" in said
+    assert line in hub.run(*PUSH, "--dry-run", cwd=quick).stdout
+
+
 def test_card_of_what_was_not_measured(hub: Hub, quick: Path) -> None:
     stamp = quick / "runs" / "quick" / "stamps" / "export--quick-q8_0.gguf.json"
     values = json.loads(stamp.read_text())

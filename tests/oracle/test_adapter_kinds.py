@@ -6,7 +6,9 @@ The oracles are peft's merge, peft's own forward pass on the base as it was trai
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
 from ggufy.export.adapter.config import AdapterConfig
 from ggufy.model import tiny
+from ggufy.verify import reference
 from tests.oracle.converter import contents, convert, export
 from tests.oracle.test_export_bytes import assert_float32_sums, assert_same_file, logits
 
@@ -238,6 +241,42 @@ def test_single_trained_tokens(kind: str, tied: Path, untied: Path, tmp_path: Pa
     tensors = assert_exact(base, tmp_path, expected, merged_by_peft(load(base), tmp_path / "adapter"))
     assert ("output.weight" in tensors) == (kind != "tied")
     refused(base, tmp_path, "cannot hold whole tensors", output="adapter")
+
+
+def _each_layer(name: str, wrapper: str) -> str:
+    return re.sub(r"(layers\.\d+\.)", rf"\1{wrapper}.", name)
+
+
+WRAPPED: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
+    # What becomes of the adapter's names, and of the base's.
+    "a raw state dict": (lambda name: re.sub(r"(lora_[AB])\.", r"\1.default.", name), lambda name: name),
+    "torch.compile": (lambda name: f"_orig_mod.{name}", lambda name: f"_orig_mod.{name}"),
+    "checkpointing": (
+        lambda name: _each_layer(name, "_checkpoint_wrapped_module"),
+        lambda name: _each_layer(name, "_checkpoint_wrapped_module"),
+    ),
+    "FSDP": (
+        lambda name: _each_layer(name, "_fsdp_wrapped_module").replace("model.model.", "model.model._orig_mod."),
+        lambda name: "_fsdp_wrapped_module." + _each_layer(name, "_fsdp_wrapped_module"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_names_as_trainers_wrap_them(kind: str, tied: Path, tmp_path: Path) -> None:
+    """The file says what the model in training said, which had these names; transformers and peft load none of them."""
+    of_adapter, of_base = WRAPPED[kind]
+    expected = train(tied, tmp_path / "adapter", "down_proj", "embed_tokens")
+    base, file = Path(shutil.copytree(tied, tmp_path / "base")), tmp_path / "adapter/adapter_model.safetensors"
+    for path, rename in ((file, of_adapter), (base / "model.safetensors", of_base)):
+        weights = load_file(path)
+        renamed = {rename(name): tensor for name, tensor in weights.items()}
+        assert (renamed.keys() != weights.keys()) == (kind != "a raw state dict" or path == file)
+        save_file(renamed, path, {"format": "pt"})
+    export(base, tmp_path / "adapter", {"f32": tmp_path / "f32.gguf"}, {"name": "tiny"})
+    spoken = logits(tmp_path / "f32.gguf", TOKENS)
+    assert np.abs(spoken - expected).max() < 0.01 * np.abs(expected).max()
+    assert "wrapped by a trainer" in str(reference.missing(base, tmp_path / "adapter"))
 
 
 def without(folder: Path, part: str) -> None:

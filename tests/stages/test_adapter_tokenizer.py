@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ggufy
 from ggufy import pipeline
 from ggufy.data import source
-from ggufy.errors import ExportError
+from ggufy.errors import ExportError, Unverified
 from ggufy.model import tiny
 from ggufy.stages import model_source
 from tests.oracle.converter import contents, convert
@@ -118,6 +118,46 @@ def test_a_copy_of_the_bases_changes_nothing(base: Path, tmp_path: Path) -> None
     assert (again.inputs, again.tokenizer) == (inputs, path)
     assert path == base
     assert again.own_tokenizer is None
+
+
+def test_what_was_made_with_the_bases_is_made_again(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an earlier ggufy made it, which read no tokenizer beside an adapter, and noted none."""
+    adapter, out = tmp_path / "adapter", tmp_path / "out"
+
+    def again() -> tuple[bool, str]:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "ggufy"):
+            made = ggufy.export(adapter, base=str(base), out=out, quants=["f16"], check_logits=False)
+        return made["f16"].reused, caplog.text
+
+    train(base, adapter)
+    assert again()[0] is False
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, adapter / name)
+    reused, said = again()
+    assert reused
+    assert "made again" not in said
+    tokenizer(base, adapter)
+    why = "out/adapter-f16.gguf was made with the base's tokenizer, and the adapter has its own"
+    with pytest.raises(Unverified, match=why) as caught:
+        list(pipeline.verify(out, logits=False))
+    assert caught.value.hint == "export it again"
+    reused, said = again()
+    assert not reused
+    assert f"{why}; it is made again" in said
+    assert template_of(out / "adapter-f16.gguf") == TEMPLATE
+    reused, said = again()
+    assert reused
+    assert "made again" not in said
+    tokenizer(base, adapter, template=TEMPLATE.replace("###", "##"))
+    assert "was made with another tokenizer, and the adapter has its own; it is made again" in again()[1]
+    for path in adapter.glob("*token*"):
+        path.unlink()
+    (adapter / "chat_template.jinja").unlink(missing_ok=True)
+    assert "with a tokenizer of the adapter's own, and it is to have the base's; it is made again" in again()[1]
+    assert template_of(out / "adapter-f16.gguf") != TEMPLATE
 
 
 ADDED = ("<|mine|>", "<|yours|>")

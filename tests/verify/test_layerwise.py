@@ -46,6 +46,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {},
     "rslora": {"use_rslora": True, "alpha_pattern": {"q_proj": 3}, "rank_pattern": {"v_proj": 2}},
     "dora": {"use_dora": True},
+    "dora everywhere": {"use_dora": True, "target_modules": [*ATTENTION, "down_proj", "lm_head"]},
     "embeddings": {"target_modules": [*ATTENTION, "embed_tokens", "lm_head"]},
     "whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "norms": {"modules_to_save": ["input_layernorm"]},
@@ -148,7 +149,7 @@ def test_a_tied_matrix_that_is_there_twice(same: bool, tmp_path: Path) -> None:
     compare(base, None)
 
 
-@pytest.mark.parametrize("kind", ["embeddings", "whole", "tokens"])
+@pytest.mark.parametrize("kind", ["embeddings", "whole", "tokens", "dora everywhere"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_more_than_a_slab_is_in_memory(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is read of the matrices: how much at a time, and what else lives then."""

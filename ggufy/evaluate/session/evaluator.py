@@ -107,6 +107,11 @@ class Evaluator:
         output, what = f"eval/loss/{one.label}.jsonl", f"loss of {one.name}"
         return Loss.of(self.results.measure(output, keys, what, partial(self.models.paths, [one]), measured))
 
+    @cached_property
+    def unread_by_base(self) -> str | None:
+        """Why the base cannot read the held-out conversations, where it cannot."""
+        return heldout.unread_by_base(self.source, self.heldout) if self.source else None
+
     def divergence(self, one: ModelFile, other: ModelFile) -> tuple[Divergence, Loss]:
         """KL divergence of a model from another on the held-out conversations, and its own loss there."""
 

@@ -17,7 +17,10 @@ from ggufy.data.work import Worker
 from ggufy.errors import DataError, EvalError, MissingExtra
 from ggufy.evaluate.metrics.answers import Question
 from ggufy.evaluate.metrics.texts import HeldOut, Text
+from ggufy.export.adapter.adapter import EMBEDDING
+from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import Message
+from ggufy.model.tokenizer import folder
 from ggufy.model.tool_calls import said
 from ggufy.recipe import recipe
 from ggufy.recipe.schema import Data
@@ -99,6 +102,18 @@ def questions(this: ModelSource, file: Path | None, limit: int) -> list[Question
     if not found:
         raise EvalError(f"{this.name} has no held-out questions with answers", "give some with --data FILE")
     return found
+
+
+def unread_by_base(this: ModelSource, held: HeldOut) -> str | None:
+    """Why a source's base cannot read conversations: they have tokens that came with the adapter. None: it can."""
+    if not this.resizes:
+        return None
+    rows = Checkpoint.open(this.base.path)[EMBEDDING].shape[0]
+    new = min((token for text in held.texts for token in text.ids if token >= rows), default=None)
+    if new is None:
+        return None
+    name = folder.of(this.tokenizer).names.get(new, "a token without a name")
+    return f"the conversations have {name} ({new}), which came with the adapter; the base has {rows:,} tokens"
 
 
 def _samples(this: ModelSource) -> Iterator[list[Message]]:

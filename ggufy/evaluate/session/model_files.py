@@ -129,11 +129,10 @@ class ModelFiles:
         seen = set()
         for output, quant in reversed(list(exported.models(self.output_folder).items())):
             artifact = self.output_folder.valid(output)
-            inputs = (self.output_folder.stamp(output) or {"inputs": {}})["inputs"]
             if artifact is None or quant in seen:
                 continue
-            if any(inputs.get(key, value) != value for key, value in self.source.content.items()):
-                log.info("%s is left out: it was made before its base or adapter changed", artifact.path)
+            if why := exported.outdated(self.output_folder, output, self.source):
+                log.info("%s is left out: it %s", artifact.path, why)
                 continue
             seen.add(quant)
             yield ModelFile(quant, "tuned", quant, artifact.sha256, artifact.path)

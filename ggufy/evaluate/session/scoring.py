@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from ggufy.evaluate.session.evaluator import Evaluator
 from ggufy.evaluate.session.model_files import ModelFile
 from ggufy.evaluate.session.options import EvalOptions
 from ggufy.model.tool_calls import Syntax
+
+log = logging.getLogger("ggufy")
 
 Compared = Sequence[tuple[Evaluator, Sequence[ModelFile]]]
 """Each run, with the models of it that answer."""
@@ -102,6 +105,9 @@ def _answered(compared: Compared, options: EvalOptions) -> Answered | None:
                 answers = one.answers(each, questions)
                 said[name] = [answers[index].text for index in known]
                 expected = [questions[index].expected or "" for index in known]
+            elif each.role == "base" and (why := one.unread_by_base):
+                log.info("%s is left out: %s", name, why)
+                continue
             else:
                 found: list[Completion] = one.completions(each)
                 if not found:

@@ -94,7 +94,8 @@ def _heldout(opened: Sequence[Evaluator], options: EvalOptions) -> Section:
         base, tuned = one.models.base(), one.models.tuned_f16()
         lines = []
         if base:
-            lines.append(heldout_section.Line(base.name, "llama.cpp", one.loss(base), is_base=True))
+            found = one.unread_by_base or one.loss(base)
+            lines.append(heldout_section.Line(base.name, "llama.cpp", found, is_base=True))
         if base and options.adapter:
             lines.append(heldout_section.Line("adapter model", "torch", one.adapter_loss()))
         files = [each for each in (tuned, *one.models.quants, one.against) if each]

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from ggufy.errors import ExportError
 from ggufy.export import stream
-from ggufy.export.adapter.adapter import HEAD, Adapter
+from ggufy.export.adapter.adapter import EMBEDDING, HEAD, Adapter
 from ggufy.export.converter import conversion
 from ggufy.export.families.family import Planned
 from ggufy.export.kernel_agreement import agreed
+from ggufy.export.planned import resized
 from ggufy.export.request import ADAPTER, Request, merged_sinks
 from ggufy.export.sinks import MergedSink
 from ggufy.model import architecture, config_files
@@ -86,7 +87,13 @@ def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path)
             f"{adapter.where}: it trains embedding and output separately, and llama.cpp's converter treats them as one",
             "merge it with peft, and export the merged checkpoint",
         )
-    adapter.check(weights, (tensor.source for tensor in planned if tensor.source))
+    # The vocabulary may have another size than the base's: that of the embedding which the adapter brings.
+    resizes = request.tokenizer is not None and EMBEDDING in weights
+    if request.tokenizer is not None and not resizes:
+        _refuse_other_rows(weights, adapter)
+    adapter.check(weights, (tensor.source for tensor in planned if tensor.source), resizes=resizes)
+    if resizes:
+        planned = resized(planned, adapter.vocabulary(weights))
     if ADAPTER in request.outputs:
         raise ExportError(
             f"{request.base.as_posix()}: --adapter-gguf is only for the families that ggufy exports in one pass",
@@ -118,3 +125,16 @@ def plan(request: Request, weights: Checkpoint, adapter: Adapter, scratch: Path)
     if request.quants and changed and "merged" not in sinks:
         sinks[_SCRATCH] = MergedSink(scratch / "merged", request.base, planned, "F16", request.tokenizer)
     return Detour(request, planned, sinks, weights, adapter, scratch, changed)
+
+
+def _refuse_other_rows(weights: Checkpoint, adapter: Adapter) -> None:
+    """Raise ExportError for a vocabulary of another size where the embedding is not called as most are."""
+    for name, stored in adapter.whole.items():
+        brought = adapter.weights[stored].shape if adapter.weights else ()
+        held = weights[name].shape if name in weights else brought
+        if brought != held and brought[1:] == held[1:]:
+            raise ExportError(
+                f"{adapter.where}: it brings {name} with {brought[0]:,} rows, and the base has {held[0]:,}; of an "
+                f"architecture that ggufy does not know it takes those only as {EMBEDDING}",
+                "save the base with as many rows (resize_token_embeddings in transformers), and name it with --base",
+            )

@@ -146,6 +146,8 @@ def _said(bundle: Bundle, models: list[Gguf], repo: str, branch: str, stated: Ca
         "data_said": _data_said(facts.trained_on(frozen), rows.get("train") or frozen["recipe"]["data"]["train_size"]),
         "held_out_said": _data_said(facts.held_out(frozen), rows.get("eval")) if _results(bundle) else None,
         "ggufy": frozen["ggufy"],
+        # As stamps have it: only what is not the base's is noted there.
+        "own_tokenizer": any(stamp["inputs"].get("tokenizer") for stamp in bundle.stamps),
         "notice": (notice(bundle, stated) or "").strip() or None,
         "files": _files(bundle, models),
         "measured": _positions(models),

@@ -82,7 +82,7 @@ def _made(folder: Path, name: str, source: str) -> Path:
     if not out.is_dir():
         log.info("%s: no tokenizer.json there; transformers makes it of %s", name, source)
         spec, names = _convert(folder, name, source)
-        settings = folders.read(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
+        settings = config_files.read_whole(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
         known = named_specials(folder, settings)
         more = {key: text for key, text in names.items() if key not in known and key not in settings}
         with _new(out) as new:
