@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ggufy.errors import ExportError
 from ggufy.export import vocab
-from ggufy.export.vocabulary import proof
+from ggufy.export.vocabulary import pre_tokenizers, probes, proof
+from ggufy.model.tokenizer import folder as folders
 from tests.oracle import vocabularies
 
 SPLITS = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+"
@@ -97,6 +99,47 @@ def test_a_changed_file_is_another_tokenizer_whatever_its_time_says(base: tuple[
             check(base)
     remembered = [file.read_text("utf-8") for file in cache.iterdir()]
     assert sorted("read alike" in text for text in remembered) == [False, True]
+
+
+def splitting_off(letter: str) -> dict[str, Any]:
+    """GPT-2's rules, but that one letter stands by itself."""
+    words = SPLITS.replace("\\p{L}+|", f"(?:(?!{letter})\\p{{L}})+|").replace("\\s+", "\\s+(?!\\S)|\\s+")
+    pattern = f"{letter}|{words}"
+    return {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ],
+    }
+
+
+def test_a_tokenizer_of_the_converters_table_may_differ_in_a_script_but_not_in_the_runs_data(
+    base: tuple[Path, int], cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    del cache
+    known = pre_tokenizers._table()["text"]
+    path = base[0] / "tokenizer.json"
+    spec = json.loads(path.read_text("utf-8"))
+    before = folders.open_backend(base[0])
+    for letter in sorted(
+        {sign for text in probes.TEXTS for sign in text if sign.isalpha() and not sign.isascii()} - set(known)
+    ):
+        path.write_text(json.dumps({**spec, "pre_tokenizer": splitting_off(letter)}), "utf-8")
+        now = folders.open_backend(base[0])
+        changed = [text for text in probes.TEXTS if now.encode(text).ids != before.encode(text).ids]
+        if changed:
+            break
+    assert pre_tokenizers.by_hash(folders.of(base[0])) == "gpt-2"
+    for _ in range(2):
+        caplog.clear()
+        vocab._said.clear()
+        check(base, vocab.Texts.of(["Plain English."]))
+        [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert "llama.cpp knows this tokenizer, as 'gpt-2'" in said
+        assert changed[0][:20] in said
+    with pytest.raises(ExportError, match="would read text differently from training"):
+        check(base, vocab.Texts.of([changed[0]]))
 
 
 @pytest.mark.parametrize("harm", ["cut", "no JSON object", "a folder", "no room"])

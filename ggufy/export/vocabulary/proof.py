@@ -126,8 +126,16 @@ def first_difference(
 
 def texts_for(tokenizer: FolderTokenizer, more: Sequence[str] = ()) -> list[str]:
     """What is compared: texts of every kind, texts with the tokenizer's own marks, and `more`."""
-    texts = [*probes.TEXTS, *probes.with_marks(marks(tokenizer)), *more]
-    return probes.composed(texts) if "NFC" in pre_tokenizers.normalizers(tokenizer.spec) else texts
+    return _as_normalized(tokenizer, [*probes.TEXTS, *probes.with_marks(marks(tokenizer)), *more])
+
+
+def general(tokenizer: FolderTokenizer) -> list[str]:
+    """Those of them that every tokenizer is tried with, in many scripts."""
+    return _as_normalized(tokenizer, probes.TEXTS)
+
+
+def _as_normalized(tokenizer: FolderTokenizer, texts: Sequence[str]) -> list[str]:
+    return probes.composed(texts) if "NFC" in pre_tokenizers.normalizers(tokenizer.spec) else list(texts)
 
 
 def marks(tokenizer: FolderTokenizer) -> list[str]:
