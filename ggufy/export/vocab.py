@@ -27,18 +27,24 @@ class Vocabulary:
     bos: bool | None = None
     """What replaces the flag for a BOS."""
 
-    def write(self, writer: Any) -> None:
+    def write_prefix(self, writer: Any) -> None:
         if self.prefix is not None:
             writer.add_add_space_prefix(self.prefix)
-        self.tokens.write(writer)
-        self.special.write(writer)
 
 
-def add_vocab(writer: Any, base: Path, vocab_size: int, *, as_llama: bool = True) -> None:
-    """Add every tokenizer key of the folder `base` to a GGUFWriter. Raises ExportError for other tokenizers."""
+def add_vocab(writer: Any, base: Path, vocab_size: int, *, as_llama: bool = True, prefix_last: bool = False) -> None:
+    """Add every tokenizer key of the folder `base` to a GGUFWriter. Raises ExportError for other tokenizers.
+
+    `prefix_last` says that the converter writes the flag of a space before texts after all other keys.
+    """
     made = read(base, vocab_size, as_llama=as_llama)
-    made.write(writer)
+    if not prefix_last:
+        made.write_prefix(writer)
+    made.tokens.write(writer)
+    made.special.write(writer)
     _add_templates(writer, base)
+    if prefix_last:
+        made.write_prefix(writer)
     if made.bos is not None:
         writer.add_add_bos_token(made.bos)
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from ggufy.export import vocab
 from ggufy.export.families import family, llama
 from ggufy.export.families.llama import Llama
 from ggufy.model.llama3 import Shape
@@ -106,3 +107,6 @@ class Gemma2(Llama):
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
         writer.add_sliding_window(config["sliding_window"])
+
+    def add_vocab(self, writer: Any) -> None:
+        vocab.add_vocab(writer, self.tokenizer, self.vocab_size, as_llama=self.as_llama, prefix_last=True)
