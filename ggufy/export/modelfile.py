@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError, ModelError
-from ggufy.model import config_files
+from ggufy.model import config_files, text_part
 from ggufy.model.template import ChatTemplate, Message
 from ggufy.model.tokenizer import folder
 
@@ -145,7 +145,7 @@ def _not_in_go(reason: str) -> ExportError:
 def _stops(base: Path) -> list[str]:
     """The texts of the tokens that end an answer."""
     names = {number: token.content for number, token in folder.of(base).added.items()}
-    config = config_files.read(base / "config.json")
+    config = text_part.settings(config_files.read(base / "config.json"))
     ids = _generation(base).get("eos_token_id", config.get("eos_token_id"))
     ids = ids if isinstance(ids, list) else [ids]
     eos = ChatTemplate.from_folder(base).special.get("eos_token")

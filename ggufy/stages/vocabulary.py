@@ -7,9 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from ggufy.errors import MissingExtra
-from ggufy.export import vocab
+from ggufy.export import families
 from ggufy.export.converter import conversion
-from ggufy.model import config_files
 from ggufy.model.tokenizer import folder
 
 _TEXTS = 200
@@ -23,10 +22,8 @@ def check(base: Path, data: Path | None) -> None:
     """
     if conversion.is_foreign(base):
         return
-    size = config_files.read(base / "config.json").get("vocab_size")
-    if isinstance(size, int):
-        rows = data / "train.arrow" if data is not None else None
-        vocab.check(base, size, list(_texts(base, rows)) if rows and rows.is_file() else [])
+    rows = data / "train.arrow" if data is not None else None
+    families.read(base).check_vocab(list(_texts(base, rows)) if rows and rows.is_file() else [])
 
 
 def _texts(base: Path, rows: Path) -> Iterator[str]:
