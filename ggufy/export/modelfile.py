@@ -37,25 +37,40 @@ class Pieces:
     user: tuple[str, str]
     answer: tuple[str, str]
     generate: str
+    inside: str | None = None
+    """Where the system prompt stands in the first turn of the user, as in Gemma 3: what is between it and the question.
+
+    `system` then says nothing.
+    """
 
     def render(self, messages: Sequence[Message], *, generate: bool = True) -> str:
         """Render a conversation as Ollama would from these pieces: `go` in Python."""
         system = [message["content"] for message in messages if message["role"] == "system"]
-        text = f"{self.system[0]}{system[0]}{self.system[1]}" if system else self.start
+        first = f"{system[0]}{self.inside}" if system and self.inside is not None else ""
+        text = f"{self.system[0]}{system[0]}{self.system[1]}" if system and not first else self.start
         around = {"user": self.user, "assistant": self.answer}
         for message in messages:
             if message["role"] in around:
                 before, after = around[message["role"]]
-                text += f"{before}{message['content']}{after}"
+                text += f"{before}{first if message['role'] == 'user' else ''}{message['content']}{after}"
+                first = "" if message["role"] == "user" else first
         return text + (self.generate if generate else "")
 
     def go(self) -> str:
         """The same in Go's template language, with the names that Ollama gives."""
         quoted = _go_text
+        if self.inside is None:
+            opening = (
+                f"{{{{ if .System }}}}{quoted(self.system[0])}{{{{ .System }}}}{quoted(self.system[1])}"
+                f"{{{{ else }}}}{quoted(self.start)}{{{{ end }}}}"
+            )
+            first = ""
+        else:
+            opening = f"{{{{ $system := .System }}}}{quoted(self.start)}"
+            first = f'{{{{ if $system }}}}{{{{ $system }}}}{quoted(self.inside)}{{{{ end }}}}{{{{ $system = "" }}}}'
         return (
-            f"{{{{ if .System }}}}{quoted(self.system[0])}{{{{ .System }}}}{quoted(self.system[1])}"
-            f"{{{{ else }}}}{quoted(self.start)}{{{{ end }}}}{{{{ range .Messages }}}}"
-            f'{{{{ if eq .Role "user" }}}}{quoted(self.user[0])}{{{{ .Content }}}}{quoted(self.user[1])}'
+            f"{opening}{{{{ range .Messages }}}}"
+            f'{{{{ if eq .Role "user" }}}}{quoted(self.user[0])}{first}{{{{ .Content }}}}{quoted(self.user[1])}'
             f'{{{{ else if eq .Role "assistant" }}}}{quoted(self.answer[0])}{{{{ .Content }}}}{quoted(self.answer[1])}'
             f"{{{{ end }}}}{{{{ end }}}}{quoted(self.generate)}"
         )
@@ -110,7 +125,10 @@ def _cut(template: ChatTemplate, day: date) -> Pieces:
         raise ValueError("the first turn is written unlike the others")
     opening, between = render("system", "user").removesuffix(user_before + _USER + user_after).split(_SYSTEM)
     generate = render("user", generate=True).removeprefix(one)
-    return Pieces(start, (opening, between), (user_before, user_after), (answer_before, answer_after), generate)
+    user, answer = (user_before, user_after), (answer_before, answer_after)
+    if opening == start + user_before and between.endswith(_USER + user_after):
+        return Pieces(start, ("", ""), user, answer, generate, between.removesuffix(_USER + user_after))
+    return Pieces(start, (opening, between), user, answer, generate)
 
 
 def _samples() -> list[list[Message]]:
