@@ -228,9 +228,17 @@ def test_a_family_with_fused_modules_is_trained_and_exported(run: Run, made: Pat
 def test_a_gemma_is_trained_and_exported(family: str, run: Run, made: Path, tmp_path: Path) -> None:
     """Conversations in one row are kept apart, with Gemma 2's caps too."""
     base = made / family / "base"
-    steps = ("--set", "train.max_steps=2", "--set", "train.save_steps=2", "--set", "train.packing=true")
-    done = run("train", "--recipe", "tiny", "--set", f"model.base={base}", *steps, cwd=tmp_path)
+    turns = [[("user", f"{n} and {n}?"), ("assistant", f"{2 * n}, or {n} twice.")] for n in range(12)]
+    rows = [json.dumps({"messages": [{"role": who, "content": said} for who, said in row]}) for row in turns]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    wanted = (f"model.base={base}", "data.source=data.jsonl", "data.train_size=null", "train.packing=true")
+    steps = ("train.max_steps=2", "train.save_steps=2")
+    given = [part for each in (*wanted, *steps) for part in ("--set", each)]
+    done = run("train", "--recipe", "tiny", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    packed = re.search(r"packed: 12 conversations in (\d+) rows", done.stderr)
+    assert packed
+    assert int(packed[1]) < 12
     [first] = (json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()[:1])
     assert first["loss"] == pytest.approx(own_loss(base, tmp_path / "runs/tiny/data/train.arrow"), rel=1e-4)
     done = run("export", "--quant", "f16", cwd=tmp_path)
