@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.errors import ExportError, ModelError
-from ggufy.model import config_files
+from ggufy.model import config_files, text_part
 from ggufy.model.template import ChatTemplate, Message
 from ggufy.model.tokenizer import folder
 
@@ -41,25 +41,40 @@ class Pieces:
     user: tuple[str, str]
     answer: tuple[str, str]
     generate: str
+    inside: str | None = None
+    """Where the system prompt stands in the first turn of the user, as in Gemma 3: what is between it and the question.
+
+    `system` then says nothing.
+    """
 
     def render(self, messages: Sequence[Message], *, generate: bool = True) -> str:
         """Render a conversation as Ollama would from these pieces: `go` in Python."""
         system = [message["content"] for message in messages if message["role"] == "system"]
-        text = f"{self.system[0]}{system[0]}{self.system[1]}" if system else self.start
+        first = f"{system[0]}{self.inside}" if system and self.inside is not None else ""
+        text = f"{self.system[0]}{system[0]}{self.system[1]}" if system and not first else self.start
         around = {"user": self.user, "assistant": self.answer}
         for message in messages:
             if message["role"] in around:
                 before, after = around[message["role"]]
-                text += f"{before}{message['content']}{after}"
+                text += f"{before}{first if message['role'] == 'user' else ''}{message['content']}{after}"
+                first = "" if message["role"] == "user" else first
         return text + (self.generate if generate else "")
 
     def go(self) -> str:
         """The same in Go's template language, with the names that Ollama gives."""
         quoted = _go_text
+        if self.inside is None:
+            opening = (
+                f"{{{{ if .System }}}}{quoted(self.system[0])}{{{{ .System }}}}{quoted(self.system[1])}"
+                f"{{{{ else }}}}{quoted(self.start)}{{{{ end }}}}"
+            )
+            first = ""
+        else:
+            opening = f"{{{{ $system := .System }}}}{quoted(self.start)}"
+            first = f'{{{{ if $system }}}}{{{{ $system }}}}{quoted(self.inside)}{{{{ end }}}}{{{{ $system = "" }}}}'
         return (
-            f"{{{{ if .System }}}}{quoted(self.system[0])}{{{{ .System }}}}{quoted(self.system[1])}"
-            f"{{{{ else }}}}{quoted(self.start)}{{{{ end }}}}{{{{ range .Messages }}}}"
-            f'{{{{ if eq .Role "user" }}}}{quoted(self.user[0])}{{{{ .Content }}}}{quoted(self.user[1])}'
+            f"{opening}{{{{ range .Messages }}}}"
+            f'{{{{ if eq .Role "user" }}}}{quoted(self.user[0])}{first}{{{{ .Content }}}}{quoted(self.user[1])}'
             f'{{{{ else if eq .Role "assistant" }}}}{quoted(self.answer[0])}{{{{ .Content }}}}{quoted(self.answer[1])}'
             f"{{{{ end }}}}{{{{ end }}}}{quoted(self.generate)}"
         )
@@ -114,7 +129,10 @@ def _cut(template: ChatTemplate, day: date) -> Pieces:
         raise ValueError("the first turn is written unlike the others")
     opening, between = render("system", "user").removesuffix(user_before + _USER + user_after).split(_SYSTEM)
     generate = render("user", generate=True).removeprefix(one)
-    return Pieces(start, (opening, between), (user_before, user_after), (answer_before, answer_after), generate)
+    user, answer = (user_before, user_after), (answer_before, answer_after)
+    if opening == start + user_before and between.endswith(_USER + user_after):
+        return Pieces(start, ("", ""), user, answer, generate, between.removesuffix(_USER + user_after))
+    return Pieces(start, (opening, between), user, answer, generate)
 
 
 def _samples() -> list[list[Message]]:
@@ -149,7 +167,7 @@ def _not_in_go(reason: str) -> ExportError:
 def _stops(base: Path) -> list[str]:
     """The texts of the tokens that end an answer."""
     names = {number: token.content for number, token in folder.of(base).added.items()}
-    config = config_files.read(base / "config.json")
+    config = text_part.settings(config_files.read(base / "config.json"))
     ids = _generation(base).get("eos_token_id", config.get("eos_token_id"))
     ids = ids if isinstance(ids, list) else [ids]
     eos = ChatTemplate.from_folder(base).special.get("eos_token")

@@ -16,7 +16,7 @@ from ggufy.export.imatrix import Imatrix
 from ggufy.export.kernels import native
 from ggufy.export.merge import Rows, Slab
 from ggufy.llamacpp import library
-from ggufy.model import architecture, safetensors
+from ggufy.model import architecture, safetensors, text_part
 from ggufy.model.safetensors import SIZES
 from ggufy.model.tokenizer.folder import MADE
 
@@ -147,7 +147,8 @@ class MergedSink:
                 self.folder / "model.safetensors.index.json",
                 {"metadata": {"total_size": self.size}, "weight_map": index},
             )
-        config = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
+        # Of a model that also reads images, the language model alone.
+        config = text_part.settings(json.loads((self.base / "config.json").read_text(encoding="utf-8")))
         config["torch_dtype"] = {"F16": "float16", "BF16": "bfloat16"}[self.dtype]
         config.pop("dtype", None)
         # A base in 4 bits becomes one in 16.

@@ -13,7 +13,7 @@ from typing import Any
 from ggufy.errors import RecipeError
 from ggufy.export import families
 from ggufy.export.gguf import layout, quant_support
-from ggufy.model import bases, download, llama3, tiny
+from ggufy.model import bases, download, llama3, text_part, tiny
 from ggufy.model.llama3 import Shape
 from ggufy.model.safetensors import Checkpoint, Tensor
 from ggufy.plan import known_bases
@@ -56,7 +56,8 @@ def base_of(recipe: Recipe, builtin_texts: Iterable[str]) -> Base:
             raise RecipeError(f"base model folder {name} does not exist", "check model.base in the recipe")
         folder, _ = download.snapshot(name, recipe.model.revision, "model", ["config.json"], offline=recipe.hub.offline)
     assert folder is not None
-    return Base(name, families.read(folder).shape, json.loads((folder / "config.json").read_text("utf-8")), folder)
+    config = text_part.settings(json.loads((folder / "config.json").read_text("utf-8")))
+    return Base(name, families.read(folder).shape, config, folder)
 
 
 def _shape(config: dict[str, Any]) -> Shape:

@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter import names
-from ggufy.export.adapter.adapter import EMBEDDING
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import text_of
 from ggufy.model.tokenizer import converted
@@ -135,7 +134,7 @@ def _resizes(base: Path, adapter: Path, tokenizer: FolderTokenizer) -> bool:
     highest = max(tokenizer.names, default=0)
     file = adapter / "adapter_model.safetensors"
     brought = names.embedding(names.open_weights(file)) if file.is_file() else None
-    own = Checkpoint.open(base).tensors.get(EMBEDDING)
+    own = names.embedding(Checkpoint.open(base))
     held = brought or own
     if held is None or highest < held.shape[0]:
         return own is not None and highest >= own.shape[0]

@@ -100,6 +100,7 @@ def read(order: Path) -> Job:
     values = json.loads(order.read_text(encoding="utf-8"))
     paths = {name: Path(values[name]) for name in ("base", "data", "checkpoints", "metrics")}
     rest = {"recipe": from_values(values["recipe"]), "modules": tuple(values["modules"])}
+    rest["other_parts"] = tuple(values["other_parts"])
     return Job(**{**values, **paths, **rest})
 
 

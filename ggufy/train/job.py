@@ -38,6 +38,9 @@ class Job:
     modules: tuple[str, ...] = ()
     """The modules of the base that get an adapter; if not given, those that the recipe names."""
 
+    other_parts: tuple[str, ...] = ()
+    """Modules of the base that read no text: they get no adapter, and are not kept in memory."""
+
     @property
     def targets(self) -> tuple[str, ...]:
         return self.modules or self.recipe.lora.modules

@@ -18,8 +18,8 @@ from typing import Any
 
 from ggufy.errors import GgufyError
 from ggufy.export.adapter import names
-from ggufy.export.adapter.adapter import EMBEDDING
 from ggufy.export.converter import conversion
+from ggufy.model import config_files, text_part
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import ChatTemplate, text_of
 from ggufy.verify import lazy_loading
@@ -81,7 +81,7 @@ def opened(base: Path, adapter: Path | None) -> Iterator[Any]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as theirs
 
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = text_part.settings(json.loads((base / "config.json").read_text(encoding="utf-8")))
     theirs.disable_progress_bar()
     # peft imports it wherever it is installed, and it says then which of its kernels it lacks.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -151,7 +151,14 @@ def _unknown_names(base: Path, adapter: Path | None) -> str | None:
     if file is None or not file.is_file():
         return None
     change = names.open_weights(file)
-    brought, own = names.embedding(change), weights.tensors.get(EMBEDDING)
+    brought, own = names.embedding(change), names.embedding(weights)
+    config = config_files.read(base / "config.json")
+    if text_part.is_part(config) and not any(
+        name.startswith(text_part.IN_MEMORY) for name in map(names.module_of, change.tensors)
+    ):
+        return (
+            "the adapter's weights have other names than transformers' for this base, so peft would load none of them"
+        )
     if brought and own and brought.shape != own.shape:
         return "the adapter's vocabulary has another size than the base's, which peft does not load by itself"
     if change.wrapped:

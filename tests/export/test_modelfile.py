@@ -45,15 +45,15 @@ INSIDE = (
     "{% elif message['role'] == 'assistant' %}{{ '<model>' + message['content'] + '</model>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<model>' }}{% endif %}"
 )
+GEMMA = (Path(__file__).parent / "gemma3.jinja").read_text("utf-8")
 # Only the last turn of the user is marked.
 LAST = (
     "{% for message in messages %}{{ '<' + message['role'] + ('!' if loop.last else '') + '>' + message['content'] }}"
     "{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
 )
-GOOD = {"tiny": CHAT_TEMPLATE, "chatml": CHATML, "braces": BRACES}
+GOOD = {"tiny": CHAT_TEMPLATE, "chatml": CHATML, "braces": BRACES, "system inside": INSIDE, "gemma 3": GEMMA}
 BAD = {
     "no system role": (NO_SYSTEM, "Only user and assistant roles"),
-    "system inside": (INSIDE, ""),
     "last turn": (LAST, ""),
     "quotes": (CHATML.replace("<|im_end|>", '"""'), 'it writes """'),
     "no turns": ("{{ messages | length }}", ""),

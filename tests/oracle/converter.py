@@ -24,16 +24,17 @@ sys.path.insert(0, {vendor!r})
 from conversion.base import TextModel
 if {tiny!r}:
     TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
-sys.argv = ["convert_hf_to_gguf.py", {model!r}, "--outfile", {out!r}, "--outtype", {kind!r}]
+sys.argv = ["convert_hf_to_gguf.py", {model!r}, "--outfile", {out!r}, "--outtype", {kind!r}, *{more!r}]
 runpy.run_path({script!r}, run_name="__main__")
 """
 
 
-def convert(model: Path, out: Path, kind: str = "f16", *, tiny: bool = True) -> None:
-    """convert_hf_to_gguf.py MODEL --outfile OUT --outtype KIND; with `tiny` it is told the tokenizer's kind."""
+def convert(model: Path, out: Path, kind: str = "f16", *more: str, tiny: bool = True) -> None:
+    """convert_hf_to_gguf.py MODEL --outfile OUT --outtype KIND MORE; with `tiny` it is told the tokenizer's kind."""
     script = VENDOR / "convert_hf_to_gguf.py"
     assert script.is_file(), "run `make vendor` first"
-    code = _RUN.format(vendor=str(VENDOR), model=str(model), out=str(out), kind=kind, script=str(script), tiny=tiny)
+    given = {"vendor": str(VENDOR), "model": str(model), "out": str(out), "kind": kind, "script": str(script)}
+    code = _RUN.format(**given, tiny=tiny, more=list(more))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )

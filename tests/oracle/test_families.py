@@ -12,6 +12,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import datasets
 import llama_cpp
 import numpy as np
 import pytest
@@ -198,6 +199,41 @@ def test_a_family_with_fused_modules_is_trained_and_exported(run: Run, made: Pat
     assert done.returncode == 0, done.stderr
     assert re.search(r"verified tiny-q8_0\.gguf: .* of what training changed", done.stderr)
     assert (tmp_path / "runs" / "tiny" / "export" / "tiny-q8_0.Modelfile").is_file()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_a_gemma_is_trained_and_exported(family: str, run: Run, made: Path, tmp_path: Path) -> None:
+    """Conversations in one row are kept apart, with Gemma 2's caps too."""
+    base = made / family / "base"
+    turns = [[("user", f"{n} and {n}?"), ("assistant", f"{2 * n}, or {n} twice.")] for n in range(12)]
+    rows = [json.dumps({"messages": [{"role": who, "content": said} for who, said in row]}) for row in turns]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    wanted = (f"model.base={base}", "data.source=data.jsonl", "data.train_size=null", "train.packing=true")
+    steps = ("train.max_steps=2", "train.save_steps=2")
+    given = [part for each in (*wanted, *steps) for part in ("--set", each)]
+    done = run("train", "--recipe", "tiny", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    packed = re.search(r"packed: 12 conversations in (\d+) rows", done.stderr)
+    assert packed
+    assert int(packed[1]) < 12
+    [first] = (json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()[:1])
+    assert first["loss"] == pytest.approx(own_loss(base, tmp_path / "runs/tiny/data/train.arrow"), rel=1e-4)
+    done = run("export", "--quant", "f16", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"verified tiny-f16\.gguf: .*against the training model: logits off by 0\.\d+%", done.stderr)
+
+
+@torch.inference_mode()
+def own_loss(base: Path, rows: Path) -> float:
+    """Of the base by transformers, each conversation by itself."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    total, count = 0.0, 0
+    for row in datasets.Dataset.from_file(str(rows)):
+        labels = torch.tensor(row["labels"])[1:]
+        logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        count += int((labels != -100).sum())
+    return total / count
 
 
 def test_a_window_that_llama_cpp_leaves_out_is_said(made: Path, caplog: pytest.LogCaptureFixture) -> None:

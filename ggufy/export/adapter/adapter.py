@@ -18,7 +18,7 @@ from ggufy.export.adapter.config import AdapterConfig
 from ggufy.export.adapter.lora_delta import DAMAGED, PARTS, LoraDelta, deltas_of
 from ggufy.export.adapter.token_rows import TOKENS, TokenRows
 from ggufy.export.rows import check_readable, float32
-from ggufy.model import architecture, config_files
+from ggufy.model import architecture, config_files, text_part
 from ggufy.model.safetensors import Checkpoint
 
 log = logging.getLogger("ggufy")
@@ -41,6 +41,7 @@ class Adapter:
         weights: Checkpoint | None,
         where: str,
         config: AdapterConfig | None,
+        prefix: str = "",
     ) -> None:
         self.deltas, self.whole, self.weights, self.where, self.config = dict(deltas), whole, weights, where, config
         # Without an effect, so that any other number will do.
@@ -48,6 +49,8 @@ class Adapter:
         saved = config.saved if config else ()
         self.copies = {name for name in whole if saved and name.rpartition(".")[0].endswith(saved)}
         self.brought = frozenset(whole)
+        self.prefix = prefix
+        """What peft has before the names of the language model, where that is a part of the base."""
         self.kept_tied, self.untied = bool(config and config.ensure_weight_tying), False
 
     @classmethod
@@ -57,18 +60,18 @@ class Adapter:
     @classmethod
     def of(cls, base: Path, folder: Path | None) -> Adapter:
         """The adapter in a folder, or none, on a base folder: how peft merges it is up to the layers there."""
-        return (
-            cls.open(folder, conv1d=architecture.has_conv1d(config_files.read(base / "config.json")))
-            if folder
-            else cls.none()
-        )
+        if not folder:
+            return cls.none()
+        config = config_files.read(base / "config.json")
+        return cls.open(folder, conv1d=architecture.has_conv1d(config), part=text_part.is_part(config))
 
     @classmethod
-    def open(cls, folder: Path, *, conv1d: bool = False) -> Adapter:
+    def open(cls, folder: Path, *, conv1d: bool = False, part: bool = False) -> Adapter:
         """Read a PEFT adapter folder. Raises ExportError for what cannot be merged exactly.
 
         `conv1d` says that the base has its matrices the other way round, as GPT-2 has. For peft that decides, and not
-        what the configuration says (fan_in_fan_out).
+        what the configuration says (fan_in_fan_out). `part` says that the language model is a part of the base: the
+        adapter is what it changes there, by the names that a language model alone has.
         """
         where = folder.as_posix()
         config = AdapterConfig.read(folder / "adapter_config.json")
@@ -83,7 +86,8 @@ class Adapter:
         found: dict[str, dict[str, Any]] = {}
         tokens: dict[str, Any] = {}
         whole: dict[str, str] = {}
-        for name in weights.tensors:
+        others = [name for name in weights.tensors if part and text_part.is_other(names.module_of(name))]
+        for name in (name for name in weights.tensors if name not in others):
             short = names.module_of(name)
             suffix = next((s for s in PARTS if short.endswith(s)), None)
             if suffix:
@@ -98,17 +102,25 @@ class Adapter:
                 check_readable(weights, name)
                 short = short.replace(".modules_to_save", "").replace(".token_adapter", "")
                 whole[short.replace(".base_layer.", ".")] = name
-        rows = {f"{module}.weight": delta for module, delta in token_rows.of(tokens, config, where)}
+        prefix = text_part.prefix_of([*found, *tokens, *whole]) if part else ""
+
+        def alone(module: str) -> str:
+            return text_part.short(module) if part else module
+
+        rows = {f"{alone(module)}.weight": delta for module, delta in token_rows.of(tokens, config, where)}
         if not found and not whole and not rows:
             raise ExportError(f"{where}: the adapter is empty", "train it first")
         deltas = {
-            f"{module}.{kind}": delta
+            f"{alone(module)}.{kind}": delta
             for module, parts in found.items()
             for kind, delta in deltas_of(module, parts, config, where)
         }
         if both := deltas.keys() & rows.keys():
             raise ExportError(f"{where}: {min(both)} has single trained tokens beside a lora_A", DAMAGED)
-        return cls({**deltas, **rows}, whole, weights, where, config)
+        whole = {alone(module): name for module, name in whole.items()}
+        if others and any(float32(weights, name).any() for name in others if "lora_A" not in name):
+            log.info("%s: what it changes of the part that reads images is left out: a GGUF has the text model", where)
+        return cls({**deltas, **rows}, whole, weights, where, config, prefix)
 
     def vocabulary(self, base: Checkpoint) -> int:
         """Rows of the embedding: of the one that the adapter brings, else of the base's."""
@@ -216,7 +228,12 @@ class Adapter:
             )
         for name in wanted:
             module = name.removesuffix(".weight")
-            if name not in self.deltas and self.config and module != name and self.config.changes(module):
+            if (
+                name not in self.deltas
+                and self.config
+                and module != name
+                and self.config.changes(module, text_part.full(module, self.prefix))
+            ):
                 raise ExportError(
                     f"{self.where}: target_modules in adapter_config.json names {module}, "
                     "but there are no lora_A and lora_B of it",

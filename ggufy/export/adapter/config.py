@@ -30,7 +30,7 @@ _OTHER_SUMS = (
 _SURE = re.compile(
     r"model\.layers\.\d+\.(self_attn\.([qkvo]|qkv)_proj|mlp\.(gate|up|gate_up|down)_proj)|model\.embed_tokens|lm_head"
 )
-_NOT_LINEAR_LAYERS = ("model.embed_tokens", "lm_head")
+_NOT_LINEAR_LAYERS = ("embed_tokens", "lm_head")
 
 
 class AdapterConfig(Settings):
@@ -109,10 +109,13 @@ class AdapterConfig(Settings):
         """Whether peft trains the bias of a module with a pair, or of one without."""
         return self.bias == "all" or (self.bias == "lora_only" and low_rank)
 
-    def changes(self, module: str) -> bool:
-        """Whether peft surely puts a pair on this module of a base, by the rule of `check_target_module_exists`."""
+    def changes(self, module: str, known_as: str) -> bool:
+        """Whether peft surely puts a pair on this module of a base, by the rule of `check_target_module_exists`.
+
+        `known_as` is its name for peft: another where the language model is a part of a model.
+        """
         try:
-            return bool(_SURE.fullmatch(module)) and not self._leaves_out(module) and self._names(module)
+            return bool(_SURE.fullmatch(module)) and not self._leaves_out(known_as) and self._names(known_as)
         except (re.error, TypeError):
             return False
 
@@ -127,7 +130,7 @@ class AdapterConfig(Settings):
         targets = self.target_modules
         if isinstance(targets, str):
             if targets.lower() == "all-linear":
-                return module not in _NOT_LINEAR_LAYERS
+                return not module.endswith(_NOT_LINEAR_LAYERS)
             return bool(re.fullmatch(targets, module))
         if not isinstance(targets, list):
             return False

@@ -26,7 +26,7 @@ from ggufy.export.families import FAMILIES
 from ggufy.export.families.family import Planned
 from ggufy.export.gguf.tensor_types import TypeOptions
 from ggufy.export.imatrix import Imatrix
-from ggufy.model import architecture
+from ggufy.model import architecture, text_part
 from ggufy.model.safetensors import FOUR_BIT, Checkpoint, Tensor
 from ggufy.system import digest
 
@@ -60,7 +60,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def is_foreign(base: Path) -> bool:
     """Whether a model folder is of an architecture that ggufy does not write itself."""
-    return architecture.of(_read_json(base / "config.json")) not in FAMILIES
+    return architecture.of(text_part.settings(_read_json(base / "config.json"))) not in FAMILIES
 
 
 def converter() -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufy.errors import ExportError
-from ggufy.model import architecture, config_files
+from ggufy.model import architecture, config_files, text_part
 from ggufy.model.safetensors import Checkpoint
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ FAMILIES = {
 
 def read(base: Path) -> Family:
     """The family of a base folder, with its config.json. Raises ExportError where it has none here."""
-    name = architecture.of(config_files.read(base / "config.json"))
+    name = architecture.of(text_part.settings(config_files.read(base / "config.json")))
     if name not in FAMILIES:
         raise ExportError(
             f"{base.as_posix()}: the architecture {name} is not one that ggufy exports in one pass; "
@@ -51,5 +51,6 @@ def opened(base: Path) -> tuple[Family, Checkpoint]:
 
     family = read(base)
     known = replace(family.shape, tied=False).tensors()
-    family.config, weights = loading.loaded(family.config, Checkpoint.open(base), known)
+    weights = text_part.weights(Checkpoint.open(base), config_files.read(base / "config.json"))
+    family.config, weights = loading.loaded(family.config, weights, known)
     return family, weights

@@ -19,7 +19,7 @@ from ggufy.export import vocab
 from ggufy.export.adapter.adapter import EMBEDDING, HEAD
 from ggufy.export.rows import READABLE
 from ggufy.export.vocab import Rules
-from ggufy.model import config_files
+from ggufy.model import config_files, text_part
 from ggufy.model.config_files import Settings
 from ggufy.model.llama3 import Shape
 from ggufy.model.safetensors import Checkpoint
@@ -146,7 +146,7 @@ class Family:
         )
 
     def _read(self) -> dict[str, Any]:
-        config = config_files.read(self.path)
+        config = text_part.settings(config_files.read(self.path))
         known = config_files.check(self.settings, config, self.path)
         config = known.model_dump(exclude_none=True) | config
         config.setdefault("num_key_value_heads", config["num_attention_heads"])

@@ -36,7 +36,7 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
         trust_remote_code=False,
         local_files_only=True,
         # Gemma 2 caps the scores of its attention, which PyTorch's fused attention leaves out.
-        attn_implementation="eager" if getattr(known, "attn_logit_softcapping", None) else None,
+        attn_implementation="eager" if getattr(known.get_text_config(), "attn_logit_softcapping", None) else None,
     )
     lora = recipe.lora
     config = LoraConfig(
@@ -44,15 +44,22 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
         lora_alpha=lora.alpha if lora.alpha % 1 else int(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules=list(job.targets),
+        # peft knows modules by the end of their names.
+        exclude_modules=rf"(.*\.)?({'|'.join(job.other_parts)})\..*" if job.other_parts else None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         bias="none",
         task_type="CAUSAL_LM",
     )
-    model.config.use_cache = False
+    model.config.get_text_config().use_cache = model.config.use_cache = False
     # The adapter's first values depend on the seed alone, not on what loading the base drew before.
     transformers.set_seed(recipe.train.seed)
-    return get_peft_model(model, config)
+    made = get_peft_model(model, config)
+    for name in job.other_parts:
+        # Nothing is computed with what reads images, so it need not be in memory.
+        for holder in [module for module in model.modules() if name in module._modules]:
+            setattr(holder, name, None)
+    return made
 
 
 def _quantization(load_in: str, dtype: torch.dtype) -> BitsAndBytesConfig:
