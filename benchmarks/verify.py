@@ -2,9 +2,10 @@
 
     python benchmarks/verify.py [--shape 1b|3b] [--quant q4_k_m] [--rounds 3] [--commit 77b9092] [--folder DIR]
 
-Each is `ggufy verify` on the same folder of exports, with all of its checks: hashes, llama.cpp's loading and tokenizing,
-rows of weights, logits. The earlier commit, by default the last that held the training model in memory whole, is checked
-out beside this one for the time being (`git worktree`). Times and memory are those of the process, as in export.py.
+Each is `ggufy verify` on the same folder of exports, with all of its checks: hashes, llama.cpp's loading and
+tokenizing, rows of weights, logits. The earlier commit, by default the last that held the training model in memory
+whole, is checked out beside this one for the time being (`git worktree`). Times and memory are those of the process, as
+in export.py.
 """
 
 import argparse
