@@ -48,6 +48,7 @@ finder.find_spec = lambda name, path=None, target=None: None if name == "torch" 
 _LONG = (
     "test_chaos",
     "test_facts",
+    "test_gemma3",
     "test_full_vocabulary",
     "test_earlier_runs",
     "test_demo",

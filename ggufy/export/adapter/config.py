@@ -109,11 +109,12 @@ class AdapterConfig(Settings):
         """Whether peft trains the bias of a module with a pair, or of one without."""
         return self.bias == "all" or (self.bias == "lora_only" and low_rank)
 
-    def changes(self, module: str, known_as: str) -> bool:
+    def changes(self, module: str, known_as: str = "") -> bool:
         """Whether peft surely puts a pair on this module of a base, by the rule of `check_target_module_exists`.
 
-        `known_as` is its name for peft: another where the language model is a part of a model.
+        `known_as` is its name for peft, where that is another: where the language model is a part of a model.
         """
+        known_as = known_as or module
         try:
             return bool(_SURE.fullmatch(module)) and not self._leaves_out(known_as) and self._names(known_as)
         except (re.error, TypeError):
