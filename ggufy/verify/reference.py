@@ -41,6 +41,12 @@ class Reference:
 
 
 NOTHING = Reference((), ())
+# What two matrices a module may be told; with any other setting there is more to an adapter than these.
+_PLAIN = {
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "fan_in_fan_out"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+}
 
 
 def of(
@@ -66,12 +72,29 @@ def run(base: Path, adapter: Path | None, texts: Sequence[Sequence[int]]) -> Ref
     import torch
 
     with lazy_loading.left_on_disk(), opened(base, adapter) as model, torch.inference_mode():
+        if adapter and _mixes(model):
+            both = _logits(model, [*texts, *texts], adapter_names=["default"] * len(texts) + ["__base__"] * len(texts))
+            return Reference(texts, both[: len(texts)], both[len(texts) :])
         logits = _logits(model, texts)
         untrained = None
         if adapter:
             with model.disable_adapter():
                 untrained = _logits(model, texts)
     return Reference(texts, logits, untrained)
+
+
+def _mixes(model: Any) -> bool:
+    """Whether peft computes with and without the adapter in one pass, so that the weights are read once for both.
+
+    It does for LoRA alone; whole tensors, biases and what is added to the weights themselves take a pass each.
+    """
+    from peft import LoraConfig
+
+    config = model.peft_config["default"]
+    if not isinstance(config, LoraConfig):
+        return False
+    given, usual = config.to_dict(), LoraConfig().to_dict()
+    return all(given[key] == usual.get(key) for key in given.keys() - _PLAIN)
 
 
 @contextmanager
@@ -104,7 +127,7 @@ def opened(base: Path, adapter: Path | None) -> Iterator[Any]:
         theirs.enable_progress_bar()
 
 
-def _logits(model: Any, texts: Sequence[Sequence[int]]) -> list[Any]:
+def _logits(model: Any, texts: Sequence[Sequence[int]], **how: Any) -> list[Any]:
     """Of all texts in one pass, so that each weight is read once: each is as long as the longest.
 
     What follows a text changes nothing in it, as each position sees only those before it.
@@ -113,7 +136,7 @@ def _logits(model: Any, texts: Sequence[Sequence[int]]) -> list[Any]:
 
     longest = max(map(len, texts))
     ids = torch.tensor([[*text, *[text[-1]] * (longest - len(text))] for text in texts])
-    found = model(ids, use_cache=False).logits.float().numpy()
+    found = model(ids, use_cache=False, **how).logits.float().numpy()
     return [logits[: len(text)] for logits, text in zip(found, texts, strict=True)]
 
 
