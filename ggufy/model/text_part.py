@@ -8,8 +8,10 @@ What is here makes of both what a language model alone has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from ggufy.model import config_files
 from ggufy.model.safetensors import Checkpoint
 
 INSIDE = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
@@ -30,9 +32,9 @@ def is_part(config: Mapping[str, Any]) -> bool:
     return bool(names) and str(names[0]).removeprefix("FSDP") in INSIDE
 
 
-def excluded(config: Mapping[str, Any]) -> str | None:
-    """What peft is told to leave alone, as it knows modules by the end of their names; None: nothing."""
-    return rf"(.*\.)?({'|'.join(OTHER_PARTS)})\..*" if is_part(config) else None
+def other_parts(base: Path) -> tuple[str, ...]:
+    """The modules of a base folder that its language model does not have."""
+    return OTHER_PARTS if is_part(config_files.read(base / "config.json")) else ()
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:

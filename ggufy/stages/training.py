@@ -10,6 +10,7 @@ from pathlib import Path
 from ggufy.data import source
 from ggufy.errors import ExportError, TrainError
 from ggufy.hub import beforehand, checkpoints
+from ggufy.model import text_part
 from ggufy.plan import doctor, estimate, planner
 from ggufy.recipe.schema import Recipe
 from ggufy.runs import run
@@ -62,6 +63,7 @@ def train(wanted: Recipe, run_name: str | None, *, fresh: bool, change_gpus: boo
                 identity=digest.of_values({**identity, "recipe": provenance.training(wanted)}),
                 change_gpus=change_gpus,
                 modules=modules,
+                other_parts=text_part.other_parts(base.path),
             )
             special_tokens.check(wanted, base.path, prepared.path)
             vocabulary.check(base.path, prepared.path)

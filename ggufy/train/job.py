@@ -37,6 +37,8 @@ class Job:
     """Whether a checkpoint that another number of GPUs made will do."""
     modules: tuple[str, ...] = ()
     """The modules of the base that get an adapter; if not given, those that the recipe names."""
+    other_parts: tuple[str, ...] = ()
+    """Parts of the base beside its language model, which get none: where it also reads images."""
 
     @property
     def targets(self) -> tuple[str, ...]:

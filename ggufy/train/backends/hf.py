@@ -11,7 +11,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from ggufy.errors import MissingExtra
-from ggufy.model import text_part
 from ggufy.train import trainer
 from ggufy.train.job import Job
 
@@ -45,7 +44,7 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
         lora_alpha=lora.alpha if lora.alpha % 1 else int(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules=list(job.targets),
-        exclude_modules=text_part.excluded(known.to_dict()),
+        exclude_modules=rf"(.*\.)?({'|'.join(job.other_parts)})\..*" if job.other_parts else None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         bias="none",
@@ -55,7 +54,7 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
     # The adapter's first values depend on the seed alone, not on what loading the base drew before.
     transformers.set_seed(recipe.train.seed)
     made = get_peft_model(model, config)
-    for part in text_part.OTHER_PARTS:
+    for part in job.other_parts:
         # Nothing is computed with what reads images, so it need not be in memory.
         if hasattr(model.base_model, part):
             setattr(model.base_model, part, None)
