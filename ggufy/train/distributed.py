@@ -99,8 +99,8 @@ def read(order: Path) -> Job:
     """The job that `fit` has written down."""
     values = json.loads(order.read_text(encoding="utf-8"))
     paths = {name: Path(values[name]) for name in ("base", "data", "checkpoints", "metrics")}
-    rest = {"recipe": from_values(values["recipe"]), "modules": tuple(values["modules"])}
-    rest["other_parts"] = tuple(values["other_parts"])
+    lists = {name: tuple(values[name]) for name in ("modules", "other_parts")}
+    rest = {"recipe": from_values(values["recipe"]), **lists}
     return Job(**{**values, **paths, **rest})
 
 

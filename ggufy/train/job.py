@@ -37,7 +37,6 @@ class Job:
     """Whether a checkpoint that another number of GPUs made will do."""
     modules: tuple[str, ...] = ()
     """The modules of the base that get an adapter; if not given, those that the recipe names."""
-
     other_parts: tuple[str, ...] = ()
     """Modules of the base that read no text: they get no adapter, and are not kept in memory."""
 
