@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufy.errors import GgufyError
 from ggufy.export.adapter import names
 from ggufy.export.adapter.adapter import EMBEDDING
 from ggufy.export.converter import conversion
@@ -54,8 +53,8 @@ def of(
     try:
         if not lacking:
             return run(base, adapter, [*own(), *_probes(tokenizer or base)])
-    except (GgufyError, ImportError, OSError, ValueError, RuntimeError) as error:
-        # What the libraries raise for a model they cannot load. This check is one more, and costs nobody the file.
+    except Exception as error:  # noqa: BLE001 - a KeyError, too, is what the libraries say of a model they cannot load
+        # This check is one more, and costs nobody the file.
         lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     log.info("logits are not compared with the training model: %s", lacking)
     return NOTHING
