@@ -60,11 +60,24 @@ def of(base: Path, adapter: Path | None) -> TrainingTokenizer:
     """The tokenizer of a base and an adapter folder. Raises ExportError where it does not fit the embedding."""
     if adapter is None:
         return TrainingTokenizer(base)
-    return _of(base, adapter, tuple(_state(folder / name) for folder in (base, adapter) for name in _FILES))
+    beside = _beside(adapter)
+    state = tuple(_state(folder / name) for folder in (base, beside) for name in _FILES)
+    return _of(base, beside, adapter / "adapter_model.safetensors", state)
+
+
+def _beside(adapter: Path) -> Path:
+    """The folder that the tokenizer was saved in: the adapter's, or the one above it.
+
+    peft saves an adapter that has a name in a folder of its own, where the tokenizer is saved beside that.
+    """
+    above = adapter.resolve().parent
+    own, theirs = (any((folder / name).is_file() for name in (*_NEEDED, _TEMPLATE)) for folder in (adapter, above))
+    # That of a model is the base's, or another one's.
+    return above if theirs and not own and not (above / "config.json").is_file() else adapter
 
 
 @lru_cache(maxsize=32)
-def _of(base: Path, adapter: Path, state: tuple[object, ...]) -> TrainingTokenizer:
+def _of(base: Path, adapter: Path, weights: Path, state: tuple[object, ...]) -> TrainingTokenizer:
     del state
     whole = all((adapter / name).is_file() for name in _NEEDED)
     held = [name for name in _FILES if (adapter / name).is_file()]
@@ -83,7 +96,7 @@ def _of(base: Path, adapter: Path, state: tuple[object, ...]) -> TrainingTokeniz
     _copy(template, [_TEMPLATE], folder)
     if (tokenizer / _MORE_TEMPLATES).is_dir():
         shutil.copytree(tokenizer / _MORE_TEMPLATES, folder / _MORE_TEMPLATES)
-    resizes = whole and _resizes(base, adapter)
+    resizes = whole and _resizes(base, adapter, weights)
     said = _differences(base, folder, whole=whole)
     return TrainingTokenizer(folder, digest.of_folder(folder, _FILES), said, resizes, scratch)
 
@@ -114,11 +127,10 @@ def _differences(base: Path, folder: Path, *, whole: bool) -> str | None:
     return "; ".join(found) or None
 
 
-def _resizes(base: Path, adapter: Path) -> bool:
+def _resizes(base: Path, adapter: Path, file: Path) -> bool:
     """Whether the base has too few rows for the tokenizer. Raises ExportError where the adapter brings no others."""
     tokenizer = tokenizers.FolderTokenizer(adapter)
     highest = max(tokenizer.names, default=0)
-    file = adapter / "adapter_model.safetensors"
     brought = names.embedding(names.open_weights(file)) if file.is_file() else None
     own = Checkpoint.open(base).tensors.get(EMBEDDING)
     held = brought or own

@@ -27,6 +27,7 @@ from ggufy.verify.probes import PROBES, rendered
 log = logging.getLogger("ggufy")
 
 _LONGEST = 96
+_WITHOUT_HEAD = tuple(f"base_model.model.{part}." for part in ("layers", "embed_tokens", "norm"))
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,9 @@ def _unknown_names(base: Path, adapter: Path | None) -> str | None:
         return None
     change = names.open_weights(file)
     if change.wrapped:
-        return "the names of the adapter's weights are wrapped by a trainer, which peft does not read"
+        return "the names of the adapter's weights are not those that peft saves, which it does not read"
+    if not conversion.is_foreign(base) and any(name.startswith(_WITHOUT_HEAD) for name in change.tensors):
+        return "the adapter is of a model without its output matrix, which peft does not load into one with it"
     brought, own = names.embedding(change), weights.tensors.get(EMBEDDING)
     if brought and own and brought.shape != own.shape:
         return "the adapter's vocabulary has another size than the base's, which peft does not load by itself"

@@ -189,3 +189,15 @@ def test_several_adapters(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="2 of its folders are") as caught:
         export(tmp_path / "adapter", base, tmp_path / "out")
     assert all(f"adapter/{name}" in str(caught.value.hint) for name in ("one", "two"))
+
+
+def test_a_tokenizer_above_an_adapter_that_has_a_name(base: Path, tmp_path: Path) -> None:
+    """As `model.save_pretrained(OUT); tokenizer.save_pretrained(OUT)` leave them."""
+    train(base, tmp_path / "adapter/policy")
+    tokenizer(base, tmp_path / "adapter")
+    for what in ("adapter", "adapter/policy"):
+        made = export(tmp_path / what, base, tmp_path / f"out-{Path(what).name}")
+        assert template_of(made["f16"]) == TEMPLATE
+    # Above is a model: its tokenizer is not the adapter's.
+    shutil.copyfile(base / "config.json", tmp_path / "adapter/config.json")
+    assert template_of(export(tmp_path / "adapter/policy", base, tmp_path / "no")["f16"]) != TEMPLATE

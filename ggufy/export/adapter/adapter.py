@@ -110,6 +110,17 @@ class Adapter:
             raise ExportError(f"{where}: {min(both)} has single trained tokens beside a lora_A", DAMAGED)
         return cls({**deltas, **rows}, whole, weights, where, config)
 
+    def named_as(self, base: Checkpoint) -> Adapter:
+        """With the base's names, where it was trained on the model without its output matrix: those lack "model."."""
+
+        def whole(name: str) -> str:
+            return f"model.{name}" if name not in base and f"model.{name}" in base else name
+
+        if all(whole(name) == name for name in (*self.deltas, *self.whole)):
+            return self
+        deltas, brought = ({whole(name): part for name, part in held.items()} for held in (self.deltas, self.whole))
+        return Adapter(deltas, brought, self.weights, self.where, self.config)
+
     def vocabulary(self, base: Checkpoint) -> int:
         """Rows of the embedding: of the one that the adapter brings, else of the base's."""
         brought = self.weights[self.whole[EMBEDDING]] if self.weights and EMBEDDING in self.whole else base[EMBEDDING]
