@@ -76,7 +76,7 @@ def test_the_same_part_twice(base: Path) -> None:
     path = train(load(base), base.parent / "adapter") / "adapter_model.safetensors"
     held = load_file(path)
     save_file(held | {name.removeprefix("base_model.model."): held[name].clone() for name in held}, path)
-    with pytest.raises(ExportError, match="are in it twice, with and without base_model.model"):
+    with pytest.raises(ExportError, match="are in it twice, with and without"):
         Adapter.open(path.parent)
 
 

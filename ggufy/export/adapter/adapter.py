@@ -118,7 +118,8 @@ class Adapter:
 
         if all(whole(name) == name for name in (*self.deltas, *self.whole)):
             return self
-        deltas, brought = ({whole(name): part for name, part in held.items()} for held in (self.deltas, self.whole))
+        deltas = {whole(name): delta for name, delta in self.deltas.items()}
+        brought = {whole(name): stored for name, stored in self.whole.items()}
         return Adapter(deltas, brought, self.weights, self.where, self.config)
 
     def vocabulary(self, base: Checkpoint) -> int:
