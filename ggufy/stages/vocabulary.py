@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from ggufy.errors import MissingExtra
+from ggufy.errors import ExportError, MissingExtra
 from ggufy.export import vocab
 from ggufy.export.converter import conversion
+from ggufy.export.vocabulary import special
 from ggufy.model import config_files
+from ggufy.model.template import ChatTemplate, text_of
 from ggufy.model.tokenizer import folder
+from ggufy.verify.probes import rendered
 
 _TEXTS = 200
 
@@ -27,6 +30,21 @@ def check(base: Path, data: Path | None) -> None:
     if isinstance(size, int):
         rows = data / "train.arrow" if data is not None else None
         vocab.check(base, size, list(_texts(base, rows)) if rows and rows.is_file() else [])
+
+
+def check_template(tokenizer: Path) -> None:
+    """Raise ExportError where a folder's chat template begins a conversation with more than one BOS."""
+    if conversion.is_foreign(tokenizer):
+        return
+    bos = special.of(found := folder.of(tokenizer)).ids.get("bos")
+    for text in rendered(ChatTemplate.from_folder(tokenizer)) if text_of(tokenizer) else []:
+        ids = found.backend.encode(text, add_special_tokens=False).ids
+        count = next((at for at, token in enumerate(ids) if token != bos), len(ids))
+        if count > 1:
+            raise ExportError(
+                f"{tokenizer.as_posix()}: its chat template writes {count} BOS tokens at the start",
+                "leave one of them in the template, as the model was trained; --no-verify exports it as it is",
+            )
 
 
 def _texts(base: Path, rows: Path) -> Iterator[str]:

@@ -53,7 +53,8 @@ def of(
     lacking = missing(base, adapter)
     try:
         if not lacking:
-            return run(base, adapter, [*own(), *_probes(tokenizer or base)])
+            texts = [*own(), *_probes(tokenizer or base)]
+            return run(base, adapter, [text[: _context(base)] for text in texts])
     except Exception as error:  # noqa: BLE001 - a KeyError, too, is what the libraries say of a model they cannot load
         # This check is one more, and costs nobody the file.
         lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -123,8 +124,14 @@ def _probes(base: Path) -> list[list[int]]:
     tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
     if not text_of(base):
         return [tokenizer.encode(" ".join(PROBES)).ids[:_LONGEST]]
-    shown = rendered(ChatTemplate.from_folder(base))
+    shown = rendered(ChatTemplate.from_folder(base)) or [" ".join(PROBES)]
     return [tokenizer.encode(text, add_special_tokens=False).ids[:_LONGEST] for text in shown[-1:]]
+
+
+def _context(base: Path) -> int | None:
+    """How many tokens the base was made for, beyond which transformers may rotate in another way."""
+    length = json.loads((base / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def missing(base: Path, adapter: Path | None) -> str | None:

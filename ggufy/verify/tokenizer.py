@@ -7,6 +7,7 @@ for the logits, else through `tokenizers` alone. So what one overlooks the other
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from ggufy.errors import Unverified
 from ggufy.llamacpp.evaluate_gguf import Forward
 from ggufy.model.template import ChatTemplate
 from ggufy.verify.probes import PROBES
+
+log = logging.getLogger("ggufy")
 
 # <|im_start|>, and with the wide bars of DeepSeek: what users type never becomes one of these.
 _MARK = re.compile(r"<[|\uff5c].*[|\uff5c]>", re.DOTALL)
@@ -38,8 +41,11 @@ class BaseTokenizer:
 
 def _open(base: Path) -> Any:
     if theirs := sys.modules.get("transformers"):
-        # The class that takes tokenizer.json as it is: that which the folder names may build its rules anew.
-        return theirs.PreTrainedTokenizerFast.from_pretrained(base.as_posix()).backend_tokenizer
+        try:
+            # The class that takes tokenizer.json as it is: that which the folder names may build its rules anew.
+            return theirs.PreTrainedTokenizerFast.from_pretrained(base.as_posix()).backend_tokenizer
+        except Exception as error:  # noqa: BLE001 - a TypeError, too, is what it says of a file it cannot read
+            log.info("%s: transformers cannot load the tokenizer: %s", base.as_posix(), " ".join(str(error).split()))
     from tokenizers import Tokenizer
 
     found = Tokenizer.from_file((base / "tokenizer.json").as_posix())
