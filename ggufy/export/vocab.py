@@ -126,6 +126,13 @@ def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = (
         )
 
 
+def first_that_goes_on(base: Path, vocab_size: int, tokens: Sequence[int], *, as_llama: bool) -> int | None:
+    """The first of these tokens after which llama.cpp would go on."""
+    made = read(base, max(vocab_size, max(folder.of(base).names) + 1), as_llama=as_llama)
+    with proof.loaded(made.tokens, made.special) as ours:
+        return next((token for token in tokens if not ours.ends_turn(token)), None)
+
+
 def _flags(made: Vocabulary) -> dict[str, bool]:
     flags = {"tokenizer.ggml.add_space_prefix": made.prefix, "tokenizer.ggml.add_bos_token": made.bos}
     return {key: value for key, value in flags.items() if value is not None}

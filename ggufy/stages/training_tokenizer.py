@@ -61,7 +61,8 @@ def of(base: Path, adapter: Path | None) -> TrainingTokenizer:
     if adapter is None:
         return TrainingTokenizer(base)
     beside = _beside(adapter)
-    state = tuple(_state(folder / name) for folder in (base, beside) for name in _FILES)
+    files = [folder / name for folder in (base, beside) for name in _FILES]
+    state = tuple(map(_state, [*files, *_more(base), *_more(beside)]))
     return _of(base, beside, adapter / "adapter_model.safetensors", state)
 
 
@@ -86,7 +87,8 @@ def _of(base: Path, adapter: Path, weights: Path, state: tuple[object, ...]) -> 
             lacking = next(name for name in _NEEDED if not (adapter / name).is_file())
             log.info("%s: %s is there without %s, so the base's tokenizer is used", adapter, lone[0], lacking)
         held = [name for name in held if name == _TEMPLATE]
-    if all(_same(adapter / name, base / name) for name in held) and not (whole and _lacks_template(base, adapter)):
+    others = whole and (_lacks_template(base, adapter) or not _same_templates(base, adapter))
+    if all(_same(adapter / name, base / name) for name in held) and not others:
         return TrainingTokenizer(base)
     scratch = TemporaryDirectory(prefix="ggufy-")
     folder = Path(scratch.name)
@@ -98,7 +100,18 @@ def _of(base: Path, adapter: Path, weights: Path, state: tuple[object, ...]) -> 
         shutil.copytree(tokenizer / _MORE_TEMPLATES, folder / _MORE_TEMPLATES)
     resizes = whole and _resizes(base, adapter, weights)
     said = _differences(base, folder, whole=whole)
-    return TrainingTokenizer(folder, digest.of_folder(folder, _FILES), said, resizes, scratch)
+    sha256 = digest.of_folder(folder, (*_FILES, f"{_MORE_TEMPLATES}/*.jinja"))
+    return TrainingTokenizer(folder, sha256, said, resizes, scratch)
+
+
+def _more(folder: Path) -> list[Path]:
+    return sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))
+
+
+def _same_templates(base: Path, adapter: Path) -> bool:
+    """Whether both have the same templates beside the default one."""
+    ours, theirs = ({path.name: path.read_bytes() for path in _more(folder)} for folder in (adapter, base))
+    return ours == theirs or not ours
 
 
 def _lacks_template(base: Path, adapter: Path) -> bool:

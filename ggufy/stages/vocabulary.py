@@ -7,15 +7,17 @@ from itertools import islice
 from pathlib import Path
 
 from ggufy.errors import ExportError, MissingExtra
-from ggufy.export import vocab
+from ggufy.export import families, vocab
 from ggufy.export.converter import conversion
 from ggufy.export.vocabulary import special
-from ggufy.model import config_files
+from ggufy.model import config_files, stops
 from ggufy.model.template import ChatTemplate, text_of
 from ggufy.model.tokenizer import folder
 from ggufy.verify.probes import rendered
 
 _TEXTS = 200
+# Of what llama.cpp stops at by its name, whatever the file says: it need not be asked.
+_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<|end|>")
 
 
 def check(base: Path, data: Path | None) -> None:
@@ -32,19 +34,36 @@ def check(base: Path, data: Path | None) -> None:
         vocab.check(base, size, list(_texts(base, rows)) if rows and rows.is_file() else [])
 
 
-def check_template(tokenizer: Path) -> None:
-    """Raise ExportError where a folder's chat template begins a conversation with more than one BOS."""
-    if conversion.is_foreign(tokenizer):
+def check_conversation(base: Path, tokenizer: Path) -> None:
+    """Raise ExportError where conversations would begin with more than one BOS, or answers not end.
+
+    `tokenizer` is the folder with the tokenizer and the template of the training.
+    """
+    if conversion.is_foreign(base):
         return
-    bos = special.of(found := folder.of(tokenizer)).ids.get("bos")
+    found = folder.of(tokenizer)
+    named = special.of(found).ids
     for text in rendered(ChatTemplate.from_folder(tokenizer)) if text_of(tokenizer) else []:
         ids = found.backend.encode(text, add_special_tokens=False).ids
-        count = next((at for at, token in enumerate(ids) if token != bos), len(ids))
+        count = next((at for at, token in enumerate(ids) if token != named.get("bos")), len(ids))
         if count > 1:
             raise ExportError(
                 f"{tokenizer.as_posix()}: its chat template writes {count} BOS tokens at the start",
                 "leave one of them in the template, as the model was trained; --no-verify exports it as it is",
             )
+    ids, file = stops.named(tokenizer)
+    unknown = [n for n in ids if n in found.names and n != named.get("eos") and found.names[n] not in _ENDS]
+    if file != "generation_config.json" or not unknown:
+        return
+    family = families.read(base)
+    lost = vocab.first_that_goes_on(tokenizer, family.vocab_size, unknown, as_llama=family.as_llama)
+    if lost is not None:
+        raise ExportError(
+            f"{(base / file).as_posix()}: token {lost} ({found.names[lost]!r}) ends an answer, and llama.cpp would go "
+            "on after it, as it is not the tokenizer's EOS",
+            f"remove it from eos_token_id there, or name it eos_token in {tokenizer.name}/tokenizer_config.json, if "
+            "answers were trained to end with it; --no-verify exports it as it is",
+        )
 
 
 def _texts(base: Path, rows: Path) -> Iterator[str]:

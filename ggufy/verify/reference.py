@@ -21,6 +21,7 @@ from ggufy.export.adapter.adapter import EMBEDDING
 from ggufy.export.converter import conversion
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import ChatTemplate, text_of
+from ggufy.model.tokenizer import folder
 from ggufy.verify import lazy_loading
 from ggufy.verify.probes import PROBES, rendered
 
@@ -119,9 +120,7 @@ def _logits(model: Any, texts: Sequence[Sequence[int]]) -> list[Any]:
 
 
 def _probes(base: Path) -> list[list[int]]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
+    tokenizer = folder.open_backend(base)
     if not text_of(base):
         return [tokenizer.encode(" ".join(PROBES)).ids[:_LONGEST]]
     shown = rendered(ChatTemplate.from_folder(base)) or [" ".join(PROBES)]

@@ -43,15 +43,20 @@ def _open(base: Path) -> Any:
     if theirs := sys.modules.get("transformers"):
         try:
             # The class that takes tokenizer.json as it is: that which the folder names may build its rules anew.
-            return theirs.PreTrainedTokenizerFast.from_pretrained(base.as_posix()).backend_tokenizer
+            return _as_files_are(theirs.PreTrainedTokenizerFast.from_pretrained(base.as_posix()).backend_tokenizer)
         except Exception as error:  # noqa: BLE001 - a TypeError, too, is what it says of a file it cannot read
             log.info("%s: transformers cannot load the tokenizer: %s", base.as_posix(), " ".join(str(error).split()))
     from tokenizers import Tokenizer
 
-    found = Tokenizer.from_file((base / "tokenizer.json").as_posix())
-    found.no_truncation()
-    found.no_padding()
-    return found
+    return _as_files_are(Tokenizer.from_file((base / "tokenizer.json").as_posix()))
+
+
+def _as_files_are(tokenizer: Any) -> Any:
+    """Without what a trainer set for its batches and saved with it: a length, padding, special tokens as plain text."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = False
+    return tokenizer
 
 
 def compare(model: Forward, base: BaseTokenizer, shown: Sequence[str], texts: Mapping[str, str], path: Path) -> None:
@@ -122,7 +127,10 @@ def _compare_ends(model: Forward, base: BaseTokenizer, path: Path, plain: str) -
     generation = base.base / "generation_config.json"
     ids = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
     for number in ids if isinstance(ids, list) else [ids]:
-        if isinstance(number, int) and not model.ends_turn(number):
+        # Some write -1 for a model that never ends by itself.
+        if not isinstance(number, int) or number < 0 or base.rust.id_to_token(number) is None:
+            continue
+        if not model.ends_turn(number):
             raise Unverified(
                 f"{path.as_posix()}: token {number} ends an answer of the base, and llama.cpp would go on after it",
                 "generation_config.json and the tokenizer do not match",
