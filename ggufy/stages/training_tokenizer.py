@@ -2,7 +2,8 @@
 
 PEFT's trainers, Unsloth, LLaMA-Factory and Axolotl save the tokenizer beside the adapter. Where it is whole
 (tokenizer.json and tokenizer_config.json) it is the one that transformers loads from there, and the GGUF, its
-Modelfile and its checks take it; a lone chat_template.jinja is the template for the base's tokenizer. ggufy's own
+Modelfile and its checks take it; a lone chat_template.jinja, or the template in a lone
+tokenizer_config.json, is that for the base's tokenizer. ggufy's own
 trainings save a copy of the base's, which is then simply the base's.
 """
 
@@ -87,7 +88,10 @@ def _of(base: Path, adapter: Path, weights: Path, state: tuple[object, ...]) -> 
             lacking = next(name for name in _NEEDED if not (adapter / name).is_file())
             log.info("%s: %s is there without %s, so the base's tokenizer is used", adapter, lone[0], lacking)
         held = [name for name in held if name == _TEMPLATE]
-    others = whole and (_lacks_template(base, adapter) or not _same_templates(base, adapter))
+    own = "" if whole else _lone_template(adapter)
+    others = bool(own) and own != text_of(base)
+    if whole:
+        others = _lacks_template(base, adapter) or not _same_templates(base, adapter)
     if all(_same(adapter / name, base / name) for name in held) and not others:
         return TrainingTokenizer(base)
     scratch = TemporaryDirectory(prefix="ggufy-")
@@ -96,12 +100,20 @@ def _of(base: Path, adapter: Path, weights: Path, state: tuple[object, ...]) -> 
     tokenizer, template = (adapter, adapter) if whole else (base, adapter)
     _copy(tokenizer, [name for name in _FILES if name != _TEMPLATE], folder)
     _copy(template, [_TEMPLATE], folder)
+    if own:
+        (folder / _TEMPLATE).write_text(own, "utf-8")
     if (tokenizer / _MORE_TEMPLATES).is_dir():
         shutil.copytree(tokenizer / _MORE_TEMPLATES, folder / _MORE_TEMPLATES)
     resizes = whole and _resizes(base, adapter, weights)
     said = _differences(base, folder, whole=whole)
     sha256 = digest.of_folder(folder, (*_FILES, f"{_MORE_TEMPLATES}/*.jinja"))
     return TrainingTokenizer(folder, sha256, said, resizes, scratch)
+
+
+def _lone_template(adapter: Path) -> str:
+    """The template in a tokenizer_config.json that is there without its tokenizer.json, which is large."""
+    path = adapter / "tokenizer_config.json"
+    return text_of(adapter) if path.is_file() and tokenizers.read(path) else ""
 
 
 def _more(folder: Path) -> list[Path]:

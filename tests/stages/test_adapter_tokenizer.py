@@ -108,6 +108,18 @@ def test_a_template_alone(base: Path, tmp_path: Path) -> None:
     assert template_of(made["f16"]) == TEMPLATE
 
 
+def test_a_template_in_a_config_alone(base: Path, tmp_path: Path) -> None:
+    """As where tokenizer.json was left out for its size."""
+    train(base, tmp_path / "adapter")
+    config = json.loads((base / "tokenizer_config.json").read_text("utf-8"))
+    for template in (TEMPLATE, [{"name": "default", "template": TEMPLATE}]):
+        (tmp_path / "adapter/tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+        made = export(tmp_path / "adapter", base, tmp_path / "out", force=True)
+        assert template_of(made["f16"]) == TEMPLATE
+    shutil.copyfile(base / "tokenizer_config.json", tmp_path / "adapter/tokenizer_config.json")
+    assert model_source.of_folder(tmp_path / "adapter", str(base), tmp_path / "no").tokenizer == base
+
+
 def test_a_copy_of_the_bases_changes_nothing(base: Path, tmp_path: Path) -> None:
     train(base, tmp_path / "adapter")
     without = model_source.of_folder(tmp_path / "adapter", str(base), tmp_path / "out")
