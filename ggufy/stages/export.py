@@ -192,10 +192,10 @@ class _Export:
     def _check_data(self) -> None:
         """Raise ExportError where llama.cpp would read the run's own data otherwise than it was trained on."""
         data = self.this.output_folder.valid("data") if self.this.subfolder else None
-        if self.options.check_files:
-            vocabulary.check_conversation(self.this.base.path, self.this.tokenizer)
         # Without pyarrow, which reads it, the probes say enough: the data was compared before the training.
         vocabulary.check(self.this.base.path, data.path if data and find_spec("pyarrow") else None)
+        if self.options.check_files:
+            vocabulary.check_conversation(self.this.base.path, self.this.tokenizer)
 
     def _verify(self, name: str, path: Path) -> None:
         """Raises Unverified."""

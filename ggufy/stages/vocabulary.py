@@ -61,8 +61,8 @@ def check_conversation(base: Path, tokenizer: Path) -> None:
         raise ExportError(
             f"{(base / file).as_posix()}: token {lost} ({found.names[lost]!r}) ends an answer, and llama.cpp would go "
             "on after it, as it is not the tokenizer's EOS",
-            f"remove it from eos_token_id there, or name it eos_token in {tokenizer.name}/tokenizer_config.json, if "
-            "answers were trained to end with it; --no-verify exports it as it is",
+            "remove it from eos_token_id there, or name it eos_token in tokenizer_config.json, if answers were "
+            "trained to end with it; --no-verify exports it as it is",
         )
 
 
