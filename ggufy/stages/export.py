@@ -123,6 +123,7 @@ class _Export:
 
     def _plan(self, scratch: Path) -> Plan:
         """The plan. Raises what the export would, but for what only the weights' own numbers tell."""
+        self._check_conversation()
         this, options = self.this, self.options
         names, output_folder = (*self.quants, *options.extras), this.output_folder
         request = Request(
@@ -194,6 +195,10 @@ class _Export:
         data = self.this.output_folder.valid("data") if self.this.subfolder else None
         # Without pyarrow, which reads it, the probes say enough: the data was compared before the training.
         vocabulary.check(self.this.base.path, data.path if data and find_spec("pyarrow") else None)
+        self._check_conversation()
+
+    def _check_conversation(self) -> None:
+        """Raise ExportError where the verification would refuse what is made, for how conversations begin and end."""
         if self.options.check_files:
             vocabulary.check_conversation(self.this.base.path, self.this.tokenizer)
 
