@@ -63,7 +63,7 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
     if conversion.is_foreign(request.base):
         return merged_base.plan(request, Checkpoint.open(request.base), adapter, scratch)
     found = planned_of.ready(request.base, adapter, request.tokenizer)
-    family, weights, planned = found.family, found.weights, found.tensors
+    family, weights, adapter, planned = found.family, found.weights, found.adapter, found.tensors
     if request.quants:
         family.check_vocab()
         family.say_limits()

@@ -28,6 +28,7 @@ def ready(base: Path, adapter: Adapter, tokenizer: Path | None = None) -> Ready:
     ExportError or ModelError.
     """
     family, weights = families.opened(base)
+    adapter = adapter.named_as(weights)
     tensors = family.plan(weights, untied=adapter.unties(family.tied))
     adapter.check(weights, (tensor.source for tensor in tensors if tensor.source), resizes=tokenizer is not None)
     if tokenizer is not None:

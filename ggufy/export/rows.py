@@ -9,7 +9,7 @@ from ggufy.export import four_bit
 from ggufy.llamacpp import library
 from ggufy.model.safetensors import FOUR_BIT, SIZES, Checkpoint
 
-READABLE = ("F32", "F16", "BF16", FOUR_BIT)
+READABLE = ("F64", "F32", "F16", "BF16", FOUR_BIT)
 """The dtypes whose numbers can be read."""
 
 
@@ -49,7 +49,7 @@ def read_rows(weights: Checkpoint, name: str, start: int, stop: int, out: Any) -
 
 
 def decode(data: Any, dtype: str, out: Any) -> None:
-    """The numbers of a safetensors dtype, as many as the flat float32 array `out` holds. Exact."""
+    """The numbers of a safetensors dtype, as many as the flat float32 array `out` holds. Exact but for those of F64."""
     import numpy as np
 
     if dtype == "BF16":
@@ -58,7 +58,7 @@ def decode(data: Any, dtype: str, out: Any) -> None:
         bits <<= 16
     elif dtype == "F16":
         library.from_f16(np.frombuffer(data, np.dtype("<f2"), out.size), out)
-    elif dtype == "F32":
-        out[:] = np.frombuffer(data, np.dtype("<f4"), out.size)
+    elif dtype in ("F32", "F64"):
+        out[:] = np.frombuffer(data, np.dtype("<f4" if dtype == "F32" else "<f8"), out.size)
     else:
         raise ExportError(f"weights of type {dtype} cannot be read", "use a base in bf16, f16 or f32")

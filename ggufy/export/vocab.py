@@ -212,6 +212,13 @@ def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = (
     )
 
 
+def those_that_go_on(base: Path, vocab_size: int, tokens: Sequence[int], *, rules: Rules) -> list[int]:
+    """Those of these tokens after which llama.cpp would go on."""
+    made = read(base, max(vocab_size, max(folder.of(base).names) + 1), rules=rules)
+    with proof.loaded(made.tokens, made.special) as ours:
+        return [token for token in tokens if not ours.ends_turn(token)]
+
+
 def _flags(made: Vocabulary) -> dict[str, bool]:
     flags = {"tokenizer.ggml.add_space_prefix": made.prefix, "tokenizer.ggml.add_bos_token": made.bos}
     return {key: value for key, value in flags.items() if value is not None}

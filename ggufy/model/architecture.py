@@ -47,12 +47,17 @@ def of(config: Mapping[str, Any]) -> str:
     """The class a folder with this config.json is loaded as; "none" where that cannot be told."""
     names = config.get("architectures") or ["none"]
     name = str(names[0]).removeprefix("FSDP")
-    known = _BY_TYPE.get(str(config.get("model_type")))
+    known = by_type(config)
     bare = (name == "none" or name in _WRAPPERS) and bool(config.get("model_type"))
-    # LlamaModel beside LlamaForCausalLM.
-    if known and (bare or name == known.removesuffix("ForCausalLM") + "Model"):
+    # LlamaModel beside LlamaForCausalLM, and what ends so, with a trainer's name before it.
+    if known and (bare or name.endswith((known, known.removesuffix("ForCausalLM") + "Model"))):
         return known
     return name
+
+
+def by_type(config: Mapping[str, Any]) -> str | None:
+    """The class that transformers makes of this model_type, where it is one of those known here."""
+    return _BY_TYPE.get(str(config.get("model_type")))
 
 
 def has_conv1d(config: Mapping[str, Any]) -> bool:

@@ -144,6 +144,11 @@ def check(folder: Path, name: str, *, four_bit: bool = False, said: str = "model
             "name the 16-bit repository in model.base; model.load_in: 4bit loads it in 4 bits for training",
         )
     if how := _quantized(values.get("quantization_config")):
+        if _is_float(folder):
+            raise ModelError(
+                f"{name}: config.json has a quantization_config ({how}), and the weights are not quantized",
+                "remove quantization_config from config.json, if these weights are the model",
+            )
         raise ModelError(
             f"{name}: its weights are quantized with {how}; of quantized models ggufy reads bitsandbytes' 4 bits only",
             "name the 16-bit original, or a copy of it in 16 bits",
@@ -159,7 +164,13 @@ def _quantized(config: Any) -> str:
     method = str(settings.get("quant_method") or "an unknown method")
     if method != "bitsandbytes":
         return method
-    return "" if settings.get("load_in_4bit") and not settings.get("load_in_8bit") else "bitsandbytes in 8 bits"
+    return "bitsandbytes in 8 bits" if settings.get("load_in_8bit") else ""
+
+
+def _is_float(folder: Path) -> bool:
+    """Whether every weight is a number by itself: a leftover in config.json then says otherwise."""
+    tensors = safetensors.Checkpoint.open(folder).tensors.values()
+    return all(tensor.dtype in ("F64", "F32", "F16", "BF16") for tensor in tensors)
 
 
 class _JsonObject(BaseModel):

@@ -27,6 +27,7 @@ FOUR_BIT = "BNB4"
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _AGAIN = "copy the model folder again"
+_INDEX_AGAIN = f"{_AGAIN}; or correct weight_map in {_INDEX}, if the weights are right"
 _STATE = ".quant_state.bitsandbytes__"
 _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
@@ -62,7 +63,7 @@ class Checkpoint:
     def open(cls, place: Path) -> Checkpoint:
         """A model folder (sharded or not) or one .safetensors file. Raises ModelError where something is missing."""
         if place.is_file():
-            return _named(read_header(place), place)
+            return _named(read_header(place), place, model=False)
         # As transformers: one whole file comes before shards, and an index beside it is not looked at.
         names = {} if (place / _WHOLE).is_file() else _by_index(place)
         tensors: dict[str, Tensor] = {}
@@ -72,11 +73,11 @@ class Checkpoint:
             for name, tensor in read_header(place / file).items():
                 if names and names.get(name) != file:
                     said = f"says that {names[name]} does" if name in names else "does not name it"
-                    raise ModelError(f"{(place / file).as_posix()}: holds {name}, but {_INDEX} {said}", _AGAIN)
+                    raise ModelError(f"{(place / file).as_posix()}: holds {name}, but {_INDEX} {said}", _INDEX_AGAIN)
                 tensors[name] = tensor
         if lost := sorted(names.keys() - tensors.keys()):
-            raise ModelError(f"{place.as_posix()}: {_INDEX} says that {names[lost[0]]} holds {lost[0]}", _AGAIN)
-        return _named(tensors, place)
+            raise ModelError(f"{place.as_posix()}: {_INDEX} says that {names[lost[0]]} holds {lost[0]}", _INDEX_AGAIN)
+        return _named(tensors, place, model=True)
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -111,8 +112,8 @@ class Checkpoint:
         return memoryview(self._maps[tensor.file])[tensor.start : tensor.end]
 
 
-def _named(tensors: Mapping[str, Tensor], place: Path) -> Checkpoint:
-    names = weight_names.unwrap(tensors, place.as_posix())
+def _named(tensors: Mapping[str, Tensor], place: Path, *, model: bool) -> Checkpoint:
+    names = weight_names.unwrap(tensors, place.as_posix(), model=model)
     wrapped = any(name != short for name, short in names.items())
     held = _in_order(replace(tensor, name=names[name]) for name, tensor in tensors.items())
     return Checkpoint(_join_four_bit(held), place.as_posix(), wrapped=wrapped)

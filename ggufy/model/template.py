@@ -111,11 +111,25 @@ def named_specials(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     `config` is its tokenizer_config.json. As transformers does: where the added tokens are not listed there,
     special_tokens_map.json has the last word.
     """
-    beside = folder / "special_tokens_map.json"
-    if beside.is_file() and "added_tokens_decoder" not in config:
-        config = config | json.loads(beside.read_text(encoding="utf-8"))
+    config = with_special_tokens_map(folder, config)
     named = {key: value for key, value in config.items() if key.endswith("_token") and value}
     return {key: value for key, value in named.items() if isinstance(value, str | dict)}
+
+
+def with_special_tokens_map(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json with what special_tokens_map.json says, where that counts. Raises ModelError."""
+    beside = folder / "special_tokens_map.json"
+    if not beside.is_file() or "added_tokens_decoder" in config:
+        return config
+    try:
+        said = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(said, dict):
+            raise ValueError("it is not a JSON object")
+    except ValueError as error:
+        raise ModelError(
+            f"{beside.as_posix()} cannot be read: {error}", "copy the tokenizer's files again, or remove this one"
+        ) from None
+    return {**config, **said}
 
 
 def text_of(folder: Path) -> str:
@@ -126,15 +140,22 @@ def text_of(folder: Path) -> str:
 def named_templates(folder: Path) -> dict[str, str]:
     """The templates of a model folder by name, from where transformers reads them; a lone one is `default`."""
     beside, more = folder / "chat_template.jinja", folder / "additional_chat_templates"
-    found = {path.stem: path.read_text(encoding="utf-8") for path in sorted(more.glob("*.jinja"))}
+    found = {path.stem: _text(path) for path in sorted(more.glob("*.jinja"))}
     if beside.is_file():
-        return {**found, "default": beside.read_text(encoding="utf-8")}
+        return {**found, "default": _text(beside)}
     given = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template") or ""
     if isinstance(given, list):
         given = {entry["name"]: entry["template"] for entry in given}
     if not isinstance(given, dict):
         given = {"default": given}
     return {**{name: str(text) for name, text in given.items()}, **found}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path.as_posix()} is not UTF-8: {error}", "save the chat template in UTF-8") from None
 
 
 def _environment() -> Any:

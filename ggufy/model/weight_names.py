@@ -14,6 +14,8 @@ from ggufy.errors import ModelError
 _ANYWHERE = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module"})
 # DDP's and DeepSpeed's is an ordinary word: it counts only around the whole model.
 _OUTSIDE = re.compile(r"^(base_model\.model\.)?(?:module\.)+")
+# Around the whole model, in a state dict that was saved from within peft, or from trl's model with a value head.
+_HOLDERS = ("base_model.model.", "pretrained_model.")
 
 
 def unwrapped(name: str) -> str:
@@ -22,11 +24,22 @@ def unwrapped(name: str) -> str:
     return _OUTSIDE.sub(lambda found: found[1] or "", short)
 
 
-def unwrap(names: Iterable[str], where: str) -> dict[str, str]:
-    """Each name, and what it is called without its wrapping. Raises ModelError where two would be called the same."""
+def of_model(name: str) -> str:
+    """The same for a whole model, which is not named as a part of what held it."""
+    short = unwrapped(name)
+    while held := next((holder for holder in _HOLDERS if short.startswith(holder)), None):
+        short = unwrapped(short.removeprefix(held))
+    return short
+
+
+def unwrap(names: Iterable[str], where: str, *, model: bool) -> dict[str, str]:
+    """Each name, and what it is called without its wrapping. Raises ModelError where two would be called the same.
+
+    They are those of a whole `model`, or of an adapter.
+    """
     found: dict[str, str] = {}
     for name in names:
-        short = unwrapped(name)
+        short = of_model(name) if model else unwrapped(name)
         if (other := found.setdefault(short, name)) != name:
             raise ModelError(
                 f"{where}: {other} and {name} are both {short}, as a trainer wrapped it",

@@ -117,6 +117,7 @@ class _Export:
 
     def _plan(self, scratch: Path) -> Plan:
         """The plan. Raises what the export would, but for what only the weights' own numbers tell."""
+        self._check_conversation()
         this, options = self.this, self.options
         names, output_folder = (*self.quants, *options.extras), this.output_folder
         request = self._request({name: scratch / name for name in names})
@@ -193,6 +194,12 @@ class _Export:
         # Without pyarrow, which reads it, the probes say enough: the data was compared before the training.
         if data and find_spec("pyarrow"):
             vocabulary.check(self.this.base.path, data.path)
+        self._check_conversation()
+
+    def _check_conversation(self) -> None:
+        """Raise ExportError where the verification would refuse what is made, for how conversations begin and end."""
+        if self.options.check_files:
+            vocabulary.check_conversation(self.this.base.path, self.this.tokenizer)
 
     def _verify(self, name: str, path: Path) -> None:
         """Raises Unverified."""

@@ -2,8 +2,9 @@
 
 PEFT's trainers, Unsloth, LLaMA-Factory and Axolotl save the tokenizer beside the adapter. Where it is whole
 (tokenizer_config.json, and tokenizer.json or what it is made of) it is the one that transformers loads from there, and
-the GGUF, its Modelfile and its checks take it; a lone chat_template.jinja is the template for the base's tokenizer.
-ggufy's own trainings save a copy of the base's, which is then simply the base's.
+the GGUF, its Modelfile and its checks take it; a lone chat_template.jinja, or the template in a lone
+tokenizer_config.json, is that for the base's tokenizer. ggufy's own trainings save a copy of the base's, which is then
+simply the base's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from ggufy.errors import ExportError
 from ggufy.export.adapter import names
+from ggufy.model import config_files
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import text_of
 from ggufy.model.tokenizer import converted
@@ -62,11 +64,25 @@ def of(base: Path, adapter: Path | None) -> TrainingTokenizer:
     """The tokenizer of a base and an adapter folder. Raises ExportError where it does not fit the embedding."""
     if adapter is None:
         return TrainingTokenizer(base)
-    return _of(base, adapter, tuple(_state(folder / name) for folder in (base, adapter) for name in _FILES))
+    beside = _beside(adapter)
+    files = [folder / name for folder in (base, beside) for name in _FILES]
+    state = tuple(map(_state, [*files, *_more(base), *_more(beside)]))
+    return _of(base, beside, adapter / "adapter_model.safetensors", state)
+
+
+def _beside(adapter: Path) -> Path:
+    """The folder that the tokenizer was saved in: the adapter's, or the one above it.
+
+    peft saves an adapter that has a name in a folder of its own, where the tokenizer is saved beside that.
+    """
+    above = adapter.resolve().parent
+    own, theirs = (any((folder / name).is_file() for name in (*_NEEDED, _TEMPLATE)) for folder in (adapter, above))
+    # That of a model is the base's, or another one's.
+    return above if theirs and not own and not (above / "config.json").is_file() else adapter
 
 
 @lru_cache(maxsize=32)
-def _of(base: Path, adapter: Path, state: tuple[object, ...]) -> TrainingTokenizer:
+def _of(base: Path, adapter: Path, weights: Path, state: tuple[object, ...]) -> TrainingTokenizer:
     del state
     made = converted.source_of(adapter)
     whole = (adapter / _SETTINGS).is_file() and (made is not None or (adapter / _JSON).is_file())
@@ -76,7 +92,11 @@ def _of(base: Path, adapter: Path, state: tuple[object, ...]) -> TrainingTokeniz
             lacking = next(name for name in _NEEDED if not (adapter / name).is_file())
             log.info("%s: %s is there without %s, so the base's tokenizer is used", adapter, lone[0], lacking)
         held = [name for name in held if name == _TEMPLATE]
-    if all(_same(adapter / name, base / name) for name in held) and not (whole and _lacks_template(base, adapter)):
+    own = "" if whole else _lone_template(adapter)
+    others = bool(own) and own != text_of(base)
+    if whole:
+        others = _lacks_template(base, adapter) or not _same_templates(base, adapter)
+    if all(_same(adapter / name, base / name) for name in held) and not others:
         return TrainingTokenizer(base)
     scratch = TemporaryDirectory(prefix="ggufy-")
     folder = Path(scratch.name)
@@ -88,11 +108,30 @@ def _of(base: Path, adapter: Path, state: tuple[object, ...]) -> TrainingTokeniz
     elif not whole:
         _copy(base, [tokenizers.MADE], folder)
     _copy(template, [_TEMPLATE], folder)
+    if own:
+        (folder / _TEMPLATE).write_text(own, "utf-8")
     if (tokenizer / _MORE_TEMPLATES).is_dir():
         shutil.copytree(tokenizer / _MORE_TEMPLATES, folder / _MORE_TEMPLATES)
-    resizes = whole and _resizes(base, adapter, tokenizers.FolderTokenizer(folder))
+    resizes = whole and _resizes(base, tokenizers.FolderTokenizer(folder), weights, adapter)
     said = _differences(base, folder, whole=whole)
-    return TrainingTokenizer(folder, digest.of_folder(folder, _FILES), said, resizes, scratch)
+    sha256 = digest.of_folder(folder, (*_FILES, f"{_MORE_TEMPLATES}/*.jinja"))
+    return TrainingTokenizer(folder, sha256, said, resizes, scratch)
+
+
+def _lone_template(adapter: Path) -> str:
+    """The template in a tokenizer_config.json that is there without its tokenizer.json, which is large."""
+    path = adapter / "tokenizer_config.json"
+    return text_of(adapter) if path.is_file() and config_files.read_whole(path) else ""
+
+
+def _more(folder: Path) -> list[Path]:
+    return sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))
+
+
+def _same_templates(base: Path, adapter: Path) -> bool:
+    """Whether both have the same templates beside the default one."""
+    ours, theirs = ({path.name: path.read_bytes() for path in _more(folder)} for folder in (adapter, base))
+    return ours == theirs or not ours
 
 
 def _make_json(base: Path, adapter: Path, folder: Path) -> None:
@@ -129,10 +168,9 @@ def _differences(base: Path, folder: Path, *, whole: bool) -> str | None:
     return "; ".join(found) or None
 
 
-def _resizes(base: Path, adapter: Path, tokenizer: FolderTokenizer) -> bool:
+def _resizes(base: Path, tokenizer: FolderTokenizer, file: Path, adapter: Path) -> bool:
     """Whether the base has too few rows for the tokenizer. Raises ExportError where the adapter brings no others."""
     highest = max(tokenizer.names, default=0)
-    file = adapter / "adapter_model.safetensors"
     brought = names.embedding(names.open_weights(file)) if file.is_file() else None
     own = names.embedding(Checkpoint.open(base))
     held = brought or own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 
 from ggufy.errors import ModelError
@@ -28,6 +29,11 @@ TURNS: tuple[Message, ...] = (
     {"role": "user", "content": "Why?"},
 )
 DAY = date(2026, 1, 2)
+
+
+def after_answer(shown: Sequence[str]) -> str:
+    """What stands after the answer in what `rendered` gives; empty where there is none."""
+    return next((text.rpartition("Hello.")[2] for text in shown if "Hello." in text and "Why?" not in text), "")
 
 
 def rendered(template: ChatTemplate) -> list[str]:

@@ -16,18 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufy.errors import GgufyError
 from ggufy.export.adapter import names
 from ggufy.export.converter import conversion
 from ggufy.model import config_files, text_part
 from ggufy.model.safetensors import Checkpoint
 from ggufy.model.template import ChatTemplate, text_of
+from ggufy.model.tokenizer import folder
 from ggufy.verify import lazy_loading
 from ggufy.verify.probes import PROBES, rendered
 
 log = logging.getLogger("ggufy")
 
 _LONGEST = 96
+_WITHOUT_HEAD = tuple(f"base_model.model.{part}." for part in ("layers", "embed_tokens", "norm"))
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ def of(
     lacking = missing(base, adapter)
     try:
         if not lacking:
-            return run(base, adapter, [*own(), *_probes(tokenizer or base)])
-    except (GgufyError, ImportError, OSError, ValueError, RuntimeError) as error:
-        # What the libraries raise for a model they cannot load. This check is one more, and costs nobody the file.
+            texts = [*own(), *_probes(tokenizer or base)]
+            return run(base, adapter, [text[: _context(base)] for text in texts])
+    except Exception as error:  # noqa: BLE001 - a KeyError, too, is what the libraries say of a model they cannot load
+        # This check is one more, and costs nobody the file.
         lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     log.info("logits are not compared with the training model: %s", lacking)
     return NOTHING
@@ -141,13 +143,17 @@ def _logits(model: Any, texts: Sequence[Sequence[int]], **how: Any) -> list[Any]
 
 
 def _probes(base: Path) -> list[list[int]]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file((base / "tokenizer.json").as_posix())
+    tokenizer = folder.open_backend(base)
     if not text_of(base):
         return [tokenizer.encode(" ".join(PROBES)).ids[:_LONGEST]]
-    shown = rendered(ChatTemplate.from_folder(base))
+    shown = rendered(ChatTemplate.from_folder(base)) or [" ".join(PROBES)]
     return [tokenizer.encode(text, add_special_tokens=False).ids[:_LONGEST] for text in shown[-1:]]
+
+
+def _context(base: Path) -> int | None:
+    """How many tokens the base was made for, beyond which transformers may rotate in another way."""
+    length = json.loads((base / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def missing(base: Path, adapter: Path | None) -> str | None:
@@ -174,6 +180,8 @@ def _unknown_names(base: Path, adapter: Path | None) -> str | None:
     if file is None or not file.is_file():
         return None
     change = names.open_weights(file)
+    if not conversion.is_foreign(base) and any(name.startswith(_WITHOUT_HEAD) for name in change.tensors):
+        return "the adapter is of a model without its output matrix, which peft does not load into one with it"
     brought, own = names.embedding(change), names.embedding(weights)
     config = config_files.read(base / "config.json")
     if text_part.is_part(config) and not any(

@@ -182,11 +182,18 @@ def test_a_tokenizer_is_what_transformers_loads(change: str, base: Path, tmp_pat
     assert ours.backend.token_to_id(ours.special["eos_token"]) == judge.eos_token_id
 
 
-@pytest.mark.parametrize("way", ["special_tokens_map.json", "added_tokens.json"])
-def test_the_other_files_of_a_tokenizer(way: str, base: Path, tmp_path: Path) -> None:
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a name": ("special_tokens_map.json", {"eos_token": "<|done|>"}),
+    "more tokens": ("special_tokens_map.json", {"additional_special_tokens": ["<|python_tag|>", "<|mine|>"]}),
+    "added tokens": ("added_tokens.json", {"<|mine|>": 768}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_other_files_of_a_tokenizer(kind: str, base: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((base / name).read_bytes())
-    content = {"eos_token": "<|done|>"} if way == "special_tokens_map.json" else {"<|mine|>": 768}
+    way, content = OTHERS[kind]
     (tmp_path / way).write_text(json.dumps(content), "utf-8")
     judge, ours = PreTrainedTokenizerFast.from_pretrained(tmp_path), folders.of(tmp_path)
     assert {number: repr(one) for number, one in ours.backend.get_added_tokens_decoder().items()} == {

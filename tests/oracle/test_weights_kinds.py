@@ -159,6 +159,7 @@ ROPES: dict[str, dict[str, Any]] = {
     "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "llama3": {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 32}},
     "llama3 without its length": {"rope_scaling": LLAMA3, "max_position_embeddings": 64},
+    "llama3 with its length as a float": {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 32.0}},
     "two keys": {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
     "an empty one": {"rope_scaling": {}, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 50.0}},
 }
@@ -197,14 +198,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "longrope": ({"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}, "type longrope"),
     "attention": ({**YARN, "attention_factor": 1.0}, "attention_factor is 1, and llama.cpp computes 1.139"),
     "beta": ({**YARN, "beta_fast": 16.0}, "beta_fast is 16.0"),
+    "partial": ({"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     "truncate": ({**YARN, "truncate": False}, "truncate is false"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_rope_that_is_refused(kind: str, base: Path) -> None:
-    scaling, naming = REFUSED[kind]
-    keys(base, rope_scaling=scaling, rope_parameters=None)
+    scaling, naming = dict(REFUSED[kind][0]), REFUSED[kind][1]
+    outside = {key: scaling.pop(key) for key in ("partial_rotary_factor",) if key in scaling}
+    keys(base, rope_scaling=scaling, rope_parameters=None, **outside)
     with pytest.raises(ExportError, match=naming) as caught:
         export(base, None, {"f16": base.parent / "no.gguf"})
     assert caught.value.hint

@@ -108,6 +108,18 @@ def test_a_template_alone(base: Path, tmp_path: Path) -> None:
     assert template_of(made["f16"]) == TEMPLATE
 
 
+def test_a_template_in_a_config_alone(base: Path, tmp_path: Path) -> None:
+    """As where tokenizer.json was left out for its size."""
+    train(base, tmp_path / "adapter")
+    config = json.loads((base / "tokenizer_config.json").read_text("utf-8"))
+    for template in (TEMPLATE, [{"name": "default", "template": TEMPLATE}]):
+        (tmp_path / "adapter/tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+        made = export(tmp_path / "adapter", base, tmp_path / "out", force=True)
+        assert template_of(made["f16"]) == TEMPLATE
+    shutil.copyfile(base / "tokenizer_config.json", tmp_path / "adapter/tokenizer_config.json")
+    assert model_source.of_folder(tmp_path / "adapter", str(base), tmp_path / "no").tokenizer == base
+
+
 def test_a_copy_of_the_bases_changes_nothing(base: Path, tmp_path: Path) -> None:
     train(base, tmp_path / "adapter")
     without = model_source.of_folder(tmp_path / "adapter", str(base), tmp_path / "out")
@@ -229,3 +241,15 @@ def test_several_adapters(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="2 of its folders are") as caught:
         export(tmp_path / "adapter", base, tmp_path / "out")
     assert all(f"adapter/{name}" in str(caught.value.hint) for name in ("one", "two"))
+
+
+def test_a_tokenizer_above_an_adapter_that_has_a_name(base: Path, tmp_path: Path) -> None:
+    """As `model.save_pretrained(OUT); tokenizer.save_pretrained(OUT)` leave them."""
+    train(base, tmp_path / "adapter/policy")
+    tokenizer(base, tmp_path / "adapter")
+    for what in ("adapter", "adapter/policy"):
+        made = export(tmp_path / what, base, tmp_path / f"out-{Path(what).name}")
+        assert template_of(made["f16"]) == TEMPLATE
+    # Above is a model: its tokenizer is not the adapter's.
+    shutil.copyfile(base / "config.json", tmp_path / "adapter/config.json")
+    assert template_of(export(tmp_path / "adapter/policy", base, tmp_path / "no")["f16"]) != TEMPLATE

@@ -122,6 +122,18 @@ class Adapter:
             log.info("%s: what it changes of the part that reads images is left out: a GGUF has the text model", where)
         return cls({**deltas, **rows}, whole, weights, where, config, prefix)
 
+    def named_as(self, base: Checkpoint) -> Adapter:
+        """With the base's names, where it was trained on the model without its output matrix: those lack "model."."""
+
+        def whole(name: str) -> str:
+            return f"model.{name}" if name not in base and f"model.{name}" in base else name
+
+        if all(whole(name) == name for name in (*self.deltas, *self.whole)):
+            return self
+        deltas = {whole(name): delta for name, delta in self.deltas.items()}
+        brought = {whole(name): stored for name, stored in self.whole.items()}
+        return Adapter(deltas, brought, self.weights, self.where, self.config)
+
     def vocabulary(self, base: Checkpoint) -> int:
         """Rows of the embedding: of the one that the adapter brings, else of the base's."""
         brought = self.weights[self.whole[EMBEDDING]] if self.weights and EMBEDDING in self.whole else base[EMBEDDING]

@@ -16,6 +16,12 @@ from ggufy.model.config_files import Settings
 # Ways of starting an adapter that leave the base as it is. Others, as pissa, olora, corda, loftq and lora_ga, also take
 # something away from the base that the adapter is trained on.
 _STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+# What adapters of other tasks give.
+_OTHER_TASKS = {
+    "SEQ_CLS": "a classifier or reward model, which gives scores",
+    "TOKEN_CLS": "a classifier of tokens",
+    "QUESTION_ANS": "a model that marks answers in a text",
+}
 # Other sums than W + B @ A, by the key that peft sets for them.
 _OTHER_SUMS = (
     "alora_invocation_tokens",
@@ -70,6 +76,11 @@ class AdapterConfig(Settings):
         if (kind := values.get("peft_type")) != "LORA":
             what = f"peft_type is {kind!r:.60}" if kind else "peft_type is missing"
             raise ExportError(f"{path.as_posix()}: {what}; ggufy merges LoRA, rsLoRA and DoRA", "merge it with peft")
+        if task := _OTHER_TASKS.get(str(values.get("task_type"))):
+            raise ExportError(
+                f"{path.as_posix()}: task_type {values['task_type']} is that of {task}, not text",
+                "export an adapter of a model that writes text: what this one learnt is not in its answers",
+            )
         initial = str(values.get("init_lora_weights", True)).lower()
         if initial not in _STARTS:
             raise ExportError(

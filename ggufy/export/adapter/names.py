@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from ggufy.errors import ExportError
+from ggufy.model import weight_names
 from ggufy.model.safetensors import Checkpoint, Tensor
 
 _PREFIX = "base_model.model."
@@ -24,11 +25,13 @@ _EMBEDDINGS = tuple(
 )
 # A raw state dict holds the module of the base, too, of which a copy was trained.
 _OF_THE_BASE = ".original_module."
+# Of trl's model with a value head: it has no part in what the model writes, and peft leaves it out.
+_VALUE_HEADS = ("v_head.", "value_head.")
 
 
 def open_weights(file: Path) -> Checkpoint:
     """The tensors of an adapter under peft's names. Raises ExportError for a file with several adapters in it."""
-    weights = Checkpoint.open(file)
+    weights = _whole_names(Checkpoint.open(file))
     adapters: dict[str, str] = {}
     names: dict[str, str] = {}
     for name in weights.tensors:
@@ -41,7 +44,7 @@ def open_weights(file: Path) -> Checkpoint:
             f"{file.as_posix()}: {len(adapters)} adapters are in it: {', '.join(sorted(adapters))}",
             "save each by itself, with peft's save_pretrained(FOLDER, selected_adapters=[NAME])",
         )
-    held = {name: tensor for name, tensor in weights.tensors.items() if _OF_THE_BASE not in name}
+    held = {name: tensor for name, tensor in weights.tensors.items() if not _is_left_out(name)}
     if twice := next((name for name, short in names.items() if short in held), None):
         raise ExportError(
             f"{file.as_posix()}: {twice} and {names[twice]} are the same part of the adapter",
@@ -49,7 +52,24 @@ def open_weights(file: Path) -> Checkpoint:
         )
     if not names and len(held) == len(weights.tensors):
         return weights
-    return Checkpoint(held, weights.where, wrapped=True).renamed(names)
+    return Checkpoint(held, weights.where, wrapped=weights.wrapped or bool(names)).renamed(names)
+
+
+def _whole_names(weights: Checkpoint) -> Checkpoint:
+    """With peft's prefix once before each name, as it saves them: a state dict may have it not at all, or twice."""
+    whole = {name: _PREFIX + weight_names.of_model(name) for name in weights.tensors}
+    if all(name == short for name, short in whole.items()):
+        return weights
+    if len(set(whole.values())) < len(whole):
+        raise ExportError(
+            f"{weights.where}: some parts of the adapter are in it twice, with and without {_PREFIX}",
+            "save it again with peft's save_pretrained",
+        )
+    return Checkpoint(weights.tensors, weights.where, wrapped=True).renamed(whole)
+
+
+def _is_left_out(name: str) -> bool:
+    return _OF_THE_BASE in name or module_of(name).startswith(_VALUE_HEADS)
 
 
 def embedding(weights: Checkpoint) -> Tensor | None:

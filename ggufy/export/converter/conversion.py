@@ -102,9 +102,12 @@ def check(folder: Path) -> None:
     if not names:
         raise ModelError(f"{folder.as_posix()}: config.json names no architecture", "name a model folder")
     if known and known.isdisjoint(names):
+        plain = architecture.by_type(config)
         raise ExportError(
             f"{folder.as_posix()}: llama.cpp's converter does not know the architecture {names[0]}",
-            "a newer llama.cpp may know it: set GGUFY_LLAMA_CPP to its folder",
+            f"if it is a {plain}, as transformers loads it by model_type, say so under architectures in config.json"
+            if plain
+            else "a newer llama.cpp may know it: set GGUFY_LLAMA_CPP to its folder",
         )
 
 

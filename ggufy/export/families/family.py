@@ -27,6 +27,8 @@ from ggufy.model.safetensors import Checkpoint
 log = logging.getLogger("ggufy")
 
 _IGNORED = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+# Of a reward model's or trl's own head, which transformers leaves out where it loads a model that writes text.
+_OTHER_HEADS = ("v_head.", "value_head.", "score.")
 # Of the checkpoint's rotary halves, where llama.cpp pairs them: by module, the number of heads.
 PAIRED = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
 
@@ -217,14 +219,25 @@ class Family:
             )
         # In the order of its files, as the converter reads them: a matrix of its own lies where its name would.
         own = [HEAD] if untied and HEAD not in checkpoint else []
+        known = self.shape.tensors().keys() | {HEAD}
+        if left := [name for name in checkpoint.tensors if name.startswith(_OTHER_HEADS)]:
+            log.info("%s: %s is another task's head, which transformers leaves out, too", checkpoint.where, left[0])
         for source in (*own, *checkpoint.tensors):
-            if source.endswith(_IGNORED) or (source == HEAD and tied and not untied):
+            ignored = f".{source}".endswith(_IGNORED) or source in left
+            if ignored or (source == HEAD and tied and not untied):
                 continue
             name = names.get_name(source, (".weight", ".bias"))
             if name is None:
                 raise ExportError(
                     f"{checkpoint.where}: the tensor {source} has no place in a {self.arch} GGUF of {layers} layers",
                     f"weights and config.json are of different models, or this is not a {self.name}",
+                )
+            if source not in known:
+                raise ExportError(
+                    f"{checkpoint.where}: {source} is in the weights, and config.json has none: transformers leaves it "
+                    "out, and llama.cpp would not",
+                    "if the model was trained with it, config.json has to say so (attention_bias, mlp_bias); if not, "
+                    "remove it from the weights",
                 )
             module = source.split(".")[-2]
             # What a tied base's file may hold as an output matrix is not what the model uses.

@@ -24,9 +24,11 @@ def loaded(config: dict[str, Any], checkpoint: Checkpoint, known: Collection[str
 
     Raises ModelError for a checkpoint without an output matrix whose configuration does not tie it.
     """
+    _refuse_unmerged(checkpoint)
     names = {name: _name(name, known) for name in checkpoint.tensors}
     if any(name != short for name, short in names.items()) and len(set(names.values())) == len(names):
         checkpoint = checkpoint.renamed(names)
+    _refuse_other_names(checkpoint)
     if not config["tie_word_embeddings"]:
         if HEAD not in checkpoint and EMBEDDING in checkpoint:
             raise ModelError(
@@ -40,6 +42,29 @@ def loaded(config: dict[str, Any], checkpoint: Checkpoint, known: Collection[str
     if HEAD in checkpoint and not _equal(checkpoint):
         return {**config, "tie_word_embeddings": False}, checkpoint
     return config, checkpoint
+
+
+def _refuse_unmerged(checkpoint: Checkpoint) -> None:
+    """Refuse the weights of a model with an adapter in it, as a state dict of peft's model has them."""
+    if name := next((name for name in checkpoint.tensors if ".lora_" in name or ".base_layer." in name), None):
+        raise ModelError(
+            f"{checkpoint.where}: {name} is a part of an adapter, which is not merged with these weights",
+            "export the adapter as peft's save_pretrained saves it, with --base; or save the model again after "
+            "merge_and_unload()",
+        )
+
+
+def _refuse_other_names(checkpoint: Checkpoint) -> None:
+    """Refuse names of another class, of which transformers would load nothing and take random numbers."""
+    if EMBEDDING in checkpoint or HEAD in checkpoint:
+        return
+    if name := next((name for name in checkpoint.tensors if name.endswith("embed_tokens.weight")), None):
+        raise ModelError(
+            f"{checkpoint.where}: its weights have the names of another class: {name}, where config.json's class has "
+            f"{EMBEDDING}",
+            "save the language model by itself with its own save_pretrained; or name the class that saved it under "
+            "architectures and model_type in config.json",
+        )
 
 
 def _name(name: str, known: Collection[str]) -> str:

@@ -29,6 +29,7 @@ _NEEDED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
 _WITH_LENGTH = ("yarn", "llama3")
+_LENGTH = "original_max_position_embeddings"
 
 
 class Rope(Settings):
@@ -58,6 +59,8 @@ def read(config: dict[str, Any], path: Path, *, theta: float = 10000.0) -> dict[
     if not isinstance(given, dict):
         raise ExportError(f"{path.as_posix()}: {key} is not an object", "copy the folder again, or correct that key")
     rope = {name: value for name, value in given.items() if value is not None}
+    if isinstance(length := rope.get(_LENGTH), float) and length.is_integer():
+        rope[_LENGTH] = int(length)
     config_files.check(Rope, rope, path)
     rope.setdefault("rope_theta", config.get("rope_theta", theta))
     kind = rope["rope_type"] = str(rope.get("rope_type", rope.get("type", "default"))).lower()
@@ -70,10 +73,12 @@ def read(config: dict[str, Any], path: Path, *, theta: float = 10000.0) -> dict[
         )
     if kind in _WITH_LENGTH:
         # What stands outside has the last word there.
-        rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
-        rope |= {name: config[name] for name in ("original_max_position_embeddings",) if name in config}
-    if kind != "default" and rope.get("partial_rotary_factor", 1) != 1:
-        raise _other(path, f"partial_rotary_factor is {rope['partial_rotary_factor']}", "rotates the whole head")
+        rope.setdefault(_LENGTH, config["max_position_embeddings"])
+        rope |= {name: config[name] for name in (_LENGTH,) if name in config}
+    # transformers takes the one outside where there is none inside.
+    part = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))
+    if kind != "default" and part != 1:
+        raise _other(path, f"partial_rotary_factor is {part}", "rotates the whole head")
     if kind == "yarn":
         _check_yarn(rope, path)
     return rope

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,19 @@ def known(tokenizer: FolderTokenizer) -> list[str]:
 def by_hash(tokenizer: FolderTokenizer) -> str | None:
     table = _table()
     text = table["text"]
-    ids = tokenizer.findings.get(f"hash of the ids of {digest.of_values(text)}", lambda: _hash(tokenizer, text))
-    found = table["names"].get(ids)
+    known = f"hash of the ids of {digest.of_values(text)}"
+    found = table["names"].get(tokenizer.findings.get(known, lambda: _hash(tokenizer.backend.encode(text).ids)))
     return str(found) if found else None
 
 
-def _hash(tokenizer: FolderTokenizer, text: str) -> str:
-    return hashlib.sha256(str(list(tokenizer.backend.encode(text).ids)).encode()).hexdigest()
+def by_ids(encode: Callable[[str], Sequence[int]]) -> str | None:
+    """As `by_hash`, of a tokenizer that was opened in another way."""
+    found = _table()["names"].get(_hash(encode(_table()["text"])))
+    return str(found) if found else None
+
+
+def _hash(ids: Sequence[int]) -> str:
+    return hashlib.sha256(str(list(ids)).encode()).hexdigest()
 
 
 def by_rules(spec: dict[str, Any]) -> str | None:

@@ -71,6 +71,10 @@ class LlamaVocabulary:
             count = self._library.llama_tokenize(self.vocab, raw, len(raw), ids, room, ends, True)
         return list(ids[: max(count, 0)])
 
+    def ends_turn(self, token: int) -> bool:
+        """Whether llama.cpp stops after a token."""
+        return bool(self._library.llama_vocab_is_eog(self.vocab, token))
+
 
 @contextmanager
 def loaded(tokens: Tokens, special: Specials, keys: dict[str, Any] | None = None) -> Iterator[LlamaVocabulary]:

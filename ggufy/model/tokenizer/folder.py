@@ -15,7 +15,7 @@ from typing import Any
 
 from ggufy.errors import ModelError
 from ggufy.model.config_files import read_whole
-from ggufy.model.template import named_specials
+from ggufy.model.template import named_specials, with_special_tokens_map
 from ggufy.model.tokenizer.findings import Findings
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -147,7 +147,8 @@ def _to_add(folder: Path, config: dict[str, Any], backend: Any) -> list[Any]:
     have = backend.get_added_tokens_decoder()
     known = {repr(token) for token in have.values()}
     named = named_specials(folder, config)
-    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    said = with_special_tokens_map(folder, config)
+    more = said.get("extra_special_tokens") or said.get("additional_special_tokens") or []
     extra = list(more.values() if isinstance(more, dict) else more)
     listed = _listed(folder, config, {text for text in map(_content, [*named.values(), *extra]) if text})
     found = [token for _, token in sorted(listed.items()) if repr(token) not in known]
