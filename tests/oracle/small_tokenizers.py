@@ -39,7 +39,8 @@ INST = (
 )
 TURNS = (
     "{{ bos_token }}{% for m in messages %}"
-    "{{ '<start_of_turn>' + m['role'] + '\\n' + m['content'] + '<end_of_turn>\\n' }}{% endfor %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) }}"
+    "{{ '\\n' + m['content'] + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
 PHI = (

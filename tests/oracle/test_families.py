@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from ggufy.errors import ExportError
 from ggufy.export import families
 from ggufy.llamacpp import library
 from ggufy.model.safetensors import Checkpoint
+from ggufy.model.tokenizer import folder as folders
 from ggufy.plan import footprint
 from ggufy.recipe.schema import Lora
 from ggufy.verify import reference
@@ -204,7 +206,9 @@ def test_a_family_with_fused_modules_is_trained_and_exported(run: Run, made: Pat
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 def test_a_gemma_is_trained_and_exported(family: str, run: Run, made: Path, tmp_path: Path) -> None:
     """Conversations in one row are kept apart, with Gemma 2's caps too."""
-    base = made / family / "base"
+    base = Path(shutil.copytree(made / family / "base", tmp_path / "base"))
+    ends = [folders.open_backend(base).token_to_id(name) for name in ("<eos>", "<end_of_turn>")]
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     turns = [[("user", f"{n} and {n}?"), ("assistant", f"{2 * n}, or {n} twice.")] for n in range(12)]
     rows = [json.dumps({"messages": [{"role": who, "content": said} for who, said in row]}) for row in turns]
     (tmp_path / "data.jsonl").write_text("\n".join(rows))

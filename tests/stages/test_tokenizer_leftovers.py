@@ -55,12 +55,19 @@ def test_what_is_set_for_batches(kind: str, base: Path) -> None:
 
 
 def test_an_end_that_llama_cpp_goes_on_after(base: Path) -> None:
-    edit(base / "generation_config.json", eos_token_id=[745, 750])
+    edit(base / "generation_config.json", eos_token_id=750)
     with pytest.raises(ExportError, match=r"token 750 \('<\|reserved_special_token_\d\|>'\) ends an answer") as caught:
         export(base)
     assert "--no-verify" in str(caught.value.hint)
     assert not list((base.parent / "out").glob("**/*.gguf"))
     assert export(base, check_files=False).is_file()
+
+
+def test_one_of_several_ends_that_no_answer_is_written_with(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Phi-3 lists the mark of its own turns."""
+    edit(base / "generation_config.json", eos_token_id=[745, 750])
+    assert export(base).is_file()
+    assert "(750) ends an answer, too; llama.cpp would go on after it" in caplog.text
 
 
 @pytest.mark.parametrize("ids", [-1, [745, 99999], [737, 744, 745]], ids=str)
