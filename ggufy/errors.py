@@ -27,6 +27,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from ggufy import installed
+
 
 class GgufyError(Exception):
     """One line that says what happened and where, and a hint that says what to do."""
@@ -99,7 +101,7 @@ class JudgeError(GgufyError):
 
 class MissingExtra(GgufyError):
     def __init__(self, what: str, extra: str, package: str) -> None:
-        super().__init__(f"{what} needs the package {package}, which is not installed", f"pip install 'ggufy[{extra}]'")
+        super().__init__(f"{what} needs the package {package}, which is not installed", installed.command(extra))
 
 
 class Interrupted(GgufyError):
@@ -121,7 +123,7 @@ def from_lower(error: BaseException) -> GgufyError:
     if isinstance(error, MemoryError):
         return GgufyError("out of memory", "close other programs, or choose a smaller recipe")
     if isinstance(error, ModuleNotFoundError):
-        return GgufyError(f"the package {error.name} is not installed", "pip install 'ggufy[train]'")
+        return GgufyError(f"the package {error.name} is not installed", installed.command("train"))
     return GgufyError(
         f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}",
         "this is a bug in ggufy; `ggufy --debug ...` shows where it happened",

@@ -288,7 +288,7 @@ def test_a_killed_export_is_finished(name: str, earlier: Path, light_run: Run) -
 
 def test_a_sweep_goes_on(earlier: Path, run: Run) -> None:
     """One of its two trials was done, and the other killed with the sweep."""
-    pytest.importorskip("optuna", reason="ggufy[sweep] is not installed")
+    pytest.importorskip("optuna", reason="ggufy-tune[sweep] is not installed")
     before, finished = json.loads((earlier / "runs/sweep/sweep.json").read_text("utf-8")), earlier / "runs/sweep-000"
     begun = swept(earlier)
     kept, log = state(finished), (earlier / "runs/sweep/trials/sweep-000.log").read_bytes()
@@ -311,7 +311,7 @@ def test_a_sweep_goes_on(earlier: Path, run: Run) -> None:
 
 
 def test_another_sweep_is_refused(earlier: Path, fails: Fails) -> None:
-    pytest.importorskip("optuna", reason="ggufy[sweep] is not installed")
+    pytest.importorskip("optuna", reason="ggufy-tune[sweep] is not installed")
     naming = ("the sweep sweep was started with other options: train.max_steps was 8 and is 9",)
     fails(*SWEEP, "--set", "train.max_steps=9", cwd=earlier, naming=naming)
 

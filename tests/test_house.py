@@ -25,7 +25,7 @@ def rooms() -> set[str]:
 
 def test_the_root_is_narrow() -> None:
     at_root = {path.name for path in MODULES if len(path.parts) == 2}
-    assert at_root == {"__init__.py", "__main__.py", "errors.py", "pipeline.py"}
+    assert at_root == {"__init__.py", "__main__.py", "errors.py", "installed.py", "pipeline.py"}
 
 
 def test_no_folder_is_crowded() -> None:
@@ -58,7 +58,7 @@ def test_contributing_draws_the_floors_of_the_contract() -> None:
     assert [set(names.split(" | ")) for _, names in drawn] == contract
     assert [int(number) for number, _ in drawn] == list(range(len(contract), 0, -1))
     assert len(contract) <= 11
-    assert set().union(*contract) == rooms() | {"__main__", "errors", "pipeline"}
+    assert set().union(*contract) == rooms() | {"__main__", "errors", "installed", "pipeline"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

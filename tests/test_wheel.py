@@ -54,7 +54,7 @@ def test_export_and_chat_work_without_torch(
     assert "18,350,080" in ggufy("plan", "--recipe", "3b_qlora", "--gpu", "t4", *ATTENTION_32).stdout
     missing = ggufy("train", "--recipe", "tiny")
     assert missing.returncode == 1
-    assert "ggufy[train]" in missing.stderr
+    assert "ggufy-tune[train] @ file://" in missing.stderr
     assert "Traceback" not in missing.stderr
 
     shutil.copytree(trained / "runs", tmp_path / "runs")

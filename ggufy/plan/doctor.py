@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ggufy import installed
 from ggufy.runs import run
 from ggufy.system import machine, user_folders
 
@@ -42,6 +43,7 @@ def checks() -> Iterator[Check]:
     card = machine.card()
     parts: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("python", _python),
+        ("command", _command),
         ("packages", _core),
         ("training", lambda: _training(card)),
         ("GPU", lambda: _gpu(card)),
@@ -57,7 +59,9 @@ def checks() -> Iterator[Check]:
             yield from part()
         except Exception as error:  # noqa: BLE001 - a doctor that dies of what it finds helps nobody
             reason = " ".join(str(error).split())[:200]
-            yield Check(name, BROKEN, f"{type(error).__name__}: {reason}", "pip install --force-reinstall ggufy")
+            yield Check(
+                name, BROKEN, f"{type(error).__name__}: {reason}", installed.command(options="--force-reinstall")
+            )
 
 
 def healthy(found: list[Check]) -> bool:
@@ -78,12 +82,26 @@ def _python() -> Iterator[Check]:
         yield Check("Python", BROKEN, f"{text}; ggufy needs 3.10 to 3.13", "install Python 3.12 and ggufy in it")
 
 
+def _command() -> Iterator[Check]:
+    """Whether `ggufy` is this ggufy: another distribution on the public index has a program of that name."""
+    if rivals := installed.rivals():
+        text = f"{', '.join(rivals)} is another program, and has put its own in the place of the command `ggufy`"
+        again = installed.command(options="--force-reinstall --no-deps")
+        gone = installed.removal(*(rival.split()[0] for rival in rivals))
+        yield Check("command", BROKEN, text, f"{gone}, then {again}")
+        return
+    script, first = Path(sys.executable).parent / "ggufy", shutil.which("ggufy")
+    if first and script.exists() and not Path(first).samefile(script):
+        text = f"`ggufy` calls {first}, which is not this ggufy"
+        yield Check("command", BROKEN, text, f"call {script}, or put {script.parent} first in PATH")
+
+
 def requirements(extra: str = "") -> dict[str, Any]:
     """What ggufy's own record says it needs, by package: all the time, or with an extra. Empty without a record."""
     from packaging.requirements import Requirement
 
     try:
-        listed = metadata.requires("ggufy") or []
+        listed = metadata.requires(installed.DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return {}
     found = {}
@@ -109,13 +127,13 @@ def misfit(need: Any) -> str:
 def _core() -> Iterator[Check]:
     needs = requirements()
     if not needs:
-        yield Check("packages", MISSING, "ggufy is not installed, but run from its folder", "pip install -e .")
+        yield Check("packages", MISSING, "ggufy is not installed, but run from its folder", installed.command())
         return
     absent = [name for name in needs if machine.version(name) is None]
     wrong = [problem for need in needs.values() if (problem := misfit(need))]
     if absent or wrong:
         text = "; ".join([*(f"{name} is not installed" for name in absent), *wrong])
-        yield Check("packages", BROKEN, text, "pip install --upgrade ggufy")
+        yield Check("packages", BROKEN, text, installed.command(options="--upgrade"))
     else:
         yield Check("packages", OK, f"the {len(needs)} that export and chat need are compatible")
 
@@ -123,13 +141,13 @@ def _core() -> Iterator[Check]:
 def _training(card: machine.Card | None) -> Iterator[Check]:
     have = {name: version for name in _TRAINING if (version := machine.version(name))}
     if "torch" not in have:
-        yield Check("training", MISSING, "torch is not installed; export and chat work", "pip install 'ggufy[train]'")
+        yield Check("training", MISSING, "torch is not installed; export and chat work", installed.command("train"))
         return
     needs = requirements("train")
     absent = [f"{name} is not installed" for name in needs if machine.version(name) is None]
     wrong = [problem for need in needs.values() if (problem := misfit(need))]
     if absent or wrong:
-        yield Check("training", BROKEN, "; ".join(absent + wrong), "pip install --upgrade 'ggufy[train]'")
+        yield Check("training", BROKEN, "; ".join(absent + wrong), installed.command("train", options="--upgrade"))
     else:
         listed = ", ".join(f"{name} {version}" for name, version in have.items() if name != "pyarrow")
         fits = "" if needs else " (not compared with what ggufy needs: its package metadata is missing here)"
@@ -139,7 +157,7 @@ def _training(card: machine.Card | None) -> Iterator[Check]:
             "torch",
             BROKEN,
             f"torch {have['torch']} is the CPU build, but there is a {card.name}",
-            "pip uninstall torch, then install its CUDA build as pytorch.org says for this machine",
+            f"{installed.removal('torch')}, then install its CUDA build as pytorch.org says for this machine",
         )
 
 
@@ -175,10 +193,14 @@ def _bitsandbytes(torch: Any) -> Check:
         off = float((bnb.dequantize_4bit(packed, state) - values).abs().max())
     except (RuntimeError, OSError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
-        return Check("bitsandbytes", BROKEN, f"4 bits do not work: {reason}", "pip install --upgrade 'ggufy[train]'")
+        return Check(
+            "bitsandbytes", BROKEN, f"4 bits do not work: {reason}", installed.command("train", options="--upgrade")
+        )
     # The widest gap of NF4's levels, between -1 and -0.696, is 0.304.
     if off > 0.16:
-        return Check("bitsandbytes", BROKEN, f"4 bits are off by {off:.2f}", "pip install --upgrade 'ggufy[train]'")
+        return Check(
+            "bitsandbytes", BROKEN, f"4 bits are off by {off:.2f}", installed.command("train", options="--upgrade")
+        )
     return Check("bitsandbytes", OK, "4 bits work on the GPU")
 
 
@@ -186,20 +208,21 @@ def _unsloth(card: machine.Card | None) -> Iterator[Check]:
     version = machine.version("unsloth")
     if version is None:
         if card:
-            yield Check("unsloth", MISSING, "not installed", "pip install 'ggufy[unsloth]'")
+            yield Check("unsloth", MISSING, "not installed", installed.command("unsloth"))
         return
     wrong = [problem for need in requirements("unsloth").values() if (problem := misfit(need))]
     if "+cpu" in (machine.version("torch") or ""):
         wrong.append("it needs a torch with CUDA, and its torchvision breaks a CPU torch")
-        mend = "pip uninstall unsloth unsloth_zoo torchvision"
+        mend = installed.removal("unsloth", "unsloth_zoo", "torchvision")
     else:
-        mend = "pip install --upgrade 'ggufy[unsloth]'"
+        mend = installed.command("unsloth", options="--upgrade")
     yield Check("unsloth", BROKEN, "; ".join(wrong), mend) if wrong else Check("unsloth", OK, version)
 
 
 def _llama_cpp() -> Iterator[Check]:
     version = machine.version("llama-cpp-python")
-    mend = f"pip install --force-reinstall --no-cache-dir llama-cpp-python{'==' + version if version else ''}"
+    wanted = f"llama-cpp-python{'==' + version if version else ''}"
+    mend = installed.command_for(wanted, options="--force-reinstall --no-cache-dir")
     try:
         import llama_cpp
 
@@ -226,7 +249,7 @@ def _kernels() -> Iterator[Check]:
         why = "ggufy was installed without a C compiler"
     elif native.refused():
         why = "ggufy's own are compiled from other source, or for another machine"
-    again = "pip install --force-reinstall --no-deps --no-binary ggufy ggufy"
+    again = installed.command(options=f"--force-reinstall --no-deps --no-binary {installed.DISTRIBUTION}")
     if (Path(__file__).parents[2] / "pyproject.toml").is_file():
         again = f"python {os.path.relpath(build.__file__)} {os.path.relpath(build.FOLDER)}"
     first = "" if compiler else "install a C compiler, GCC 12 or clang (Debian: apt-get install build-essential), then "

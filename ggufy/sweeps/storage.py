@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggufy import installed
 from ggufy.errors import MissingExtra, SweepError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def explained(shown_url: str, *, local: bool) -> Iterator[None]:
         text = " ".join(str(said or error).split("\n")[0].split())[:300]
         hint = "check the URL and that its server can be reached; then run the same command again"
         if isinstance(error, ImportError):
-            hint = "install the driver that the URL names, such as `pip install psycopg2-binary` for postgresql://"
+            hint = f"install the driver that the URL names, such as `{installed.command_for('psycopg2-binary')}` for postgresql://"
         if local:
             hint = "free some space; if the file is damaged, give --name NAME to start another sweep"
         raise SweepError(f"the storage {shown_url} cannot be used: {text}", hint) from error

@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from ggufy import installed
 from ggufy.errors import MissingExtra, TrainError
 from ggufy.recipe.schema import Recipe
 from ggufy.train import checkpoints
@@ -67,7 +68,9 @@ def check_installed(recipe: Recipe) -> None:
             )
     for tracker in recipe.tracking.report_to:
         if find_spec(tracker) is None:
-            raise TrainError(f"tracking.report_to names {tracker}, which is not installed", f"pip install {tracker}")
+            raise TrainError(
+                f"tracking.report_to names {tracker}, which is not installed", installed.command_for(tracker)
+            )
 
 
 def check_device(recipe: Recipe) -> None:
@@ -106,7 +109,7 @@ def choose(recipe: Recipe, begun: str | None) -> tuple[str, str]:
     if recipe.model.load_in == "8bit":
         return "hf", "because the base is loaded in 8 bits"
     if find_spec("unsloth") is None:
-        return "hf", "because unsloth is not installed (pip install 'ggufy[unsloth]')"
+        return "hf", f"because unsloth is not installed ({installed.command('unsloth')})"
     return "unsloth", f"the faster one on {torch.cuda.get_device_name()}"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ggufy import installed
 from ggufy.system import plots
 
 log = logging.getLogger("ggufy")
@@ -46,7 +47,7 @@ def has_stalled(evals: list[Loss], patience: int | None) -> bool:
 def draw(metrics: Path, out: Path, title: str) -> bool:
     """Draw the curves, or say what is missing for it. False where there is no picture."""
     if not plots.can_draw():
-        log.info("no %s: it needs matplotlib, which `pip install 'ggufy[train]'` brings", out.name)
+        log.info("no %s: it needs matplotlib, which `%s` brings", out.name, installed.command("train"))
         return False
     train, evaluated = read(metrics)
     if not train:

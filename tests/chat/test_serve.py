@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from ggufy import installed
 from ggufy.chat.model import ChatModel, Sampling
 from tests.chat.served import Server
 
-openai = pytest.importorskip("openai", reason="needs the extra dev: pip install 'ggufy[dev]'")
-pytest.importorskip("llama_cpp.server.app", reason="needs the extra serve: pip install 'ggufy[serve]'")
+openai = pytest.importorskip("openai", reason="needs the extra dev: pip install 'ggufy-tune[dev]'")
+pytest.importorskip("llama_cpp.server.app", reason="needs the extra serve: pip install 'ggufy-tune[serve]'")
 
 KEY = "a-key-of-the-tests-4711"
 # The model of these tests knows nothing, and would be silent if it were not heated.
@@ -244,4 +245,4 @@ def test_without_the_extra_it_says_what_to_install(
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n", "utf-8")
     path = os.pathsep.join(filter(None, [str(tmp_path), env.get("PYTHONPATH")]))
     monkeypatch.setitem(env, "PYTHONPATH", path)
-    fails("serve", "quick", cwd=quick_made, naming=["uvicorn"], hinting=["pip install 'ggufy[serve]'"])
+    fails("serve", "quick", cwd=quick_made, naming=["uvicorn"], hinting=[installed.command("serve")])

@@ -12,8 +12,8 @@ import pytest
 from ggufy.chat.model import ChatModel
 from tests.chat.served import Server
 
-openai = pytest.importorskip("openai", reason="needs the extra dev: pip install 'ggufy[dev]'")
-pytest.importorskip("llama_cpp.server.app", reason="needs the extra serve: pip install 'ggufy[serve]'")
+openai = pytest.importorskip("openai", reason="needs the extra dev: pip install 'ggufy-tune[dev]'")
+pytest.importorskip("llama_cpp.server.app", reason="needs the extra serve: pip install 'ggufy-tune[serve]'")
 
 # As the rows have them; what a client wants to be kept to is in SCHEMA.
 TOOLS: list[Any] = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("weather", "add")]

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from ggufy import installed
 from ggufy.chat.model import ChatModel, Sampling
 
-gradio = pytest.importorskip("gradio", reason="needs the extra ui: pip install 'ggufy[ui]'")
+gradio = pytest.importorskip("gradio", reason="needs the extra ui: pip install 'ggufy-tune[ui]'")
 
 from ggufy.chat.web.ui import Page  # noqa: E402 - without Gradio there is nothing to test
 
@@ -186,4 +187,4 @@ def test_without_the_extra_it_says_what_to_install(
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['gradio'] = None\n", "utf-8")
     path = os.pathsep.join(filter(None, [str(tmp_path), env.get("PYTHONPATH")]))
     monkeypatch.setitem(env, "PYTHONPATH", path)
-    fails("ui", "quick", cwd=quick_made, naming=["gradio"], hinting=["pip install 'ggufy[ui]'"])
+    fails("ui", "quick", cwd=quick_made, naming=["gradio"], hinting=[installed.command("ui")])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from ggufy import installed
 from ggufy.data import report, source
 from ggufy.model import tiny
 from ggufy.recipe.schema import Data
@@ -96,5 +97,5 @@ def test_no_picture_without_matplotlib(env: dict[str, str], tmp_path: Path) -> N
         text=True,
     )
     assert done.returncode == 1
-    assert "hint: pip install 'ggufy[train]'" in done.stderr
+    assert f"hint: {installed.command('train')}" in done.stderr
     assert done.stdout == ""

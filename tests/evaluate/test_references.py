@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from nltk.translate.bleu_score import corpus_bleu
 
+from ggufy import installed
 from ggufy.errors import GgufyError, MissingExtra
 from ggufy.evaluate.metrics import references
 from ggufy.evaluate.metrics.references import difference, normal, score, words
@@ -141,10 +142,10 @@ def test_without_the_extra_it_says_what_to_install(module: str, package: str, mo
     with pytest.raises(MissingExtra) as raised:
         references.require()
     assert package in raised.value.message
-    assert raised.value.hint == "pip install 'ggufy[eval]'"
+    assert raised.value.hint == installed.command("eval")
     found = score(SAID, WANTED)
     assert (found.bleu, found.chrf, found.rouge_l) == (None, None, None)
     assert (found.exact, found.exact_normalised) == (0, 20)
     section = scores_section.likeness({"tuned": found}, None)
-    assert f"need the package {package}, which is not there: pip install 'ggufy[eval]'" in str(section.parts[0])
+    assert f"need the package {package}, which is not there: {installed.command('eval')}" in str(section.parts[0])
     assert section.values["tuned"]["bleu"] is None

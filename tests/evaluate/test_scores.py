@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ggufy import installed
+
 Run = Callable[..., CompletedProcess[str]]
 FEW = ("--max-tokens", "6", "--threads", "1")
 
@@ -117,4 +119,4 @@ def test_without_the_extra(
     (without / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n", "utf-8")
     monkeypatch.setitem(env, "PYTHONPATH", f"{without}:{env.get('PYTHONPATH', '')}")
     lacking = ["comparing answers with references needs the package", package.replace("_", "-")]
-    fails("eval", "quick", "--only", "references", cwd=quick, naming=lacking, hinting=["pip install 'ggufy[eval]'"])
+    fails("eval", "quick", "--only", "references", cwd=quick, naming=lacking, hinting=[installed.command("eval")])

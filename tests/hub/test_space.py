@@ -99,7 +99,7 @@ def talk(
 ) -> Iterator[tuple[str, str]]:
     """A Space of a run that was taught three answers, running: its address, and some text as cards."""
     if importlib.util.find_spec("gradio") is None:
-        pytest.skip("gradio is not installed: pip install 'ggufy[ui]'")
+        pytest.skip("gradio is not installed: pip install 'ggufy-tune[ui]'")
     cwd, hub = tmp_path_factory.mktemp("space"), emptied(*served)
     system = {"role": "system", "content": "Be brief."}
     with (cwd / "rows.jsonl").open("w") as file:

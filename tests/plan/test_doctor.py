@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ggufy import installed
 from ggufy.export.kernels import build, native
 
 Doctor = Callable[..., tuple[int, dict[str, Any]]]
@@ -90,7 +91,7 @@ def test_versions_that_do_not_fit(doctor: Doctor, env: dict[str, str], tmp_path:
     assert code == 1
     assert found["training"]["state"] == "broken"
     assert "peft 0.1.0 is not" in found["training"]["text"]
-    assert "pip install --upgrade 'ggufy[train]'" in found["training"]["mend"]
+    assert installed.command("train", options="--upgrade") in found["training"]["mend"]
 
 
 def test_a_gpu_that_torch_cannot_use(doctor: Doctor, env: dict[str, str], tmp_path: Path) -> None:

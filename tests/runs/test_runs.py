@@ -185,7 +185,7 @@ def test_a_picture_of_both_curves(second: Path, light_run: Run, fails: Fails) ->
     arguments = ("runs", "compare", "quick", "other", "--png")
     fails(*arguments, "curves.jpg", cwd=second, naming=["ends in .png"], hinting=["curves.png"])
     if find_spec("matplotlib") is None:
-        fails(*arguments, "curves.png", cwd=second, naming=["matplotlib"], hinting=["ggufy[train]"])
+        fails(*arguments, "curves.png", cwd=second, naming=["matplotlib"], hinting=["[train]"])
         return
     done = light_run(*arguments, "curves.png", cwd=second)
     assert done.returncode == 0, done.stderr

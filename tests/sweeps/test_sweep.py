@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ggufy import pipeline
+from ggufy import installed, pipeline
 from ggufy.errors import GgufyError, RunError, SweepError
 from ggufy.recipe import recipe
 from ggufy.sweeps import definition, report, sampler, storage, sweep, work
@@ -26,7 +26,7 @@ from ggufy.sweeps.study import Study
 from ggufy.sweeps.trials import DIVERGED, DONE, ERROR, FAILED, OPEN, PRUNED
 from tests.conftest import Process
 
-pytest.importorskip("optuna", reason="ggufy[sweep] is not installed")
+pytest.importorskip("optuna", reason="ggufy-tune[sweep] is not installed")
 
 Run = Callable[..., CompletedProcess[str]]
 Fails = Callable[..., str]
@@ -262,7 +262,7 @@ def test_without_optuna_the_command_that_brings_it(tmp_path: Path, env: dict[str
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: ggufy sweep needs the package optuna, which is not installed",
-        "hint: pip install 'ggufy[sweep]'",
+        f"hint: {installed.command('sweep')}",
     ]
 
 

@@ -80,7 +80,7 @@ def missing() -> str | None:
 
 
 def score(answers: Sequence[str], references: Sequence[str]) -> References:
-    """Each answer against its one reference. Without the packages of `ggufy[eval]` only the exact matches.
+    """Each answer against its one reference. Without the packages of `ggufy-tune[eval]` only the exact matches.
 
     Raises GgufyError where there is nothing to compare.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from ggufy import installed
 from ggufy.evaluate.metrics import calls as tools
 from ggufy.evaluate.metrics import numbers, references
 from ggufy.evaluate.metrics.calls import Calls
@@ -43,7 +44,9 @@ def likeness(scores: Mapping[str, References], base: str | None, told: str = "",
     parts: list[Part] = []
     if not complete:
         gone = references.missing()
-        parts.append(f"BLEU, chrF and ROUGE-L need the package {gone}, which is not there: pip install 'ggufy[eval]'.")
+        parts.append(
+            f"BLEU, chrF and ROUGE-L need the package {gone}, which is not there: {installed.command('eval')}."
+        )
     elif any(score.bleu is None for score in scores.values()):
         parts.append("There is no BLEU: it counts runs of four words, and no answer in the data has four.")
     compared = TITLES["chrf" if complete else "exact_normalised"]

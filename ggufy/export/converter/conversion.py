@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ggufy import installed
 from ggufy.errors import ExportError, ModelError
 from ggufy.export.converter import quantizing
 from ggufy.export.families import FAMILIES
@@ -93,7 +94,7 @@ def check(folder: Path) -> None:
     if missing := [package for module, package in PACKAGES.items() if not _installed(module)]:
         raise ExportError(
             f"llama.cpp's converter needs {', '.join(missing)}, which ggufy's own export does not need",
-            f"pip install {' '.join(missing)}",
+            installed.command_for(*missing),
         )
     inner = config.get("text_config") or {}
     places = [*([inner] if inner.get("architectures") else []), config]

@@ -16,7 +16,7 @@ from ggufy.evaluate.judge.judge import Settings
 from ggufy.evaluate.judge.plan import Item, Plan
 from ggufy.evaluate.judge.verdict import verdicts
 
-pytest.importorskip("llama_cpp.server.app", reason="needs the extra serve: pip install 'ggufy[serve]'")
+pytest.importorskip("llama_cpp.server.app", reason="needs the extra serve: pip install 'ggufy-tune[serve]'")
 
 
 @pytest.fixture(scope="module")
