@@ -33,6 +33,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from ggufy import installed
 from ggufy.data import source
 from ggufy.errors import ExportError, ModelError
 from ggufy.export import stream
@@ -354,7 +355,7 @@ def test_what_is_missing_is_said_before_anything_runs(tmp_path: Path, monkeypatc
     monkeypatch.setitem(conversion.PACKAGES, "no_such.module", "no-such-package")
     with pytest.raises(ExportError, match="needs no-such-package") as missing:
         conversion.check(plain)
-    assert missing.value.hint == "pip install no-such-package"
+    assert missing.value.hint == installed.command_for("no-such-package")
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("GGUFY_LLAMA_CPP", str(tmp_path / "empty"))
     with pytest.raises(ExportError, match=r"GGUFY_LLAMA_CPP is .*, but no convert_hf_to_gguf\.py is there") as absent:

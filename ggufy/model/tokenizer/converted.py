@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from ggufy import installed
 from ggufy.errors import MissingExtra, ModelError
 from ggufy.model import config_files
 from ggufy.model.template import named_specials
@@ -109,7 +110,7 @@ def _convert(folder: Path, name: str, source: str) -> tuple[str, dict[str, str]]
         raise ModelError(
             f"{name}: no tokenizer.json there, and its tokenizer.model is none of SentencePiece's: of tiktoken's kind "
             "transformers makes one with the package tiktoken, which is not installed",
-            "pip install tiktoken; or copy tokenizer.json from the original repository",
+            f"{installed.command_for('tiktoken')}; or copy tokenizer.json from the original repository",
         )
     try:
         with _quiet():
