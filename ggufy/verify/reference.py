@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,16 +73,30 @@ def run(base: Path, adapter: Path | None, texts: Sequence[Sequence[int]]) -> Ref
     """The training model on these texts, with its matrices left on the disk."""
     import torch
 
-    with lazy_loading.left_on_disk(), opened(base, adapter) as model, torch.inference_mode():
-        if adapter and _mixes(model):
-            both = _logits(model, [*texts, *texts], adapter_names=["default"] * len(texts) + ["__base__"] * len(texts))
-            return Reference(texts, both[: len(texts)], both[len(texts) :])
-        logits = _logits(model, texts)
-        untrained = None
-        if adapter:
-            with model.disable_adapter():
-                untrained = _logits(model, texts)
-    return Reference(texts, logits, untrained)
+    with lazy_loading.left_on_disk(), torch.inference_mode():
+        with opened(base, adapter) as model:
+            if not adapter or not _mixes(model):
+                return _in_turn(model, texts, adapter)
+            # Where a layer gets the tokens of all texts in one row, peft cannot tell them apart, and says so.
+            with suppress(ValueError):
+                return _at_once(model, texts)
+        # What peft hooked into that model is still there.
+        with opened(base, adapter) as model:
+            return _in_turn(model, texts, adapter)
+
+
+def _at_once(model: Any, texts: Sequence[Sequence[int]]) -> Reference:
+    names = ["default"] * len(texts) + ["__base__"] * len(texts)
+    both = _logits(model, [*texts, *texts], adapter_names=names)
+    return Reference(texts, both[: len(texts)], both[len(texts) :])
+
+
+def _in_turn(model: Any, texts: Sequence[Sequence[int]], adapter: Path | None) -> Reference:
+    logits = _logits(model, texts)
+    if not adapter:
+        return Reference(texts, logits)
+    with model.disable_adapter():
+        return Reference(texts, logits, _logits(model, texts))
 
 
 def _mixes(model: Any) -> bool:
@@ -152,7 +166,8 @@ def _probes(base: Path) -> list[list[int]]:
 
 def _context(base: Path) -> int | None:
     """How many tokens the base was made for, beyond which transformers may rotate in another way."""
-    length = json.loads((base / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    config = text_part.settings(json.loads((base / "config.json").read_text(encoding="utf-8")))
+    length = config.get("max_position_embeddings")
     return length if isinstance(length, int) and length > 0 else None
 
 

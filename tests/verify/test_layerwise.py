@@ -40,6 +40,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {},
     "granite": {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "attention_bias": True},
     "mixtral": {"num_local_experts": 4},
+    # Its expert for all tokens gets them in one row.
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
 }
 ATTENTION = ["q_proj", "v_proj"]
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -117,7 +119,7 @@ def compare(base: Path, adapter: Path | None) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str, tmp_path: Path) -> None:
     base = model(tmp_path / "base", family)
-    modules = ["qkv_proj", "down_proj"] if family == "phi3" else ["q_proj", "o_proj"]
+    modules = {"phi3": ["qkv_proj", "down_proj"], "qwen2_moe": "all-linear"}.get(family, ["q_proj", "o_proj"])
     compare(base, adapter(base, tmp_path / "adapter", target_modules=modules))
 
 
