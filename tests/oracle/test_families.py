@@ -274,6 +274,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "layers": ("gemma2", {"layer_types": ["full_attention"] * 4}, "layer_types is another"),
     "theta": ("gemma2", {"rope_parameters": {"rope_theta": 5000.0}}, "rope_theta 5000"),
     "factors": ("phi4", {"rope_parameters": {**FACTORS, "long_factor": [1.0]}}, "long_factor has 1 numbers"),
+    "attention": ("phi4", {"rope_parameters": {**FACTORS, "attention_factor": 1.5}}, "attention_factor is 1.5"),
+    "context": ("phi4", {"rope_parameters": {**FACTORS, "factor": 32.0}}, r"is 1.5, .* is told 1\.323"),
+    "no factor": ("gemma3", {"rope_scaling": {"rope_type": "linear"}, "rope_parameters": None}, "has no factor"),
+    "no object": ("gemma3", {"rope_scaling": "linear", "rope_parameters": None}, "rope_scaling should be"),
+    "no cap": ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping is null"),
 }
 
 
@@ -284,3 +289,11 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(case: str, made: Path
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ExportError, match=says):
         families.read(tmp_path)
+
+
+def test_what_config_leaves_out_is_as_transformers_has_it(made: Path, tmp_path: Path) -> None:
+    config = json.loads((made / "gemma2" / "base" / "config.json").read_text())
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    (tmp_path / "config.json").write_text(json.dumps({key: config[key] for key in config.keys() - caps}))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert [families.read(tmp_path).config[cap] for cap in caps] == [getattr(theirs, cap) for cap in caps]

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from ggufy.export.families import family, llama
 from ggufy.export.families.llama import Llama
 from ggufy.export.vocab import Rules
+from ggufy.model import config_files
 from ggufy.model.llama3 import Shape
 
 
@@ -30,8 +31,8 @@ class Config(llama.Config):
     head_dim: PositiveInt | None = Field(256, multiple_of=2)
     tie_word_embeddings: bool = True
     vocab_size: PositiveInt = 256000
-    attn_logit_softcapping: PositiveFloat | None = None
-    final_logit_softcapping: PositiveFloat | None = None
+    attn_logit_softcapping: PositiveFloat | None = 50.0
+    final_logit_softcapping: PositiveFloat | None = 30.0
     query_pre_attn_scalar: PositiveFloat = 256
     sliding_window: PositiveInt | None = 4096
     layer_types: list[str] | None = None
@@ -85,9 +86,10 @@ class Gemma2(Llama):
                 f"rope_type is {rope['rope_type']} and rope_theta {rope['rope_theta']:g}",
                 "rotates every Gemma 2 by a theta of 10000",
             )
+        given = config_files.read_whole(self.path)
         for key in ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window"):
-            if not self.config.get(key):
-                self.refuse(f"{key} is missing", "needs it for a Gemma 2")
+            if key in given and given[key] is None:
+                self.refuse(f"{key} is null", "needs it for a Gemma 2")
 
     def shift(self, source: str) -> float:
         return 1.0 if source.endswith("norm.weight") else 0.0

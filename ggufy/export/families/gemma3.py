@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt
 
-from ggufy.export.families import gemma2
+from ggufy.export.families import gemma2, rope
 from ggufy.export.families.family import Family
 from ggufy.export.families.gemma2 import Gemma2, Gemma2Shape
 from ggufy.export.families.rope import Rope
@@ -30,7 +30,10 @@ class Config(gemma2.Config):
     rope_theta: PositiveFloat = 1_000_000.0
     rope_local_base_freq: PositiveFloat = 10_000.0
     rope_parameters: Ropes | None = None
+    rope_scaling: Rope | None = None
     sliding_window_pattern: PositiveInt = 6
+    attn_logit_softcapping: PositiveFloat | None = None
+    final_logit_softcapping: PositiveFloat | None = None
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,10 @@ class Gemma3(Gemma2):
     def read_rope(self, config: dict[str, Any]) -> dict[str, Any]:
         """Of the layers that see all tokens; under `window` of the others. As transformers' Gemma3TextConfig."""
         both = config.get("rope_parameters") or {}
-        whole = dict(both.get(_WHOLE) or {}) | dict(config.get("rope_scaling") or {})
-        whole.setdefault("rope_theta", config["rope_theta"])
-        whole.setdefault("rope_type", whole.get("type", "default"))
-        window = dict(both.get(_WINDOW) or {})
-        window.setdefault("rope_theta", config["rope_local_base_freq"])
-        window.setdefault("rope_type", window.get("type", "default"))
-        return {**whole, "window": window}
+        whole = {"rope_parameters": (both.get(_WHOLE) or {}) | (config.get("rope_scaling") or {})}
+        window = {"rope_parameters": both.get(_WINDOW), "rope_theta": config["rope_local_base_freq"]}
+        found, local = (rope.read(config | part | {"rope_scaling": None}, self.path) for part in (whole, window))
+        return {**found, "window": local}
 
     def check(self) -> None:
         super().check()
@@ -67,15 +67,13 @@ class Gemma3(Gemma2):
             )
 
     def check_rotation(self) -> None:
-        rope = self.config["rope"]
-        if rope["rope_type"] not in ("default", "linear"):
-            self.refuse(f"rope_type is {rope['rope_type']}", "does not scale the rotation of a Gemma 3 so")
-        if rope["window"]["rope_type"] != "default":
+        whole, window = self.config["rope"], self.config["rope"]["window"]
+        if whole["rope_type"] not in ("default", "linear"):
+            self.refuse(f"rope_type is {whole['rope_type']}", "does not scale the rotation of a Gemma 3 so")
+        if window["rope_type"] != "default":
             self.refuse("rope_type of sliding_attention is no default", "does not scale the rotation of these layers")
         if self.config.get("attn_logit_softcapping"):
             self.refuse("attn_logit_softcapping is there", "does not cap the attention of a Gemma 3")
-        if not self.config.get("sliding_window"):
-            self.refuse("sliding_window is missing", "needs it for a Gemma 3")
 
     def add_parameters(self, writer: Any, ftype: int) -> None:
         Family.add_parameters(self, writer, ftype)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ggufy.export.families import llama
 from ggufy.export.families.family import Planned
@@ -35,7 +35,7 @@ class Config(llama.Config):
     hidden_size: PositiveInt = 3072
     intermediate_size: PositiveInt = 8192
     max_position_embeddings: PositiveInt = 4096
-    original_max_position_embeddings: PositiveInt = 4096
+    original_max_position_embeddings: int = Field(4096, gt=1)
     partial_rotary_factor: PositiveFloat = 1.0
     rms_norm_eps: PositiveFloat = 1e-5
     vocab_size: PositiveInt = 32064
@@ -99,6 +99,16 @@ class Phi3(Llama):
                         f"{key} has {len(rope.get(key) or [])} numbers",
                         f"needs one for each of the {self.rotated // 2} pairs that rotate",
                     )
+            own = self._attention()
+            theirs = rope.get("attention_factor") or self._attention(rope.get("factor"))
+            if not math.isclose(theirs, own, rel_tol=1e-6):
+                self.refuse(f"the rope's attention_factor is {theirs:.4g}", f"is told {own:.4g}, by the context alone")
+
+    def _attention(self, factor: float | None = None) -> float:
+        """What longrope multiplies the attention by; `factor` is of the context, if that is not how it grew."""
+        original = self.config["rope"]["original_max_position_embeddings"]
+        scale = factor or self.config["max_position_embeddings"] / original
+        return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
     def made(self) -> Iterator[Planned]:
         rope = self.config["rope"]
@@ -111,11 +121,7 @@ class Phi3(Llama):
         rope = self.config["rope"]
         if rope["rope_type"] == "longrope":
             # The converter adds it with the tensors, before all other keys.
-            original = rope["original_max_position_embeddings"]
-            scale = self.config["max_position_embeddings"] / original
-            writer.add_rope_scaling_attn_factors(
-                math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
-            )
+            writer.add_rope_scaling_attn_factors(self._attention())
         super().add_keys(writer, ftype, general)
 
     def add_parameters(self, writer: Any, ftype: int) -> None:
