@@ -181,7 +181,8 @@ def missing(base: Path, adapter: Path | None) -> str | None:
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         return "the base is in 4 bits"
-    if conversion.brings_code(base):
+    # Of the families known here transformers has code itself, and takes that.
+    if conversion.is_foreign(base) and conversion.brings_code(base):
         return "the model has code of its own"
     return _unknown_names(base, adapter)
 

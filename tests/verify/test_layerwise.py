@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,20 @@ def test_families(family: str, tmp_path: Path) -> None:
 def test_kinds_of_adapters(kind: str, tied: bool, tmp_path: Path) -> None:
     base = model(tmp_path / "base", "llama", tie_word_embeddings=tied, attention_bias=kind == "bias")
     compare(base, adapter(base, tmp_path / "adapter", **ADAPTERS[kind]))
+
+
+def test_code_that_a_family_does_not_need(tmp_path: Path) -> None:
+    """Phi-3's folders bring some, from before transformers had its own; that of the folder never runs."""
+    base = model(tmp_path / "base", "phi3")
+    expected, _ = in_memory(base, None)
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    config["auto_map"] = {"AutoConfig": "own.Phi3Config", "AutoModelForCausalLM": "own.Phi3ForCausalLM"}
+    (base / "config.json").write_text(json.dumps(config), "utf-8")
+    (base / "own.py").write_text("raise SystemExit('it ran')", "utf-8")
+    assert reference.missing(base, None) is None
+    np.testing.assert_allclose(reference.run(base, None, TEXTS).logits[0], expected[0], atol=1e-5)
+    (base / "config.json").write_text(json.dumps(config | {"architectures": ["OwnForCausalLM"]}), "utf-8")
+    assert reference.missing(base, None) == "the model has code of its own"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
