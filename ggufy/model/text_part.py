@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ggufy.errors import ModelError
 from ggufy.model.safetensors import Checkpoint
 
 INSIDE = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
@@ -46,10 +47,20 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
-    """The tensors of the language model, by the names that it has alone."""
+    """The tensors of the language model, by the names that it has alone.
+
+    Raises ModelError where they have these already: transformers would load none of them, and take random numbers.
+    """
     if not is_part(config):
         return checkpoint
     held = {name: tensor for name, tensor in checkpoint.tensors.items() if not is_other(name)}
+    if held and not prefix_of(held):
+        raise ModelError(
+            f"{checkpoint.where}: its weights have the names of another class: {next(iter(held))}, where that of "
+            f"config.json, which also reads images, has {IN_MEMORY}... or {_OLD}...",
+            "of a language model that was saved by itself, config.json has to say so: what is under text_config there, "
+            f"and {' or '.join(INSIDE.values())} under architectures",
+        )
     names = {name: short(name) for name in held}
     return Checkpoint(held, checkpoint.where, wrapped=checkpoint.wrapped).renamed(names)
 

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from ggufy.data import source
+from ggufy.errors import ModelError
 from ggufy.export import families
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.llamacpp import library
@@ -141,6 +142,22 @@ def test_other_names_make_the_same_file(base: Path, tmp_path: Path) -> None:
     }
     assert "model.language_model.norm.weight" in held
     save_file(held, folder / "model.safetensors", {"format": "pt"})
+    for each, out in ((base, "one"), (folder, "other")):
+        export(each, None, {"f16": tmp_path / f"{out}.gguf"})
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "other.gguf").read_bytes()
+
+
+def test_names_that_transformers_does_not_load(base: Path, tmp_path: Path) -> None:
+    """A language model that was saved by itself, beside the config.json of the whole."""
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    prefix, held = "language_model.", load_file(base / "model.safetensors")
+    alone = {name.removeprefix(prefix): tensor for name, tensor in held.items() if name.startswith(prefix)}
+    save_file(alone, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"names of another class: model\.embed_tokens\.weight, where"):
+        families.opened(folder)
+    config = json.loads((base / "config.json").read_text())
+    inner = config["text_config"] | {"architectures": ["Gemma3ForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(inner))
     for each, out in ((base, "one"), (folder, "other")):
         export(each, None, {"f16": tmp_path / f"{out}.gguf"})
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "other.gguf").read_bytes()
