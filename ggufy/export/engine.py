@@ -35,11 +35,18 @@ def check_base(base: Path, lora: Lora | None = None) -> tuple[str, ...]:
     """
     if conversion.is_foreign(base):
         conversion.check(base)
-        planned = conversion.plan(base, Checkpoint.open(base))
+        weights = Checkpoint.open(base)
+        planned = conversion.plan(base, weights)
     else:
         family, weights = families.opened(base)
         planned = family.plan(weights)
         family.check_vocab()
+    if weights.wrapped:
+        raise ExportError(
+            f"{base.as_posix()}: the names of its weights are wrapped by a trainer, such as _orig_mod. before them; "
+            "transformers loads none of these, and would train random numbers in their place",
+            f"`ggufy export {base.as_posix()} --merged bf16` writes the same model with its own names: train that",
+        )
     have = {t.source.split(".")[-2] for t in planned if t.source and len(t.shape) == 2 and "." in t.source}
     modules = lora.modules_in(have) if lora else ()
     if missing := [module for module in modules if module not in have]:

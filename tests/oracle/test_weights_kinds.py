@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from ggufy.data import source
 from ggufy.errors import ExportError, GgufyError
+from ggufy.export import engine
 from ggufy.export.adapter.adapter import Adapter
 from ggufy.model import tiny
 from tests.oracle.converter import contents, convert, export
@@ -144,6 +145,13 @@ def test_names_that_a_trainer_wrapped(wrap: str, base: Path) -> None:
     inside = "layers.1._checkpoint_wrapped_module."
     weights(base, lambda held: {wrap + n.replace("layers.1.", inside): tensor for n, tensor in held.items()})
     assert_is(base, expected)
+    with pytest.raises(ExportError, match="would train random numbers") as caught:
+        engine.check_base(base)
+    # What the hint says.
+    assert "--merged bf16" in caught.value.hint
+    export(base, None, {"merged-bf16": base.parent / "merged"})
+    engine.check_base(base.parent / "merged")
+    np.testing.assert_array_equal(said(load(base.parent / "merged")), expected)
     weights(base, lambda held: {**held, "model.norm.weight": torch.ones(256)})
     with pytest.raises(GgufyError, match=r"are both model.norm.weight"):
         export(base, None, {"f16": base.parent / "no.gguf"})
