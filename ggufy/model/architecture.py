@@ -49,8 +49,9 @@ def of(config: Mapping[str, Any]) -> str:
     name = str(names[0]).removeprefix("FSDP")
     known = by_type(config)
     bare = (name == "none" or name in _WRAPPERS) and bool(config.get("model_type"))
-    # LlamaModel beside LlamaForCausalLM, and what ends so, with a trainer's name before it.
-    if known and (bare or name.endswith((known, known.removesuffix("ForCausalLM") + "Model"))):
+    # LlamaModel beside LlamaForCausalLM, and what ends so, with a trainer's name before it; or another one's class.
+    own = bool(known) and name.endswith((str(known), str(known).removesuffix("ForCausalLM") + "Model"))
+    if known and (bare or own or name in _BY_TYPE.values()):
         return known
     return name
 

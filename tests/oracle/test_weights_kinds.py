@@ -118,6 +118,15 @@ def test_a_class_that_a_trainer_wrapped(architectures: list[str] | None, base: P
     assert_is(base, said(load(base)))
 
 
+def test_a_class_of_another_model_type(base: Path) -> None:
+    """transformers goes by the type."""
+    plain = said(load(base))
+    keys(base, model_type="granite", embedding_multiplier=3.0, logits_scaling=2.0)
+    expected = said(load(base))
+    assert np.abs(expected - plain).max() > 0.1 * np.abs(plain).max()
+    assert_is(base, expected)
+
+
 def test_a_model_saved_without_its_head(base: Path) -> None:
     AutoModel.from_pretrained(base, dtype=torch.float16).save_pretrained(base)
     assert not any(name.startswith("model.") for name in load_file(base / "model.safetensors"))
