@@ -128,6 +128,10 @@ def test_the_types_of_a_published_file(models: Path, tmp_path: Path) -> None:
     assert options.published.quant == "q4_k_m"
     export(models / "untied", None, {"q4_k_m": made}, types=options)
     assert made.read_bytes() == published.read_bytes()
+    left = TypeOptions.of(types_from=published, leave_output_tensor=True)
+    export(models / "untied", None, {"q4_k_m": made}, types=left)
+    quantize(models / "untied.gguf", again, "q4_k_m", mixture, quantize_output_tensor=False)
+    assert made.read_bytes() == again.read_bytes() != published.read_bytes()
     export(models / "untied", None, {"q4_k_m": tmp_path / "split"}, split=900_000, types=options)
     parts = sorted((tmp_path / "split").iterdir())
     assert len(parts) > 1

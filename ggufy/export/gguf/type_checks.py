@@ -73,6 +73,8 @@ class Checked:
             options.published.check(architecture, model.shapes, ("rope_freqs.weight",))
             where = f"--types-from {options.published.path.as_posix()}"
             for name, number in options.published.types.items():
+                if name == OUTPUT and options.leave_output:
+                    continue
                 self.asked.setdefault(name, Asked(where, number, falls_back=True))
         self._check_widths()
         self._note_what_has_no_effect()
@@ -95,10 +97,11 @@ class Checked:
         """Raise ExportError where llama.cpp gives a tensor another type than the published file has."""
         published = self.options.published
         for name, number in published.types.items() if published else ():
-            if name in types and types[name] != number and self.asked[name].option.startswith("--types-from"):
+            asked = self.asked.get(name)
+            if asked and types.get(name, number) != number and asked.option.startswith("--types-from"):
                 theirs, ours = library.type_name(number), library.type_name(types[name])
                 raise ExportError(
-                    f"{self.asked[name].option}: its {name} is {theirs}, and llama.cpp only makes {ours} of it here",
+                    f"{asked.option}: its {name} is {theirs}, and llama.cpp only makes {ours} of it here",
                     "give --tensor-type for what can be chosen, instead of --types-from",
                 )
 
