@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -53,6 +54,8 @@ class Vocabulary:
     """The end of a turn, where the converter knows it by the size of the vocabulary."""
     prefix_last: bool = False
     """Whether `prefix` is written after all else."""
+    named: str | None = None
+    """What has to be in the model's name, for llama.cpp to read the marks as the tokenizer does."""
 
     def write(self, writer: Any) -> None:
         if not self.prefix_last:
@@ -100,6 +103,8 @@ def read(base: Path, vocab_size: int, *, rules: Rules = Rules.LLAMA) -> Vocabula
 _ADDS_BOS = ("llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "chameleon")
 log = logging.getLogger("ggufy")
 
+NAMED = re.compile("phi-?3", re.IGNORECASE)
+"""With this in a model's name llama.cpp takes the white space after a mark away, and needs Llama 2's own marks."""
 OWN = Texts("", list)
 """None but those that every tokenizer is tried with."""
 _made: dict[tuple[object, ...], Vocabulary] = {}
@@ -132,7 +137,8 @@ def _read_spm(tokenizer: FolderTokenizer, vocab_size: int, rules: Rules) -> Voca
     found = spm.tokens(tokenizer, vocab_size, all_added=rules is Rules.PHI3)
     prefix = spm.prefix(tokenizer, told=rules is Rules.LLAMA)
     eot = spm.codellama_eot(tokenizer, vocab_size) if rules is Rules.LLAMA else None
-    return Vocabulary(found, made, prefix, eot=eot, prefix_last=rules is Rules.GEMMA)
+    named = spm.NAMED if spm.strips(tokenizer) else None
+    return Vocabulary(found, made, prefix, eot=eot, prefix_last=rules is Rules.GEMMA, named=named)
 
 
 def forget() -> None:
@@ -159,12 +165,19 @@ def check(base: Path, vocab_size: int, texts: Texts = OWN, *, rules: Rules = Rul
     """
     tokenizer, made = folder.of(base), read(base, vocab_size, rules=rules)
     own, how = proof.texts_for(tokenizer), findings.code(Path(proof.__file__).parent)
-    written = [made.tokens.digest, asdict(made.special), made.prefix, made.prefix_last, made.bos, made.eot]
+    flags = [made.prefix, made.prefix_last, made.bos, made.eot, made.named]
+    written = [made.tokens.digest, asdict(made.special), *flags]
     alike = f"read alike: {digest.of_values([written, own, texts.key, how])}"
     differs = tokenizer.findings.get(alike, lambda: prove(tokenizer, made, texts.read()))
     if differs and differs not in _said:
         _said.add(differs)
         log.warning("%s", differs)
+    if (greedy := proof.greedy(tokenizer)) and ("marks", tokenizer.state) not in _said:
+        _said.add(("marks", tokenizer.state))
+        log.info(
+            "%s: %s and white space beside it are one token there; llama.cpp reads the white space as text",
+            *(tokenizer.path.as_posix(), ", ".join(map(repr, sorted(greedy)[:3]))),
+        )
     if made.tokens.model == "llama" and spm.spaces_once(tokenizer) and tokenizer.state not in _said:
         _said.add(tokenizer.state)
         log.info(
@@ -219,9 +232,9 @@ def those_that_go_on(base: Path, vocab_size: int, tokens: Sequence[int], *, rule
         return [token for token in tokens if not ours.ends_turn(token)]
 
 
-def _flags(made: Vocabulary) -> dict[str, bool]:
+def _flags(made: Vocabulary) -> dict[str, Any]:
     flags = {"tokenizer.ggml.add_space_prefix": made.prefix, "tokenizer.ggml.add_bos_token": made.bos}
-    return {key: value for key, value in flags.items() if value is not None}
+    return {key: value for key, value in {**flags, "general.name": made.named}.items() if value is not None}
 
 
 def _check_kind(tokenizer: FolderTokenizer) -> None:

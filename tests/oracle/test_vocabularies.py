@@ -121,6 +121,16 @@ def test_without_its_model_file_the_scores_are_the_order_of_the_merges(tmp_path:
         vocab.prove(tokenizer, made)
 
 
+def test_one_without_a_token_for_each_byte_is_refused(tmp_path: Path) -> None:
+    """llama.cpp would end the process."""
+    rows = vocabularies.write_sentencepiece("llama-spm", tmp_path)
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace('"<0xC3>"', '"<0xC>"'), "utf-8")
+    with pytest.raises(ExportError, match=r"1 of the 256 tokens for bytes are not there, first <0xC3>"):
+        vocab.check(tmp_path, rows)
+
+
 @pytest.mark.parametrize(("scheme", "told"), [("always", None), ("first", False), ("never", False)])
 def test_where_a_space_is_put_first_is_told(scheme: str, told: bool | None, tmp_path: Path) -> None:
     rows = vocabularies.write_sentencepiece("llama-spm", tmp_path, scheme=scheme)
