@@ -101,6 +101,11 @@ def read(base: Path, vocab_size: int, *, rules: Rules = Rules.LLAMA) -> Vocabula
 
 # Those with which llama.cpp puts a BOS before every text, where the file does not say otherwise.
 _ADDS_BOS = ("llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "chameleon")
+_OTHER = "use a base whose tokenizer llama.cpp knows"
+_NORMALIZED = (
+    'write "normalized": false at the added tokens in tokenizer.json and tokenizer_config.json, as later versions of '
+    "such models have it: with true the tokenizer does not see them within a text"
+)
 log = logging.getLogger("ggufy")
 
 NAMED = re.compile("phi-?3", re.IGNORECASE)
@@ -215,7 +220,7 @@ def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = (
         raise ExportError(
             f"{tokenizer.path.as_posix()}: llama.cpp would read text differently from training: as {made.tokens.pre!r} "
             f"{found.right} of {len(compared)} texts came out alike, and {found.described(tokenizer)}",
-            "use a base whose tokenizer llama.cpp knows",
+            _NORMALIZED if spm.misses_marks(tokenizer) else _OTHER,
         )
     if known is None:
         return ""
@@ -269,7 +274,7 @@ def _by_comparison(tokenizer: FolderTokenizer, rows: int, made: Specials, known:
         f"{tokenizer.path.as_posix()}: llama.cpp has no name for this tokenizer, and would split text differently from "
         f"training: of its {len(names)} ways to split text {nearest[0]!r} comes nearest, with "
         f"{nearest[1].right} of {len(texts)} texts before one that differs; {nearest[1].described(tokenizer)}",
-        "use a base whose tokenizer llama.cpp knows",
+        _OTHER,
     )
 
 

@@ -131,6 +131,24 @@ def test_one_without_a_token_for_each_byte_is_refused(tmp_path: Path) -> None:
         vocab.check(tmp_path, rows)
 
 
+def test_marks_that_a_tokenizer_does_not_see_within_a_text(tmp_path: Path) -> None:
+    """As in the first files of Llama 2; what the hint says helps."""
+    rows = vocabularies.write_sentencepiece("llama-spm", tmp_path)
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads(path.read_text("utf-8"))
+    for normalized in (True, False):
+        for token in spec["added_tokens"]:
+            token["normalized"] = normalized
+        path.write_text(json.dumps(spec), "utf-8")
+        if normalized:
+            with pytest.raises(ExportError, match=r"differs is 'a<s>b': at token 1 llama.cpp has '<s>'") as caught:
+                vocab.check(tmp_path, rows)
+            assert '"normalized": false' in str(caught.value.hint)
+        else:
+            vocab.check(tmp_path, rows)
+
+
 @pytest.mark.parametrize(("scheme", "told"), [("always", None), ("first", False), ("never", False)])
 def test_where_a_space_is_put_first_is_told(scheme: str, told: bool | None, tmp_path: Path) -> None:
     rows = vocabularies.write_sentencepiece("llama-spm", tmp_path, scheme=scheme)

@@ -83,6 +83,11 @@ def spaces_once(tokenizer: FolderTokenizer) -> bool:
     return _scheme(tokenizer.spec) == "always" and not _prepends(tokenizer.spec)
 
 
+def misses_marks(tokenizer: FolderTokenizer) -> bool:
+    """Whether marks are looked for in what the normalizer made of a text, which puts a space before each of them."""
+    return _prepends(tokenizer.spec) and any(token.special and token.normalized for token in tokenizer.added.values())
+
+
 def begins_with_space(tokenizer: FolderTokenizer, text: str) -> bool:
     """Whether a text begins with a space, or what follows a mark in it does."""
     return any(part.startswith((" ", _SPACE)) for part in _split(tokenizer, text)[::2])
