@@ -93,11 +93,15 @@ def test_the_keys_of_a_byte_level_vocabulary_are_the_converters(tmp_path: Path) 
     assert keys(tmp_path, rows) == theirs(tmp_path)
 
 
-def test_the_keys_of_a_sentencepiece_vocabulary_are_the_converters(tmp_path: Path) -> None:
-    """With tokenizer.model, which has the scores."""
+@pytest.mark.parametrize("flagged", [False, True])
+def test_the_keys_of_a_sentencepiece_vocabulary_are_the_converters(flagged: bool, tmp_path: Path) -> None:
+    """With tokenizer.model, which has the scores; BOS and EOS by name, or written with their flags, as in Llama 2."""
     token = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
     names = {"0": "<unk>", "1": "<s>", "2": "</s>"}
-    more = {"added_tokens_decoder": {n: {"content": name, **token} for n, name in names.items()}}
+    more: dict[str, Any] = {"added_tokens_decoder": {n: {"content": name, **token} for n, name in names.items()}}
+    if flagged:
+        ends = {"bos_token": "<s>", "eos_token": "</s>"}
+        more |= {key: {"__type": "AddedToken", "content": name, **token} for key, name in ends.items()}
     rows = vocabularies.write_sentencepiece("llama-spm", tmp_path, chat_template=TEMPLATE, **more)
     vocabularies.write_model_file("llama-spm", tmp_path)
     model(tmp_path, rows)
