@@ -80,7 +80,8 @@ def plan(request: Request, scratch: Path, *, weighed: bool = False) -> Plan:
         request.imatrix.check(planned)
     # llama.cpp only asks whether there is one.
     matrix = request.imatrix or (imatrix.placeholder(planned) if weighed else None)
-    wanted = layout.Wanted(family, planned, dict(request.general), matrix, request.split, request.types)
+    general = family.named(request.general) if request.quants else {}
+    wanted = layout.Wanted(family, planned, general, matrix, request.split, request.types)
     layouts = layout.make(request.quants, wanted, scratch) if request.quants else {}
     vocab.forget()
     split = request.split is not None

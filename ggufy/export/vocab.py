@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -53,6 +54,8 @@ class Vocabulary:
     """The end of a turn, where the converter knows it by the size of the vocabulary."""
     prefix_last: bool = False
     """Whether `prefix` is written after all else."""
+    named: str | None = None
+    """What has to be in the model's name, for llama.cpp to read the marks as the tokenizer does."""
 
     def write(self, writer: Any) -> None:
         if not self.prefix_last:
@@ -98,8 +101,15 @@ def read(base: Path, vocab_size: int, *, rules: Rules = Rules.LLAMA) -> Vocabula
 
 # Those with which llama.cpp puts a BOS before every text, where the file does not say otherwise.
 _ADDS_BOS = ("llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken", "chameleon")
+_OTHER = "use a base whose tokenizer llama.cpp knows"
+_NORMALIZED = (
+    'write "normalized": false at the added tokens in tokenizer.json and tokenizer_config.json, as later versions of '
+    "such models have it: with true the tokenizer does not see them within a text"
+)
 log = logging.getLogger("ggufy")
 
+NAMED = re.compile("phi-?3", re.IGNORECASE)
+"""With this in a model's name llama.cpp takes the white space after a mark away, and needs Llama 2's own marks."""
 OWN = Texts("", list)
 """None but those that every tokenizer is tried with."""
 _made: dict[tuple[object, ...], Vocabulary] = {}
@@ -132,7 +142,8 @@ def _read_spm(tokenizer: FolderTokenizer, vocab_size: int, rules: Rules) -> Voca
     found = spm.tokens(tokenizer, vocab_size, all_added=rules is Rules.PHI3)
     prefix = spm.prefix(tokenizer, told=rules is Rules.LLAMA)
     eot = spm.codellama_eot(tokenizer, vocab_size) if rules is Rules.LLAMA else None
-    return Vocabulary(found, made, prefix, eot=eot, prefix_last=rules is Rules.GEMMA)
+    named = spm.NAMED if spm.strips(tokenizer) else None
+    return Vocabulary(found, made, prefix, eot=eot, prefix_last=rules is Rules.GEMMA, named=named)
 
 
 def forget() -> None:
@@ -159,12 +170,19 @@ def check(base: Path, vocab_size: int, texts: Texts = OWN, *, rules: Rules = Rul
     """
     tokenizer, made = folder.of(base), read(base, vocab_size, rules=rules)
     own, how = proof.texts_for(tokenizer), findings.code(Path(proof.__file__).parent)
-    written = [made.tokens.digest, asdict(made.special), made.prefix, made.prefix_last, made.bos, made.eot]
+    flags = [made.prefix, made.prefix_last, made.bos, made.eot, made.named]
+    written = [made.tokens.digest, asdict(made.special), *flags]
     alike = f"read alike: {digest.of_values([written, own, texts.key, how])}"
     differs = tokenizer.findings.get(alike, lambda: prove(tokenizer, made, texts.read()))
     if differs and differs not in _said:
         _said.add(differs)
         log.warning("%s", differs)
+    if (greedy := proof.greedy(tokenizer)) and ("marks", tokenizer.state) not in _said:
+        _said.add(("marks", tokenizer.state))
+        log.info(
+            "%s: %s and white space beside it are one token there; llama.cpp reads the white space as text",
+            *(tokenizer.path.as_posix(), ", ".join(map(repr, sorted(greedy)[:3]))),
+        )
     if made.tokens.model == "llama" and spm.spaces_once(tokenizer) and tokenizer.state not in _said:
         _said.add(tokenizer.state)
         log.info(
@@ -202,7 +220,7 @@ def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = (
         raise ExportError(
             f"{tokenizer.path.as_posix()}: llama.cpp would read text differently from training: as {made.tokens.pre!r} "
             f"{found.right} of {len(compared)} texts came out alike, and {found.described(tokenizer)}",
-            "use a base whose tokenizer llama.cpp knows",
+            _NORMALIZED if spm.misses_marks(tokenizer) else _OTHER,
         )
     if known is None:
         return ""
@@ -219,9 +237,9 @@ def those_that_go_on(base: Path, vocab_size: int, tokens: Sequence[int], *, rule
         return [token for token in tokens if not ours.ends_turn(token)]
 
 
-def _flags(made: Vocabulary) -> dict[str, bool]:
+def _flags(made: Vocabulary) -> dict[str, Any]:
     flags = {"tokenizer.ggml.add_space_prefix": made.prefix, "tokenizer.ggml.add_bos_token": made.bos}
-    return {key: value for key, value in flags.items() if value is not None}
+    return {key: value for key, value in {**flags, "general.name": made.named}.items() if value is not None}
 
 
 def _check_kind(tokenizer: FolderTokenizer) -> None:
@@ -256,7 +274,7 @@ def _by_comparison(tokenizer: FolderTokenizer, rows: int, made: Specials, known:
         f"{tokenizer.path.as_posix()}: llama.cpp has no name for this tokenizer, and would split text differently from "
         f"training: of its {len(names)} ways to split text {nearest[0]!r} comes nearest, with "
         f"{nearest[1].right} of {len(texts)} texts before one that differs; {nearest[1].described(tokenizer)}",
-        "use a base whose tokenizer llama.cpp knows",
+        _OTHER,
     )
 
 

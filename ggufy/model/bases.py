@@ -23,9 +23,13 @@ _FILES = (
     "model.safetensors.index.json",
     "tokenizer*",
     "special_tokens_map.json",
+    "added_tokens.json",
     "*.jinja",
 )
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "*.jinja", "config.json", "generation_config.json")
+_TOKENIZER = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*.jinja"),
+    *("config.json", "generation_config.json"),
+)
 CONTENT = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
 # What an export uses too. It is apart, because the fingerprints in the records of runs are of CONTENT.
 BESIDE = (

@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufy.errors import ExportError, HubError, ModelError
-from ggufy.model import download
+from ggufy.model import bases, download
 from ggufy.model.tokenizer import converted
 
 log = logging.getLogger("ggufy")
 
 ADAPTER, MODEL = "adapter_config.json", "config.json"
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "*.jinja")
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*.jinja")
+# peft saves an adapter that has a name in a folder of its own, beside which the tokenizer then lies.
+_ABOVE = (
+    *(MODEL, "tokenizer_config.json", "tokenizer.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *bases.BESIDE,
+)
 _FILES = {
-    ADAPTER: (ADAPTER, "adapter_model.safetensors", "added_tokens.json", "vocab.json", "merges.txt", *_TOKENIZER),
+    ADAPTER: (ADAPTER, "adapter_model.safetensors", "vocab.json", "merges.txt", *_TOKENIZER),
     MODEL: (MODEL, "generation_config.json", "*.safetensors", "*.index.json", *_TOKENIZER),
 }
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?:/[^/.][^/]*)*)/?")
@@ -63,6 +68,8 @@ def find(what: str) -> HubFolder:
             log.info("%s holds its adapter in a folder of its own, %s, which is exported", what, inside)
     if kind:
         folder, _ = _fetch(repository, commit, inside, _FILES[kind])
+        if kind == ADAPTER and inside:
+            _fetch(repository, commit, inside.rpartition("/")[0], _ABOVE)
         if kind == MODEL and not (folder / inside / "tokenizer.json").is_file():
             folder, _ = _fetch(repository, commit, inside, (*_FILES[kind], *converted.MORE))
     return HubFolder(folder / inside, name, f"{repository}/{inside}" if inside else repository)

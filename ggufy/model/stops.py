@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ggufy.errors import ModelError
+from ggufy.model import config_files
 
 
 def named(folder: Path) -> tuple[list[int], str]:
@@ -18,10 +17,7 @@ def named(folder: Path) -> tuple[list[int], str]:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path.as_posix()} cannot be read: {error}", "copy the model folder again") from None
+        values = config_files.read_whole(path)
         found = _ids(values.get("eos_token_id")) or _ids((values.get("text_config") or {}).get("eos_token_id"))
         if found:
             return found, name

@@ -77,7 +77,7 @@ class ChatTemplate:
         """The special tokens that a model folder names: {"bos_token": "<|begin_of_text|>", ...}."""
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         named = named_specials(folder, config)
-        return {key: value["content"] if isinstance(value, dict) else str(value) for key, value in named.items()}
+        return {key: text for key, value in named.items() if (text := content_of(value))}
 
     def render(
         self, messages: Sequence[Message], day: date, *, generate: bool = False, tools: list[Any] | None = None
@@ -132,6 +132,12 @@ def with_special_tokens_map(folder: Path, config: dict[str, Any]) -> dict[str, A
     return {**config, **said}
 
 
+def content_of(token: Any) -> str | None:
+    """The text of a special token, which may be written with its flags."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
+
+
 def text_of(folder: Path) -> str:
     """The text of a model folder's template; empty for a base model, which has none."""
     return named_templates(folder).get("default", "")
@@ -145,7 +151,14 @@ def named_templates(folder: Path) -> dict[str, str]:
         return {**found, "default": _text(beside)}
     given = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template") or ""
     if isinstance(given, list):
-        given = {entry["name"]: entry["template"] for entry in given}
+        try:
+            given = {entry["name"]: entry["template"] for entry in given}
+        except (TypeError, KeyError) as error:
+            raise ModelError(
+                f"{(folder / 'tokenizer_config.json').as_posix()}: its chat_template cannot be read: {error!r}; of "
+                "several each has a name and a template",
+                "copy it again",
+            ) from None
     if not isinstance(given, dict):
         given = {"default": given}
     return {**{name: str(text) for name, text in given.items()}, **found}

@@ -10,7 +10,7 @@ from pathlib import Path
 from ggufy.errors import ExportError, MissingExtra
 from ggufy.export import families, vocab
 from ggufy.export.converter import conversion
-from ggufy.export.vocabulary import special, spm
+from ggufy.export.vocabulary import proof, special, spm
 from ggufy.model import stops
 from ggufy.model.template import ChatTemplate, text_of
 from ggufy.model.tokenizer import folder
@@ -44,6 +44,7 @@ def check_conversation(base: Path, training: Path) -> None:
     if conversion.is_foreign(base):
         return
     found = folder.of(training)
+    family = families.read(base)
     named = special.of(found).ids
     shown = probes.rendered(ChatTemplate.from_folder(training)) if text_of(training) else []
     for text in shown:
@@ -54,11 +55,13 @@ def check_conversation(base: Path, training: Path) -> None:
                 f"{training.as_posix()}: its chat template writes {count} BOS tokens at the start",
                 "leave one of them in the template, as the model was trained; --no-verify exports it as it is",
             )
+    if shown and proof.greedy(found):
+        rows = max(family.vocab_size, max(found.names) + 1)
+        vocab.check(training, rows, vocab.Texts.of(shown), rules=family.vocab_rules)
     ids, file = stops.named(training)
     ends = {number: found.names[number] for number in ids if number in found.names}
     if file != "generation_config.json" or not {n for n in ends if n != named.get("eos") and ends[n] not in _ENDS}:
         return
-    family = families.read(base)
     over = vocab.those_that_go_on(training, family.vocab_size, list(ends), rules=family.vocab_rules)
     lost = tokenizer.lost_end(ends, over, probes.after_answer(shown))
     if lost is not None:

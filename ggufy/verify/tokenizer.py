@@ -1,16 +1,19 @@
 """Compare a file's tokenizer with that of the model folder it was made from.
 
 The folder is read in another way than the export reads it: through transformers where that is loaded already, as it is
-for the logits, else through `tokenizers` alone. So what one overlooks the other sees.
+for the logits, or where tokenizer.json does not hold all; else through `tokenizers` alone. So what one overlooks the
+other sees.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from ggufy.errors import Unverified
 from ggufy.export.vocabulary import pre_tokenizers
 from ggufy.llamacpp.evaluate_gguf import Forward
 from ggufy.model.template import ChatTemplate
+from ggufy.model.tokenizer import folder
 from ggufy.verify.probes import PROBES, after_answer
 
 log = logging.getLogger("ggufy")
@@ -43,15 +47,25 @@ class BaseTokenizer:
 
 
 def _open(base: Path) -> Any:
-    if theirs := sys.modules.get("transformers"):
+    from tokenizers import Tokenizer
+
+    alone = Tokenizer.from_file((base / "tokenizer.json").as_posix())
+    theirs, whole = sys.modules.get("transformers"), _is_whole(base, alone)
+    if theirs is None and not whole and find_spec("transformers"):
+        theirs = importlib.import_module("transformers")
+    if theirs:
         try:
             # The class that takes tokenizer.json as it is: that which the folder names may build its rules anew.
             return _as_files_are(theirs.PreTrainedTokenizerFast.from_pretrained(base.as_posix()).backend_tokenizer)
         except Exception as error:  # noqa: BLE001 - a TypeError, too, is what it says of a file it cannot read
             log.info("%s: transformers cannot load the tokenizer: %s", base.as_posix(), " ".join(str(error).split()))
-    from tokenizers import Tokenizer
+    return _as_files_are(alone if whole else folder.open_backend(base))
 
-    return _as_files_are(Tokenizer.from_file((base / "tokenizer.json").as_posix()))
+
+def _is_whole(base: Path, alone: Any) -> bool:
+    """Whether tokenizer.json, opened alone, has all added tokens: some are listed in the files beside it only."""
+    held = {number: (t.content, t.special) for number, t in alone.get_added_tokens_decoder().items()}
+    return held == {number: (t.content, t.special) for number, t in folder.of(base).added.items()}
 
 
 def _as_files_are(tokenizer: Any) -> Any:
@@ -153,7 +167,7 @@ def _compare_ends(model: Forward, base: BaseTokenizer, path: Path, plain: str, c
     ends = {}
     for number in ids if isinstance(ids, list) else [ids]:
         # Some write -1 for a model that never ends by itself.
-        if isinstance(number, int) and number >= 0 and (name := base.rust.id_to_token(number)) is not None:
+        if type(number) is int and number >= 0 and (name := base.rust.id_to_token(number)) is not None:
             ends[number] = name
     lost = lost_end(ends, [number for number in ends if not model.ends_turn(number)], closing)
     if lost is not None:

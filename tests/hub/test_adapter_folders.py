@@ -67,6 +67,23 @@ def test_one_at_the_top_is_meant_before_others(hub: Hub, quick: Path) -> None:
     assert (quick / "exports/tuned-checkpoint-100/tuned-checkpoint-100-q8_0.gguf").is_file()
 
 
+def test_a_tokenizer_beside_its_folder_is_its_own(hub: Hub, quick: Path) -> None:
+    """As `model.save_pretrained(OUT); tokenizer.save_pretrained(OUT)` leave an adapter that has a name."""
+    place = quick.parent / "pushed"
+    (place / "out" / "policy").mkdir(parents=True)
+    for path in (quick / "runs/quick/adapter").iterdir():
+        shutil.copyfile(path, place / "out" / ("policy" if path.name.startswith("adapter") else "") / path.name)
+    (place / "out" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    hub.control("state", {"repos": [{"kind": "model", "name": REPO, "folder": str(place)}]})
+    said = hub.works("export", REPO, *HOW, cwd=quick)
+    assert "the adapter's own tokenizer is used, not the base's: another chat template" in said
+    # That beside a model is not.
+    (place / "out" / "config.json").write_text("{}")
+    hub.control("state", {"repos": [{"kind": "model", "name": "ann/other", "folder": str(place)}]})
+    said = hub.works("export", "ann/other/out/policy", *HOW, cwd=quick)
+    assert "own tokenizer" not in said
+
+
 def test_a_repository_with_neither(hub: Hub, quick: Path) -> None:
     hub.control("state", {"repos": [{"kind": "model", "name": REPO, "files": {"README.md": "soon"}}]})
     assert "ann/tuned: no config.json there" in hub.fails("export", REPO, *HOW[2:], cwd=quick)

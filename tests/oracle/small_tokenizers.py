@@ -6,6 +6,7 @@ What tokenizer.json and tokenizer_config.json say beside the vocabulary is what 
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +48,10 @@ PHI = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
+PHI4 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_sep|>' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+)
 _PHI_ADDED = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>")
 
 
@@ -78,7 +83,10 @@ def llama(folder: Path, *, template: str = INST, added: tuple[str, ...] = (), **
     made.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    made.add_special_tokens([AddedToken(name, normalized=False) for name in ("<unk>", "<s>", "</s>", *added)])
+    marks = ("<unk>", "<s>", "</s>", *added)
+    # Phi-3's take white space after them along, but for these.
+    greedy = set(marks) - {"<unk>", "<s>", "<|endoftext|>"} if added else set()
+    made.add_special_tokens([AddedToken(name, normalized=False, rstrip=name in greedy) for name in marks])
     _ends(made, "<s>")
     made.save((folder / "tokenizer.json").as_posix())
     names = dict(enumerate(["<unk>", "<s>", "</s>"]))
@@ -87,7 +95,8 @@ def llama(folder: Path, *, template: str = INST, added: tuple[str, ...] = (), **
         # Of Phi-3 the converter takes what tokenizer.json alone lists, too.
         del names[0]
     values = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": True, "add_bos_token": True}
-    _settings(folder, names, chat_template=template, tokenizer_class="LlamaTokenizer", **values, **more)
+    values |= {"chat_template": template, "tokenizer_class": "LlamaTokenizer"}
+    _settings(folder, names, rstrip=greedy, **values, **more)
     return {"bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -118,16 +127,21 @@ def byte_level(folder: Path, rules: str) -> dict[str, int]:
     made.train_from_iterator(
         source.sample_texts(), trainers.BpeTrainer(vocab_size=640, initial_alphabet=alphabet, show_progress=False)
     )
-    marks = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    made.add_special_tokens([AddedToken(name, normalized=False) for name in marks])
+    phi = rules == "gpt-2"
+    marks = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(["<|im_sep|>"] if phi else []))
+    # Phi-4's take white space on both sides along.
+    greedy = marks if phi else ()
+    flags = {name: {"lstrip": name in greedy, "rstrip": name in greedy} for name in marks}
+    made.add_special_tokens([AddedToken(name, normalized=False, **flags[name]) for name in marks])
     made.post_processor = processors.ByteLevel(trim_offsets=False)
     made.save((folder / "tokenizer.json").as_posix())
     ids = {name: made.token_to_id(name) for name in marks}
     values = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     # Of the class that takes tokenizer.json as it is; for Phi-4 the converter asks for GPT-2's.
-    kind = "GPT2Tokenizer" if rules == "gpt-2" else "PreTrainedTokenizerFast"
-    values |= {"tokenizer_class": kind, "chat_template": vocabularies.TEMPLATE, "add_prefix_space": False}
-    _settings(folder, {number: name for name, number in ids.items()}, **values)
+    kind = "GPT2Tokenizer" if phi else "PreTrainedTokenizerFast"
+    template = PHI4 if phi else vocabularies.TEMPLATE
+    values |= {"tokenizer_class": kind, "chat_template": template, "add_prefix_space": False}
+    _settings(folder, {number: name for name, number in ids.items()}, lstrip=greedy, rstrip=greedy, **values)
     return {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
 
 
@@ -157,10 +171,26 @@ def _ends(made: Any, bos: str) -> None:
     )
 
 
-def _settings(folder: Path, names: dict[int, str], plain: set[int] | None = None, **values: Any) -> None:
+def _settings(
+    folder: Path,
+    names: dict[int, str],
+    plain: Container[int] = (),
+    *,
+    lstrip: Container[str] = (),
+    rstrip: Container[str] = (),
+    **values: Any,
+) -> None:
     """tokenizer_config.json with these added tokens, of which the `plain` are no marks."""
-    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
-    marks = {number: number not in (plain or ()) for number in names}
-    listed = {str(number): {"content": names[number], **flags, "special": mark} for number, mark in marks.items()}
+    listed = {
+        str(number): {
+            "content": name,
+            "lstrip": name in lstrip,
+            "normalized": False,
+            "rstrip": name in rstrip,
+            "single_word": False,
+            "special": number not in plain,
+        }
+        for number, name in names.items()
+    }
     values = {"added_tokens_decoder": listed, "model_max_length": 2048, **values}
     (folder / "tokenizer_config.json").write_text(json.dumps(values, ensure_ascii=False), "utf-8")

@@ -29,6 +29,7 @@ from ggufy.model.safetensors import Checkpoint
 from ggufy.model.tokenizer import folder as folders
 from ggufy.plan import footprint
 from ggufy.recipe.schema import Lora
+from ggufy.stages import vocabulary
 from ggufy.verify import reference
 from ggufy.verify.checks import verify
 from ggufy.verify.expected import Expected
@@ -238,6 +239,43 @@ def own_loss(base: Path, rows: Path) -> float:
         total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
         count += int((labels != -100).sum())
     return total / count
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "becomes"),
+    [
+        ("phi3", "mine", "mine (phi-3)"),
+        ("phi3", "My-PHI3", "My-PHI3"),
+        ("mistral", "not-Phi-3", "not-Phi 3"),
+        ("qwen3", "from-phi3", "from-Phi 3"),
+        ("qwen3", "mine", "mine"),
+    ],
+)
+def test_the_name_is_one_that_llama_cpp_reads_its_marks_by(family: str, name: str, becomes: str, made: Path) -> None:
+    assert families.read(made / family / "base").named({"name": name}) == {"name": becomes}
+    texts = ["<|user|>\n Hi.<|end|>\n", "<s>\n Hi.</s>\n"]
+    expected = [folders.open_backend(made / family / "base").encode(text, add_special_tokens=False) for text in texts]
+    out = made / family / f"{becomes}.gguf"
+    export(made / family / "base", None, {"f16": out}, {"name": name})
+    model = llama_cpp.Llama(str(out), vocab_only=True, verbose=False)
+    assert [model.tokenize(text.encode(), add_bos=False, special=True) for text in texts] == [e.ids for e in expected]
+    model.close()
+
+
+def test_marks_that_take_white_space_along(made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """llama.cpp's do not: that is said, and refused where the chat template writes any beside one."""
+    base = Path(shutil.copytree(made / "phi4" / "base", tmp_path / "base"))
+    with caplog.at_level("INFO", "ggufy"):
+        vocabulary.check(base, None)
+        vocabulary.check_conversation(base, base)
+    assert "'<|endoftext|>', '<|im_end|>', '<|im_sep|>' and white space beside it are one token there" in caplog.text
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["chat_template"] = settings["chat_template"].replace("<|im_sep|>", "<|im_sep|>\\n")
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        ExportError, match=r"the first text that differs is '<\|im_start\|>system<\|im_sep\|>\\nBe brief"
+    ):
+        vocabulary.check_conversation(base, base)
 
 
 def test_a_window_that_llama_cpp_leaves_out_is_said(made: Path, caplog: pytest.LogCaptureFixture) -> None:

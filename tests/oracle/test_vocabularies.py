@@ -93,11 +93,15 @@ def test_the_keys_of_a_byte_level_vocabulary_are_the_converters(tmp_path: Path) 
     assert keys(tmp_path, rows) == theirs(tmp_path)
 
 
-def test_the_keys_of_a_sentencepiece_vocabulary_are_the_converters(tmp_path: Path) -> None:
-    """With tokenizer.model, which has the scores."""
+@pytest.mark.parametrize("flagged", [False, True])
+def test_the_keys_of_a_sentencepiece_vocabulary_are_the_converters(flagged: bool, tmp_path: Path) -> None:
+    """With tokenizer.model, which has the scores; BOS and EOS by name, or written with their flags, as in Llama 2."""
     token = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
     names = {"0": "<unk>", "1": "<s>", "2": "</s>"}
-    more = {"added_tokens_decoder": {n: {"content": name, **token} for n, name in names.items()}}
+    more: dict[str, Any] = {"added_tokens_decoder": {n: {"content": name, **token} for n, name in names.items()}}
+    if flagged:
+        ends = {"bos_token": "<s>", "eos_token": "</s>"}
+        more |= {key: {"__type": "AddedToken", "content": name, **token} for key, name in ends.items()}
     rows = vocabularies.write_sentencepiece("llama-spm", tmp_path, chat_template=TEMPLATE, **more)
     vocabularies.write_model_file("llama-spm", tmp_path)
     model(tmp_path, rows)
@@ -119,6 +123,34 @@ def test_without_its_model_file_the_scores_are_the_order_of_the_merges(tmp_path:
     made.tokens.scores[:] = [-1000.0] * rows
     with pytest.raises(ExportError, match="the first text that differs is"):
         vocab.prove(tokenizer, made)
+
+
+def test_one_without_a_token_for_each_byte_is_refused(tmp_path: Path) -> None:
+    """llama.cpp would end the process."""
+    rows = vocabularies.write_sentencepiece("llama-spm", tmp_path)
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace('"<0xC3>"', '"<0xC>"'), "utf-8")
+    with pytest.raises(ExportError, match=r"1 of the 256 tokens for bytes are not there, first <0xC3>"):
+        vocab.check(tmp_path, rows)
+
+
+def test_marks_that_a_tokenizer_does_not_see_within_a_text(tmp_path: Path) -> None:
+    """As in the first files of Llama 2; what the hint says helps."""
+    rows = vocabularies.write_sentencepiece("llama-spm", tmp_path)
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads(path.read_text("utf-8"))
+    for normalized in (True, False):
+        for token in spec["added_tokens"]:
+            token["normalized"] = normalized
+        path.write_text(json.dumps(spec), "utf-8")
+        if normalized:
+            with pytest.raises(ExportError, match=r"differs is 'a<s>b': at token 1 llama.cpp has '<s>'") as caught:
+                vocab.check(tmp_path, rows)
+            assert '"normalized": false' in str(caught.value.hint)
+        else:
+            vocab.check(tmp_path, rows)
 
 
 @pytest.mark.parametrize(("scheme", "told"), [("always", None), ("first", False), ("never", False)])

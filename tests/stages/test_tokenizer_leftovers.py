@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
 import ggufy
 from ggufy.data import source
-from ggufy.errors import ExportError, ModelError
+from ggufy.errors import ExportError, GgufyError, ModelError
 from ggufy.model import tiny
 from ggufy.stages import training_tokenizer
+from ggufy.verify import tokenizer as verifier
 from ggufy.verify.tokenizer import BaseTokenizer
+
+Run = Callable[..., CompletedProcess[str]]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -42,6 +47,12 @@ LEFT: dict[str, Callable[[Path], None]] = {
         base / "tokenizer.json", truncation=SHORT, padding={**PADDED, "pad_token": "<|finetune_right_pad_id|>"}
     ),
     "special tokens as text": lambda base: edit(base / "tokenizer_config.json", split_special_tokens=True),
+    "bytes that would fall back": lambda base: edit(
+        base / "tokenizer.json",
+        model=json.loads((base / "tokenizer.json").read_text("utf-8"))["model"] | {"byte_fallback": True},
+    ),
+    "a token without its text": lambda base: edit(base / "tokenizer_config.json", cls_token={"special": True}),
+    "an end that is true": lambda base: edit(base / "generation_config.json", eos_token_id=[True, 745]),
     "a token that transformers cannot read": lambda base: edit(base / "tokenizer_config.json", bos_token=BOS),
 }
 
@@ -74,6 +85,40 @@ def test_one_of_several_ends_that_no_answer_is_written_with(base: Path, caplog: 
 def test_ends_that_are_no_reason(ids: Any, base: Path) -> None:
     edit(base / "generation_config.json", eos_token_id=ids)
     assert export(base).is_file()
+
+
+@pytest.mark.parametrize("transformers", [True, False])
+def test_tokens_that_tokenizer_json_has_not(
+    transformers: bool, base: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But tokenizer_config.json has them; a right file is called so, with transformers and without."""
+    before = export(base).read_bytes()
+    tokens = json.loads((base / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+    edit(base / "tokenizer.json", added_tokens=[])
+    listed = {str(token["id"]): {key: token[key] for key in token if key != "id"} for token in tokens}
+    edit(base / "tokenizer_config.json", added_tokens_decoder=listed)
+    if transformers:
+        done = run("export", str(base), "--quant", "f16", "--out", "new", "--no-logits", cwd=base.parent)
+        assert done.returncode == 0, done.stderr
+        assert (base.parent / "new/base-f16.gguf").read_bytes() == before
+        return
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    monkeypatch.setattr(verifier, "find_spec", {}.get)
+    assert export(base, force=True, check_logits=False).read_bytes() == before
+
+
+@pytest.mark.parametrize("template", [[{"template": "x"}], ["x"], [{"name": "default"}]], ids=str)
+def test_templates_that_cannot_be_read(template: Any, base: Path) -> None:
+    edit(base / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(ModelError, match=r"tokenizer_config.json: its chat_template cannot be read"):
+        export(base)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff"], ids=str)
+def test_a_generation_config_that_cannot_be_read(content: bytes, base: Path) -> None:
+    (base / "generation_config.json").write_bytes(content)
+    with pytest.raises(GgufyError, match=r"generation_config.json (cannot be read|is not a JSON object)"):
+        export(base)
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff"], ids=str)

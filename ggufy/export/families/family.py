@@ -311,6 +311,19 @@ class Family:
         """The tokenizer."""
         vocab.add_vocab(writer, self.tokenizer, self.vocab_size, rules=self.vocab_rules)
 
+    def named(self, general: Mapping[str, str]) -> dict[str, str]:
+        """`general` with a name by which llama.cpp reads the tokenizer's marks as the tokenizer does."""
+        name = given = general.get("name", "")
+        found = vocab.NAMED.search(name)
+        if (needed := vocab.read(self.tokenizer, self.vocab_size, rules=self.vocab_rules).named) is None:
+            name = vocab.NAMED.sub("Phi 3", name)
+        elif not found:
+            name = f"{name} ({needed})".strip()
+        if name == given:
+            return dict(general)
+        log.info("the GGUF's general.name is %r, as llama.cpp reads a tokenizer's marks by it", name)
+        return {**general, "name": name}
+
     def check_vocab(self, texts: vocab.Texts = vocab.OWN) -> None:
         """Raise ExportError where llama.cpp would read these texts, or ggufy's own, otherwise than the tokenizer."""
         vocab.check(self.tokenizer, self.vocab_size, texts, rules=self.vocab_rules)

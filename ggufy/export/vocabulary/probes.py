@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 _DIGITS = (
     "0",
@@ -64,10 +64,13 @@ TEXTS = (*_WORDS, *_DIGITS, *_SPACES, *_SCRIPTS)
 _AROUND = ("{}", "a{}b", "a {} b", "{}{}", "\n{}\n\nHi there.{}", "{} x\n", "1{}2 {}")
 
 
-def with_marks(marks: Iterable[str]) -> Iterator[str]:
-    """Texts in which each of these tokens stands."""
+_CLOSE = ("{}", "a{}b", "{}{}")
+
+
+def with_marks(marks: Iterable[str], close: Container[str] = ()) -> Iterator[str]:
+    """Texts in which each of these tokens stands; beside one of `close` no white space does."""
     for mark in marks:
-        yield from (text.replace("{}", mark) for text in _AROUND)
+        yield from (text.replace("{}", mark) for text in (_CLOSE if mark in close else _AROUND))
 
 
 def composed(texts: Iterable[str]) -> list[str]:

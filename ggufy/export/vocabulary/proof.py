@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from ggufy.errors import ExportError
-from ggufy.export.vocabulary import pre_tokenizers, probes
+from ggufy.export.vocabulary import pre_tokenizers, probes, spm
 from ggufy.export.vocabulary.special import Specials
 from ggufy.export.vocabulary.tokens import Tokens
 from ggufy.llamacpp import library
@@ -102,11 +102,13 @@ def loaded(tokens: Tokens, special: Specials, keys: dict[str, Any] | None = None
 
 
 def _write(path: Path, tokens: Tokens, special: Specials, keys: dict[str, Any]) -> None:
+    from gguf import GGUFValueType
+
     from ggufy.export.vocabulary import key_writer
 
     writer = key_writer.KeyWriter(path=None, arch="llama")
     for key, value in keys.items():
-        writer.add_bool(key, value)
+        writer.add_key_value(key, value, GGUFValueType.get_type(value))
     tokens.write(writer)
     special.write(writer)
     writer.write_header_to_file(path)
@@ -130,7 +132,18 @@ def first_difference(
 
 def texts_for(tokenizer: FolderTokenizer, more: Sequence[str] = ()) -> list[str]:
     """What is compared: texts of every kind, texts with the tokenizer's own marks, and `more`."""
-    return _as_normalized(tokenizer, [*probes.TEXTS, *probes.with_marks(marks(tokenizer)), *more])
+    with_marks = probes.with_marks(marks(tokenizer), greedy(tokenizer))
+    return _as_normalized(tokenizer, [*probes.TEXTS, *with_marks, *more])
+
+
+def greedy(tokenizer: FolderTokenizer) -> set[str]:
+    """The marks of a byte-level tokenizer that take white space beside them along, as Phi-4's.
+
+    llama.cpp does not, in any GGUF: it reads what stands there as text.
+    """
+    if spm.is_spm(tokenizer):
+        return set()
+    return {token.content for token in tokenizer.added.values() if token.lstrip or token.rstrip}
 
 
 def general(tokenizer: FolderTokenizer) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ggufy.errors import ExportError
 from ggufy.model import config_files
+from ggufy.model.template import named_specials
 from ggufy.model.tokenizer.folder import KINDS, FolderTokenizer
 
 # What llama.cpp takes where a SentencePiece vocabulary does not say which.
@@ -58,7 +59,7 @@ def of(tokenizer: FolderTokenizer, rows: int | None = None) -> Specials:
 def _from_tokenizer(tokenizer: FolderTokenizer, named: dict[str, str | None], found: Specials) -> None:
     """As tokenizer.json has them, and config.json those that are left."""
     try:
-        _post_processor(tokenizer.spec.get("post_processor") or {}, named, found.added)
+        _post_processor(tokenizer.spec.get("post_processor") or {}, named, _flagged(tokenizer), found.added)
     except (TypeError, AttributeError, KeyError, IndexError) as error:
         raise ExportError(
             f"{tokenizer.path.as_posix()}: its post_processor cannot be read: {error!r}", "copy the folder again"
@@ -110,7 +111,19 @@ def _from_config(tokenizer: FolderTokenizer, kinds: list[str], ids: dict[str, in
             ids.setdefault(kind, number)
 
 
-def _post_processor(post: dict[str, Any], named: dict[str, str | None], added: dict[str, bool]) -> None:
+def _flagged(tokenizer: FolderTokenizer) -> set[str]:
+    """The kinds whose token is written with its flags: to the converter such a one is none that a template has."""
+    written = named_specials(tokenizer.folder, tokenizer.config)
+    found = {kind for kind in KINDS if isinstance(written.get(f"{kind}_token"), dict)}
+    instead = {
+        kind for kind, other in (("bos", "cls"), ("eos", "sep")) if f"{kind}_token" not in written if other in found
+    }
+    return found | instead
+
+
+def _post_processor(
+    post: dict[str, Any], named: dict[str, str | None], flagged: set[str], added: dict[str, bool]
+) -> None:
     """Read what is put around texts; a token without a name gets one."""
     for step in post.get("processors", [post] if post else []):
         kind = step.get("type")
@@ -122,32 +135,36 @@ def _post_processor(post: dict[str, Any], named: dict[str, str | None], added: d
             named["cls"] = named["cls"] or step.get("cls", [named["bos"]])[0]
             named["sep"] = named["sep"] or step.get("sep", [named["eos"]])[0]
         elif kind == "TemplateProcessing":
-            _template(step, named, added)
+            _template(step, named, flagged, added)
 
 
-def _template(step: dict[str, Any], named: dict[str, str | None], added: dict[str, bool]) -> None:
+def _template(step: dict[str, Any], named: dict[str, str | None], flagged: set[str], added: dict[str, bool]) -> None:
+    def is_one(token: str | None, *kinds: str) -> bool:
+        return token is not None and any(named[kind] == token and kind not in flagged for kind in kinds)
+
     single = [_special(piece) for piece in step.get("single") or []]
     first, last = (single[0], single[-1]) if len(single) > 1 else (None, None)
     if first:
-        if first not in (named["bos"], named["cls"]):
+        if not is_one(first, "bos", "cls"):
             named["bos"] = named["bos"] or first
             named["cls"] = named["cls"] or first
-        added["bos"] = first in (named["bos"], named["cls"])
+        added["bos"] = is_one(first, "bos", "cls")
     if last:
-        if last != named["eos"]:
+        if not is_one(last, "eos"):
             # What it was ends a turn.
             if free := next((kind for kind in ("eot", "eom") if kind not in named), None):
                 named[free] = named["eos"]
             named["eos"] = last
+            flagged.discard("eos")
         added["eos"] = True
     pair = [_special(piece) for piece in step.get("pair") or []]
     pair = pair[1:] if first and pair and pair[0] == first else pair
     pair = pair[:-1] if last and pair and pair[-1] == last else pair
     # A, what is between, B.
     if len(pair) > 2 and pair[0] is None and pair[-1] is None:
-        between, ends = pair[1:-1], (named["sep"], named["eos"])
-        sep = between[0] is not None and between[0] in ends and not last
-        sep = sep or (len(between) == 2 and between[1] is not None and between[1] in ends)
+        between = pair[1:-1]
+        sep = is_one(between[0], "sep", "eos") and not last
+        sep = sep or (len(between) == 2 and is_one(between[1], "sep", "eos"))
         added["sep"] = sep
         if sep:
             named["sep"] = named["sep"] or named["eos"]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ggufy.errors import ExportError
+from ggufy.export.vocabulary import pre_tokenizers
 from ggufy.export.vocabulary.tokens import (
     BYTE,
     CONTROL,
@@ -30,10 +32,29 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _SPACE = "\u2581"
 
 
+NAMED = "phi-3"
+"""What a model's name has for it to be read as Phi-3's is."""
+_NEEDED = ("<unk>", "<s>", "</s>", "<|endoftext|>")
+"""What llama.cpp then looks up, and ends where it is not there."""
+
+
 def is_spm(tokenizer: FolderTokenizer) -> bool:
-    """Whether a folder's tokenizer is of this kind: BPE on characters, with the bytes of what it does not know."""
+    """Whether a folder's tokenizer is of this kind: BPE on characters, with the bytes of what it does not know.
+
+    One on bytes may say that, too; there it says nothing, as all bytes are tokens.
+    """
     model = tokenizer.spec.get("model") or {}
-    return model.get("type") == "BPE" and bool(model.get("byte_fallback"))
+    on_bytes = any(step[0] == "byte level" for step in pre_tokenizers.steps(tokenizer.spec))
+    return model.get("type") == "BPE" and bool(model.get("byte_fallback")) and not on_bytes
+
+
+def strips(tokenizer: FolderTokenizer) -> bool:
+    """Whether white space after a mark belongs to the mark, as in Phi-3's tokenizer.
+
+    A GGUF has no word for it: llama.cpp knows it by the model's name.
+    """
+    held = {token.content for token in tokenizer.added.values()}
+    return any(token.rstrip for token in tokenizer.added.values()) and held.issuperset(_NEEDED)
 
 
 def prefix(tokenizer: FolderTokenizer, *, told: bool) -> bool | None:
@@ -60,6 +81,11 @@ def spaces_once(tokenizer: FolderTokenizer) -> bool:
     So it is where the pre-tokenizer puts it; a normalizer, as older files have it, puts one before every text.
     """
     return _scheme(tokenizer.spec) == "always" and not _prepends(tokenizer.spec)
+
+
+def misses_marks(tokenizer: FolderTokenizer) -> bool:
+    """Whether marks are looked for in what the normalizer made of a text, which puts a space before each of them."""
+    return _prepends(tokenizer.spec) and any(token.special and token.normalized for token in tokenizer.added.values())
 
 
 def begins_with_space(tokenizer: FolderTokenizer, text: str) -> bool:
@@ -130,7 +156,20 @@ def tokens(tokenizer: FolderTokenizer, rows: int, *, all_added: bool = False) ->
     else:
         _from_merges(tokenizer, names, scores, types)
     check_unique(tokenizer, names)
+    _check_bytes(tokenizer, names)
     return Tokens("llama", "default", names, types, scores)
+
+
+def _check_bytes(tokenizer: FolderTokenizer, names: list[str]) -> None:
+    """Raise ExportError where a byte has no token: llama.cpp ends the process at the first text that needs it."""
+    held = set(names)
+    lacking = [byte for byte in range(256) if f"<0x{byte:02X}>" not in held and (byte > 127 or chr(byte) not in held)]
+    if lacking:
+        raise ExportError(
+            f"{tokenizer.path.as_posix()}: it says byte_fallback, and {len(lacking)} of the 256 tokens for bytes are "
+            f"not there, first <0x{lacking[0]:02X}>",
+            "use a base with the tokenizer.json of its original repository",
+        )
 
 
 def _from_pieces(

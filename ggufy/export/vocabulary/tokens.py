@@ -111,7 +111,8 @@ def check_rows(tokenizer: FolderTokenizer, rows: int) -> None:
         raise ExportError(
             f"{tokenizer.path.as_posix()}: token {highest} ({tokenizer.names[highest]!r}) has no row in the embedding "
             f"of {rows:,}",
-            "the tokenizer and the weights are of different models",
+            "the tokenizer and the weights are of different models; or, if the token was never trained, remove it from "
+            "the tokenizer's files",
         )
 
 

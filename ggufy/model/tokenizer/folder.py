@@ -15,7 +15,7 @@ from typing import Any
 
 from ggufy.errors import ModelError
 from ggufy.model.config_files import read_whole
-from ggufy.model.template import named_specials, with_special_tokens_map
+from ggufy.model.template import content_of, named_specials, with_special_tokens_map
 from ggufy.model.tokenizer.findings import Findings
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -34,6 +34,9 @@ class Added:
     content: str
     special: bool
     normalized: bool
+    lstrip: bool
+    rstrip: bool
+    """Whether it takes white space before it, and after it, along."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,8 @@ class FolderTokenizer:
     @cached_property
     def special(self) -> dict[str, str]:
         """The special tokens by name: {"bos_token": "<s>", ...}."""
-        return {key: _content(value) or "" for key, value in named_specials(self.folder, self.config).items() if value}
+        named = named_specials(self.folder, self.config)
+        return {key: text for key, value in named.items() if (text := content_of(value))}
 
     @cached_property
     def backend(self) -> Any:
@@ -85,7 +89,7 @@ class FolderTokenizer:
         found = self.findings.get(
             "added tokens",
             lambda: [
-                [int(number), token.content, token.special, token.normalized]
+                [int(number), token.content, token.special, token.normalized, token.lstrip, token.rstrip]
                 for number, token in sorted(self.backend.get_added_tokens_decoder().items())
             ],
         )
@@ -150,16 +154,16 @@ def _to_add(folder: Path, config: dict[str, Any], backend: Any) -> list[Any]:
     said = with_special_tokens_map(folder, config)
     more = said.get("extra_special_tokens") or said.get("additional_special_tokens") or []
     extra = list(more.values() if isinstance(more, dict) else more)
-    listed = _listed(folder, config, {text for text in map(_content, [*named.values(), *extra]) if text})
+    listed = _listed(folder, config, {text for text in map(content_of, [*named.values(), *extra]) if text})
     found = [token for _, token in sorted(listed.items()) if repr(token) not in known]
     there = {token.content for token in have.values()} | {token.content for token in found}
     for value in (*named.values(), *extra):
-        text = _content(value)
+        text = content_of(value)
         if text and text not in there:
             flags = {key: bool(value[key]) for key in _FLAGS if isinstance(value, dict) and key in value}
             found.append(AddedToken(text, **{**flags, "special": True}))
             there.add(text)
-    names = {text for text in map(_content, named.values()) if text}
+    names = {text for text in map(content_of, named.values()) if text}
     for token in found:
         token.special = token.special or token.content in names
     return found
@@ -187,8 +191,3 @@ def _listed(folder: Path, config: dict[str, Any], special: set[str]) -> dict[int
         }
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"{place.as_posix()}: its added tokens cannot be read: {error!r}", "copy it again") from None
-
-
-def _content(token: Any) -> str | None:
-    found = token.get("content") if isinstance(token, dict) else token
-    return found if isinstance(found, str) else None
