@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ggufy.errors import ExportError
+from ggufy.errors import ExportError, GgufyError
 from ggufy.export.adapter import names
 from ggufy.model import config_files
 from ggufy.model.safetensors import Checkpoint
@@ -56,8 +58,21 @@ class TrainingTokenizer:
     """What is other than in the base, for people."""
     resizes: bool = False
     """Whether it has tokens for which the base has no rows."""
+    saved: Path | None = None
+    """Where its files were saved, of which `path` has copies."""
     scratch: TemporaryDirectory[str] | None = None
     """Holds `path` while this is in use."""
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors name the folder where the tokenizer was saved."""
+        try:
+            yield
+        except GgufyError as error:
+            if self.saved:
+                error.message = error.message.replace(self.path.as_posix(), self.saved.as_posix())
+                error.args = (error.message,)
+            raise
 
 
 def of(base: Path, adapter: Path | None) -> TrainingTokenizer:
@@ -112,10 +127,11 @@ def _of(base: Path, adapter: Path, weights: Path, state: tuple[object, ...]) -> 
         (folder / _TEMPLATE).write_text(own, "utf-8")
     if (tokenizer / _MORE_TEMPLATES).is_dir():
         shutil.copytree(tokenizer / _MORE_TEMPLATES, folder / _MORE_TEMPLATES)
-    resizes = whole and _resizes(base, tokenizers.FolderTokenizer(folder), weights, adapter)
-    said = _differences(base, folder, whole=whole)
     sha256 = digest.of_folder(folder, (*_FILES, f"{_MORE_TEMPLATES}/*.jinja"))
-    return TrainingTokenizer(folder, sha256, said, resizes, scratch)
+    found = TrainingTokenizer(folder, sha256, saved=adapter, scratch=scratch)
+    with found.named():
+        resizes = whole and _resizes(base, tokenizers.FolderTokenizer(folder), weights, adapter)
+        return replace(found, resizes=resizes, said=_differences(base, folder, whole=whole))
 
 
 def _lone_template(adapter: Path) -> str:
