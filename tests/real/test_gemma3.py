@@ -68,7 +68,7 @@ def test_the_vocabulary_is_that_of_the_published_file(base: Path, made: Path) ->
 
 def test_texts_are_read_alike(base: Path) -> None:
     """What an export proves for every base, and that it is not vacuous."""
-    vocab.check(base, 262144, as_llama=False)
+    vocab.check(base, 262144, rules=vocab.Rules.GEMMA)
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer.tokenize("Two  spaces\n\nand 1") == ["Two", "\u2581\u2581", "spaces", "\n\n", "and", "\u2581", "1"]
 
