@@ -140,4 +140,4 @@ def rivals() -> list[str]:
         lines = [line for line in (other.read_text("RECORD") or "").splitlines() if "/ggufy" in line]
         if any(line.partition(",")[0].endswith(("/ggufy", "/ggufy.exe")) for line in lines):
             found.append(f"{name} {other.version}")
-    return found
+    return list(dict.fromkeys(found))

@@ -26,7 +26,7 @@ log = logging.getLogger("ggufy")
 # The version that the app was tried with.
 GRADIO = "6.31.0"
 _MODULES = (
-    "errors.py",
+    *("errors.py", "installed.py"),
     *("chat/__init__.py", "chat/conversation.py", "chat/model.py", "chat/prompts.py", "chat/session.py"),
     "chat/threads.py",
     *("llamacpp/evaluate_gguf.py", "llamacpp/gguf_reader.py", "llamacpp/graph.py", "llamacpp/greedy.py"),

@@ -42,14 +42,16 @@ def check(options: ExportOptions, output_folder: Run) -> None:
 def make(this: ModelSource, options: ExportOptions) -> dict[str, Artifact]:
     """Make the outputs that are asked for, or reuse them. The caller holds the lock of the output folder."""
     this.claim(force=options.force)
-    return _Export(this, options).make()
+    with this.naming_its_tokenizer():
+        return _Export(this, options).make()
 
 
 def plan(this: ModelSource, options: ExportOptions, scratch: Path) -> list[str]:
     """What an export would write, in lines for people. Raises what the export would."""
     preflight.of_place(this.output_folder.path)
     this.claim(force=options.force)
-    return _Export(this, options).describe(scratch)
+    with this.naming_its_tokenizer():
+        return _Export(this, options).describe(scratch)
 
 
 class _Export:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -76,6 +77,10 @@ class ModelSource:
     def tokenizer(self) -> Path:
         """The folder with the tokenizer and the template of the training, and with the base's config.json."""
         return self._trained_with.path
+
+    def naming_its_tokenizer(self) -> AbstractContextManager[None]:
+        """Errors within name the folder where the training's tokenizer was saved, not a copy of it."""
+        return self._trained_with.named()
 
     @property
     def own_tokenizer(self) -> Path | None:

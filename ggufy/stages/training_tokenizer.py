@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
-from ggufy.errors import ExportError
+from ggufy.errors import ExportError, GgufyError
 from ggufy.export.adapter import names
 from ggufy.model import config_files
 from ggufy.model.safetensors import Checkpoint
@@ -45,6 +48,14 @@ _FILES = (
 _OF_THE_MODEL = ("config.json", "generation_config.json")
 
 
+class _Scratch:
+    """A folder that is there as long as this is."""
+
+    def __init__(self) -> None:
+        self.path = Path(mkdtemp(prefix="ggufy-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class TrainingTokenizer:
     """Where the tokenizer of a training is read: a folder like a model's, without weights."""
@@ -56,8 +67,21 @@ class TrainingTokenizer:
     """What is other than in the base, for people."""
     resizes: bool = False
     """Whether it has tokens for which the base has no rows."""
-    scratch: TemporaryDirectory[str] | None = None
+    saved: Path | None = None
+    """Where its files were saved, of which `path` has copies."""
+    scratch: _Scratch | None = None
     """Holds `path` while this is in use."""
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors name the folder where the tokenizer was saved."""
+        try:
+            yield
+        except GgufyError as error:
+            if self.saved:
+                error.message = error.message.replace(self.path.as_posix(), self.saved.as_posix())
+                error.args = (error.message,)
+            raise
 
 
 def of(base: Path, adapter: Path | None) -> TrainingTokenizer:
@@ -98,8 +122,8 @@ def _of(base: Path, adapter: Path, weights: Path, state: tuple[object, ...]) -> 
         others = _lacks_template(base, adapter) or not _same_templates(base, adapter)
     if all(_same(adapter / name, base / name) for name in held) and not others:
         return TrainingTokenizer(base)
-    scratch = TemporaryDirectory(prefix="ggufy-")
-    folder = Path(scratch.name)
+    scratch = _Scratch()
+    folder = scratch.path
     _copy(base, _OF_THE_MODEL, folder)
     tokenizer, template = (adapter, adapter) if whole else (base, adapter)
     _copy(tokenizer, [name for name in _FILES if name != _TEMPLATE], folder)
@@ -112,10 +136,11 @@ def _of(base: Path, adapter: Path, weights: Path, state: tuple[object, ...]) -> 
         (folder / _TEMPLATE).write_text(own, "utf-8")
     if (tokenizer / _MORE_TEMPLATES).is_dir():
         shutil.copytree(tokenizer / _MORE_TEMPLATES, folder / _MORE_TEMPLATES)
-    resizes = whole and _resizes(base, tokenizers.FolderTokenizer(folder), weights, adapter)
-    said = _differences(base, folder, whole=whole)
     sha256 = digest.of_folder(folder, (*_FILES, f"{_MORE_TEMPLATES}/*.jinja"))
-    return TrainingTokenizer(folder, sha256, said, resizes, scratch)
+    found = TrainingTokenizer(folder, sha256, saved=adapter, scratch=scratch)
+    with found.named():
+        resizes = whole and _resizes(base, tokenizers.FolderTokenizer(folder), weights, adapter)
+        return replace(found, resizes=resizes, said=_differences(base, folder, whole=whole))
 
 
 def _lone_template(adapter: Path) -> str:

@@ -84,6 +84,24 @@ def test_a_tokenizer_beside_its_folder_is_its_own(hub: Hub, quick: Path) -> None
     assert "own tokenizer" not in said
 
 
+def test_added_tokens_in_a_file_of_their_own_come_along(hub: Hub, quick: Path, base: Path) -> None:
+    """transformers reads them, where tokenizer_config.json lists none."""
+    place = Path(shutil.copytree(base, quick.parent / "pushed", ignore=shutil.ignore_patterns("stamp.json")))
+    tokens = json.loads((place / "tokenizer.json").read_text())["added_tokens"]
+    spec = json.loads((place / "tokenizer.json").read_text()) | {"added_tokens": []}
+    (place / "tokenizer.json").write_text(json.dumps(spec))
+    (place / "added_tokens.json").write_text(json.dumps({token["content"]: token["id"] for token in tokens}))
+    hub.control("state", {"repos": [{"kind": "model", "name": "ann/model", "folder": str(place)}]})
+    hub.works("export", "ann/model", *HOW[2:], cwd=quick)
+    hub.works("export", str(place), *HOW[2:], "--out", "here", cwd=quick)
+    there, here = (
+        [bytes(field.parts[i]) for i in field.data]
+        for path in ("exports/model/model-q8_0.gguf", "here/pushed-q8_0.gguf")
+        for field in [GGUFReader(quick / path).fields["tokenizer.ggml.token_type"]]
+    )
+    assert there == here
+
+
 def test_a_repository_with_neither(hub: Hub, quick: Path) -> None:
     hub.control("state", {"repos": [{"kind": "model", "name": REPO, "files": {"README.md": "soon"}}]})
     assert "ann/tuned: no config.json there" in hub.fails("export", REPO, *HOW[2:], cwd=quick)

@@ -223,8 +223,12 @@ def with_config(packed: Path, folder: Path, quantization: Any) -> Path:
     ids=["gptq", "awq", "int8", "unknown"],
 )
 def test_other_quantizations_are_refused(quantization: Any, naming: str, base: Path, tmp_path: Path) -> None:
+    mine = with_config(base, tmp_path / "mine", quantization)
+    [file] = mine.glob("*.safetensors")
+    # As these keep their weights: whole numbers, several packed in each.
+    save_file(load_file(file) | {"model.layers.0.mlp.up_proj.qweight": torch.zeros(4, 4, dtype=torch.int32)}, file)
     with pytest.raises(ModelError, match=naming) as caught:
-        model_source.of_folder(with_config(base, tmp_path / "mine", quantization), None, tmp_path / "out")
+        model_source.of_folder(mine, None, tmp_path / "out")
     assert caught.value.hint
 
 

@@ -133,7 +133,7 @@ def test_text_is_read_as_transformers_reads_it(kind: str, made: Path) -> None:
     base = opened(made, kind).path
     tokenizer = folders.of(base)
     assert [tokenizer.backend.encode(text).ids for text in TEXTS] == [judge(text)["input_ids"] for text in TEXTS]
-    families.read(base).check_vocab([(judge.bos_token or "") + text for text in TEXTS])
+    families.read(base).check_vocab(vocab.Texts.of([(judge.bos_token or "") + text for text in TEXTS]))
 
 
 def test_the_folder_is_left_as_it_is_and_made_once(made: Path) -> None:
@@ -170,14 +170,12 @@ def test_where_transformers_reads_otherwise_than_sentencepiece_is_said(
 
 def test_a_space_that_llama_cpp_puts_twice_is_said_or_refused(made: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = opened(made, "legacy").path
-    shown = base / "fresh"
-    assert not shown.exists()
-    vocab._proved.clear()
+    vocab._said.clear()
     with caplog.at_level("INFO", "ggufy"):
-        vocab.check(base, small_tokenizers.ROWS, ["<s>[INST] Who?"])
+        vocab.check(base, small_tokenizers.ROWS, vocab.Texts.of(["<s>[INST] Who?"]))
     assert [line for line in caplog.messages if "one that begins with a space is read with one more" in line]
     with pytest.raises(ExportError, match="the first text that differs is '<s> Who\\?'"):
-        vocab.check(base, small_tokenizers.ROWS, ["<s> Who?"])
+        vocab.check(base, small_tokenizers.ROWS, vocab.Texts.of(["<s> Who?"]))
 
 
 def test_a_model_is_trained_exported_and_verified(run: Run, made: Path, tmp_path: Path) -> None:

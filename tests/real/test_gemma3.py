@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ggufy
-from ggufy.export import families
+from ggufy.export import vocab
 from ggufy.llamacpp import library
 from tests.oracle.converter import convert, export
 from tests.real import gemma3
@@ -68,7 +68,7 @@ def test_the_vocabulary_is_that_of_the_published_file(base: Path, made: Path) ->
 
 def test_texts_are_read_alike(base: Path) -> None:
     """What an export proves for every base, and that it is not vacuous."""
-    families.read(base).check_vocab()
+    vocab.check(base, 262144, rules=vocab.Rules.GEMMA)
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer.tokenize("Two  spaces\n\nand 1") == ["Two", "\u2581\u2581", "spaces", "\n\n", "and", "\u2581", "1"]
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ggufy
 from ggufy import pipeline
 from ggufy.data import source
-from ggufy.errors import ExportError, Unverified
+from ggufy.errors import ExportError, GgufyError, Unverified
 from ggufy.model import tiny
 from ggufy.stages import model_source
 from tests.oracle.converter import contents, convert
@@ -214,6 +214,23 @@ def test_more_tokens_than_rows(base: Path, tmp_path: Path) -> None:
         export(tmp_path / "adapter", base, tmp_path / "out")
     assert "save_embedding_layers" in str(caught.value.hint)
     assert not list((tmp_path / "out").glob("*.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer.json", "{", "/tokenizer.json cannot be read"),
+        ("tokenizer_config.json", "[", "/tokenizer_config.json cannot be read"),
+        ("chat_template.jinja", "{% for %}", ": the chat template is not valid"),
+        ("chat_template.jinja", "{{ bos_token }}{{ bos_token }}", ": its chat template writes 2 BOS tokens"),
+    ],
+)
+def test_what_is_wrong_with_it_names_its_folder(name: str, content: str, says: str, base: Path, tmp_path: Path) -> None:
+    train(base, tmp_path / "adapter")
+    tokenizer(base, tmp_path / "adapter")
+    (tmp_path / "adapter" / name).write_text(content, "utf-8")
+    with pytest.raises(GgufyError, match=f"^{tmp_path}/adapter{says}"):
+        export(tmp_path / "adapter", base, tmp_path / "out")
 
 
 def test_rows_without_a_tokenizer(base: Path, tmp_path: Path) -> None:

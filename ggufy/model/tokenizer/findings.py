@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufy.system import digest, user_folders
+from ggufy.system.version import __version__
 
 _VERSIONS = ("tokenizers", "llama-cpp-python")
 
@@ -25,7 +26,7 @@ class Findings:
     def __init__(self, files: Iterable[Path]) -> None:
         contents = {file.name: digest.of_file(file) for file in files if file.is_file()}
         versions = {name: metadata.version(name) for name in _VERSIONS}
-        key = digest.of_values([contents, versions, code(Path(__file__).parent)])
+        key = digest.of_values([contents, versions, __version__, code(Path(__file__).parent)])
         self._place = user_folders.cache() / "tokenizers" / f"{key[:32]}.json"
         self._known: dict[str, Any] = {}
         with suppress(OSError, ValueError, TypeError):
