@@ -199,6 +199,8 @@ def _resizes(base: Path, tokenizer: FolderTokenizer, file: Path, adapter: Path) 
     brought = names.embedding(names.open_weights(file)) if file.is_file() else None
     own = names.embedding(Checkpoint.open(base))
     held = brought or own
+    if brought is None:
+        _refuse_stranger(base, tokenizer, adapter)
     if held is None or highest < held.shape[0]:
         return own is not None and highest >= own.shape[0]
     whose = "the adapter's embedding" if brought else "the base's embedding, as the adapter brings none"
@@ -208,6 +210,19 @@ def _resizes(base: Path, tokenizer: FolderTokenizer, file: Path, adapter: Path) 
         "save the adapter again with the embedding that it was trained with (save_embedding_layers=True in peft), or "
         "remove the added tokens from its tokenizer if they were not trained",
     )
+
+
+def _refuse_stranger(base: Path, tokenizer: FolderTokenizer, adapter: Path) -> None:
+    """Raise ExportError where most tokens of the base are others in a tokenizer that comes without an embedding."""
+    theirs = tokenizers.FolderTokenizer(base).names
+    other = sum(tokenizer.names.get(number) != name for number, name in theirs.items())
+    if 2 * other > len(theirs):
+        raise ExportError(
+            f"{(adapter / _JSON).as_posix()}: {other:,} of the base's {len(theirs):,} tokens are others there, and the "
+            "adapter brings no embedding for them: it is the tokenizer of another model",
+            "name the base that the adapter was trained on with --base, or remove the tokenizer's files there to use "
+            "the base's",
+        )
 
 
 def _copy(source: Path, names: list[str] | tuple[str, ...], folder: Path) -> None:

@@ -216,6 +216,21 @@ def test_more_tokens_than_rows(base: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.gguf"))
 
 
+def test_the_tokenizer_of_another_model(base: Path, tmp_path: Path) -> None:
+    """With as many tokens, in another order."""
+    train(base, tmp_path / "adapter")
+    tokenizer(base, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "tokenizer.json"
+    spec = json.loads(path.read_text("utf-8"))
+    plain = sorted(spec["model"]["vocab"].items(), key=lambda entry: entry[1])
+    spec["model"]["vocab"] = {name: number for (name, _), (_, number) in zip(plain, reversed(plain), strict=True)}
+    path.write_text(json.dumps(spec), "utf-8")
+    with pytest.raises(ExportError, match="it is the tokenizer of another model") as caught:
+        export(tmp_path / "adapter", base, tmp_path / "out")
+    assert "--base" in str(caught.value.hint)
+    assert not list((tmp_path / "out").glob("*.gguf"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
