@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ggufy.errors import ChatError, RunError, Unverified
+from ggufy.export import vocab
 from ggufy.export.request import ADAPTER
 from ggufy.runs import run
 from ggufy.runs.run import Run
@@ -47,6 +48,8 @@ class Verifier:
                 True,
             )
             self._questions = calibration.questions(self.this)
+            # What is read from here on needs the memory.
+            vocab.forget()
         found = checks.verify(path, self.this.tokenizer, self.threads, self._logits(), self._expected, self._questions)
         warning = found.answers.warning() if found.answers else None
         # Of several files of the same kind once; how many answers each has is in its own line.
