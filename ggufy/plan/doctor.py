@@ -85,7 +85,7 @@ def _python() -> Iterator[Check]:
 def _command() -> Iterator[Check]:
     """Whether `ggufy` is this ggufy: another distribution on the public index has a program of that name."""
     if rivals := installed.rivals():
-        text = f"{', '.join(rivals)} is another program, and has put its own in the place of the command `ggufy`"
+        text = f"{', '.join(rivals)} is another program with a command named `ggufy`: each takes the other's place"
         again = installed.command(options="--force-reinstall --no-deps")
         gone = installed.removal(*(rival.split()[0] for rival in rivals))
         yield Check("command", BROKEN, text, f"{gone}, then {again}")
@@ -93,7 +93,7 @@ def _command() -> Iterator[Check]:
     script, first = Path(sys.executable).parent / "ggufy", shutil.which("ggufy")
     if first and script.exists() and not Path(first).samefile(script):
         text = f"`ggufy` calls {first}, which is not this ggufy"
-        yield Check("command", BROKEN, text, f"call {script}, or put {script.parent} first in PATH")
+        yield Check("command", MISSING, text, f"call {script}, or put {script.parent} first in PATH")
 
 
 def requirements(extra: str = "") -> dict[str, Any]:
