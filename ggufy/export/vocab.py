@@ -93,7 +93,12 @@ def read(base: Path, vocab_size: int, *, rules: Rules = Rules.LLAMA) -> Vocabula
     tokenizer = folder.of(base)
     key = (tokenizer.state, vocab_size, rules)
     if key not in _made:
-        made = _read(tokenizer, vocab_size, rules=rules)
+        for number, name in tokenizer.padding_beyond(vocab_size).items():
+            log.info(
+                "%s: token %d (%r) has no row in the embedding and is for padding: it is left out",
+                *(tokenizer.path.as_posix(), number, name),
+            )
+        made = _read(tokenizer.within(vocab_size), vocab_size, rules=rules)
         _made.clear()
         _made[key] = made
     return _made[key]
@@ -168,7 +173,7 @@ def check(base: Path, vocab_size: int, texts: Texts = OWN, *, rules: Rules = Rul
     `texts` are compared beside those that every tokenizer is tried with. What is read alike is so once and for all: it
     is remembered of this tokenizer, this vocabulary, these texts and this llama.cpp.
     """
-    tokenizer, made = folder.of(base), read(base, vocab_size, rules=rules)
+    tokenizer, made = folder.of(base).within(vocab_size), read(base, vocab_size, rules=rules)
     own, how = proof.texts_for(tokenizer), findings.code(Path(proof.__file__).parent)
     flags = [made.prefix, made.prefix_last, made.bos, made.eot, made.named]
     written = [made.tokens.digest, asdict(made.special), *flags]

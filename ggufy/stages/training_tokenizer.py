@@ -195,12 +195,12 @@ def _differences(base: Path, folder: Path, *, whole: bool) -> str | None:
 
 def _resizes(base: Path, tokenizer: FolderTokenizer, file: Path, adapter: Path) -> bool:
     """Whether the base has too few rows for the tokenizer. Raises ExportError where the adapter brings no others."""
-    highest = max(tokenizer.names, default=0)
     brought = names.embedding(names.open_weights(file)) if file.is_file() else None
     own = names.embedding(Checkpoint.open(base))
     held = brought or own
     if brought is None:
         _refuse_stranger(base, tokenizer, adapter)
+    highest = max(tokenizer.within(held.shape[0]).names if held else tokenizer.names, default=0)
     if held is None or highest < held.shape[0]:
         return own is not None and highest >= own.shape[0]
     whose = "the adapter's embedding" if brought else "the base's embedding, as the adapter brings none"

@@ -130,7 +130,10 @@ def _starts_bare(model: Forward) -> bool:
 
 def _compare_marks(model: Forward, base: BaseTokenizer, before: str, path: Path) -> None:
     """Every added token is found in a text, and is none that a person can type where it is a mark."""
+    beyond = folder.of(base.base).padding_beyond(model.width)
     for number, token in base.rust.get_added_tokens_decoder().items():
+        if number in beyond:
+            continue
         mark = token.special or _MARK.fullmatch(token.content)
         # Runs of spaces, of which Gemma has many, stand there as in a text.
         text = before + (token.content if mark else token.content.replace("\u2581", " "))

@@ -109,6 +109,20 @@ def test_the_keys_of_a_sentencepiece_vocabulary_are_the_converters(flagged: bool
     vocab.check(tmp_path, rows, vocab.Texts.of([text for text, _ in vocabularies.texts("llama-spm")]))
 
 
+def test_a_token_for_padding_beyond_the_rows_is_left_out(tmp_path: Path) -> None:
+    """As in copies of Llama 2 whose trainer added one: the converter leaves it out, too."""
+    rows = vocabularies.write_sentencepiece("llama-spm", tmp_path, chat_template=TEMPLATE)
+    vocabularies.write_model_file("llama-spm", tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": rows}), "utf-8")
+    model(tmp_path, rows)
+    assert max(folders.of(tmp_path).names) == rows
+    assert keys(tmp_path, rows) == theirs(tmp_path)
+    vocab.check(tmp_path, rows)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<mine>": rows}), "utf-8")
+    with pytest.raises(ExportError, match=r"token 32000 \('<mine>'\) has no row in the embedding of 32,000"):
+        vocab.check(tmp_path, rows)
+
+
 def test_without_its_model_file_the_scores_are_the_order_of_the_merges(tmp_path: Path) -> None:
     """All else is the converter's, whose scores are all the same: by these llama.cpp reads other tokens."""
     rows = vocabularies.write_sentencepiece("llama-spm", tmp_path)

@@ -16,6 +16,7 @@ import ggufy
 from ggufy.data import source
 from ggufy.errors import ExportError, GgufyError, ModelError
 from ggufy.model import tiny
+from ggufy.model.tokenizer import folder as folders
 from ggufy.stages import training_tokenizer
 from ggufy.verify import tokenizer as verifier
 from ggufy.verify.tokenizer import BaseTokenizer
@@ -79,6 +80,24 @@ def test_one_of_several_ends_that_no_answer_is_written_with(base: Path, caplog: 
     edit(base / "generation_config.json", eos_token_id=[745, 750])
     assert export(base).is_file()
     assert "(750) ends an answer, too; llama.cpp would go on after it" in caplog.text
+
+
+def test_a_token_for_padding_that_has_no_row(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is in no text, so the file is the same without it, but for the tokens that it would be."""
+    caplog.set_level("INFO", "ggufy")
+    before = export(base).read_bytes()
+    rows = json.loads((base / "config.json").read_text("utf-8"))["vocab_size"]
+    token = {"content": "[PAD]", "special": True, "normalized": False}
+    listed = {
+        str(number): {"content": one.content, "special": one.special, "normalized": one.normalized}
+        for number, one in folders.open_backend(base).get_added_tokens_decoder().items()
+    }
+    edit(base / "tokenizer_config.json", added_tokens_decoder={**listed, str(rows): token}, pad_token="[PAD]")
+    assert export(base, force=True).read_bytes() == before
+    assert f"token {rows} ('[PAD]') has no row in the embedding and is for padding" in caplog.text
+    (base / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}[PAD]{{ eos_token }}")
+    with pytest.raises(ExportError, match="has no row in the embedding"):
+        export(base, force=True)
 
 
 @pytest.mark.parametrize("ids", [-1, [745, 99999], [737, 744, 745]], ids=str)

@@ -8,6 +8,7 @@ those of `TokenizersBackend` in transformers 5.17 (`tokenization_utils_base.py`,
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from ggufy.errors import ModelError
 from ggufy.model.config_files import read_whole
-from ggufy.model.template import content_of, named_specials, with_special_tokens_map
+from ggufy.model.template import content_of, named_specials, named_templates, with_special_tokens_map
 from ggufy.model.tokenizer.findings import Findings
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -23,6 +24,7 @@ KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MADE = "converted.json"
 """Stands beside a tokenizer.json that ggufy had made."""
+_PAD = re.compile(r"[<\[]\|?pad\|?[>\]]", re.IGNORECASE)
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
@@ -103,6 +105,34 @@ class FolderTokenizer:
         entries = vocab.items() if isinstance(vocab, dict) else ((pair[0], n) for n, pair in enumerate(vocab))
         names = {number: name for name, number in entries}
         return names | {number: token.content for number, token in self.added.items()}
+
+    def padding_beyond(self, rows: int) -> dict[int, str]:
+        """The tokens without a row in an embedding of so many, where they are for padding alone; else none.
+
+        Some trainers add one and leave the embedding as it is: no text is written with it.
+        """
+        if max(self.names, default=0) < rows:
+            return {}
+        beyond = {number: name for number, name in self.names.items() if number >= rows}
+        written = "".join(named_templates(self.folder).values())
+        used = {text for key, text in self.special.items() if key != "pad_token"}
+        pads = (name == self.special.get("pad_token") or _PAD.fullmatch(name) for name in beyond.values())
+        return beyond if all(pads) and not any(n in used or n in written for n in beyond.values()) else {}
+
+    def within(self, rows: int) -> FolderTokenizer:
+        """Without the tokens of `padding_beyond`."""
+        beyond = self.padding_beyond(rows)
+        if not beyond:
+            return self
+        made = FolderTokenizer(self.folder, (*self.state, rows))
+        # What the properties of these names would find out.
+        made.__dict__.update(
+            names={number: name for number, name in self.names.items() if number not in beyond},
+            added={number: token for number, token in self.added.items() if number not in beyond},
+            special={key: text for key, text in self.special.items() if text not in beyond.values()},
+            findings=self.findings,
+        )
+        return made
 
 
 def of(folder: Path) -> FolderTokenizer:
