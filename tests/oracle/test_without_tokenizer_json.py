@@ -17,6 +17,8 @@ from typing import Any
 
 import gguf
 import pytest
+import torch
+from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2 as proto
 from transformers import AutoTokenizer
 
@@ -207,6 +209,9 @@ def test_an_adapters_own_tokenizer_has_it_made_too(made: Path, tmp_path: Path) -
     taken = training_tokenizer.of(base, tmp_path).path
     assert taken != base
     assert (taken / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    # On another base, whose embedding it brings anew.
+    embedding = {"base_model.model.model.embed_tokens.weight": torch.zeros(640, 8)}
+    save_file(embedding, tmp_path / "adapter_model.safetensors")
     other = made / "gemma" / "with"
     found = training_tokenizer.of(other, tmp_path)
     assert found.said is not None
