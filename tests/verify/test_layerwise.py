@@ -189,7 +189,9 @@ def test_no_more_than_a_slab_is_in_memory(kind: str, tmp_path: Path, monkeypatch
     before = in_tensors()
     found = reference.run(base, made, TEXTS)
     assert max(read) <= 4096
-    assert sum(read) >= sizes["vocab_size"] * sizes["hidden_size"]
+    # With and without the adapter in one pass where it is LoRA alone, else in two.
+    once = sizes["vocab_size"] * sizes["hidden_size"]
+    assert once <= sum(read) < 2 * once if kind == "embeddings" else sum(read) >= 2 * once
     logits = 2 * 4 * sizes["vocab_size"] * len(TEXTS) * max(map(len, TEXTS))
     assert found.untrained is not None
     held = {id(one.base): one.base.nbytes for one in (*found.logits, *found.untrained)}
