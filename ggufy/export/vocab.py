@@ -236,10 +236,16 @@ def prove(tokenizer: FolderTokenizer, made: Vocabulary, texts: Sequence[str] = (
 
 
 def those_that_go_on(base: Path, vocab_size: int, tokens: Sequence[int], *, rules: Rules) -> list[int]:
-    """Those of these tokens after which llama.cpp would go on."""
-    made = read(base, max(vocab_size, max(folder.of(base).names) + 1), rules=rules)
-    with proof.loaded(made.tokens, made.special) as ours:
-        return [token for token in tokens if not ours.ends_turn(token)]
+    """Those of these tokens after which llama.cpp would go on, which knows ends by their names, too; remembered."""
+    tokenizer = folder.of(base)
+    made = read(base, max(vocab_size, max(tokenizer.names) + 1), rules=rules)
+
+    def find() -> list[int]:
+        with proof.loaded(made.tokens, made.special) as ours:
+            return [token for token in tokens if not ours.ends_turn(token)]
+
+    asked = digest.of_values([made.tokens.digest, asdict(made.special), list(tokens)])
+    return list(tokenizer.findings.get(f"goes on after: {asked}", find))
 
 
 def _flags(made: Vocabulary) -> dict[str, Any]:

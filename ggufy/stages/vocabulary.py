@@ -20,8 +20,6 @@ from ggufy.verify import probes, tokenizer
 log = logging.getLogger("ggufy")
 
 _TEXTS = 200
-# Of what llama.cpp stops at by its name, whatever the file says: it need not be asked.
-_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<|end|>")
 
 
 def check(base: Path, data: Path | None) -> None:
@@ -49,8 +47,7 @@ def check_conversation(base: Path, training: Path) -> None:
     shown = probes.rendered(ChatTemplate.from_folder(training)) if text_of(training) else []
     for text in shown:
         ids = found.backend.encode(text, add_special_tokens=False).ids
-        count = next((at for at, token in enumerate(ids) if token != named.get("bos")), len(ids))
-        if count > 1:
+        if (count := probes.leading(ids, named.get("bos"))) > 1:
             raise ExportError(
                 f"{training.as_posix()}: its chat template writes {count} BOS tokens at the start",
                 "leave one of them in the template, as the model was trained; --no-verify exports it as it is",
@@ -60,7 +57,7 @@ def check_conversation(base: Path, training: Path) -> None:
         vocab.check(training, rows, vocab.Texts.of(shown), rules=family.vocab_rules)
     ids, file = stops.named(training)
     ends = {number: found.names[number] for number in ids if number in found.names}
-    if file != "generation_config.json" or not {n for n in ends if n != named.get("eos") and ends[n] not in _ENDS}:
+    if file != "generation_config.json" or not ends.keys() - {named.get("eos")}:
         return
     over = vocab.those_that_go_on(training, family.vocab_size, list(ends), rules=family.vocab_rules)
     lost = tokenizer.lost_end(ends, over, probes.after_answer(shown))

@@ -36,6 +36,11 @@ def after_answer(shown: Sequence[str]) -> str:
     return next((text.rpartition("Hello.")[2] for text in shown if "Hello." in text and "Why?" not in text), "")
 
 
+def leading(ids: Sequence[int], token: int | None) -> int:
+    """How many of a token a text begins with: some templates write the BOS before every turn."""
+    return next((at for at, other in enumerate(ids) if other != token), len(ids))
+
+
 def rendered(template: ChatTemplate) -> list[str]:
     """The probe conversation at three of its turns, without what this template refuses, such as a system prompt."""
     for turns in (TURNS, TURNS[1:], TURNS[1:2]):

@@ -22,7 +22,7 @@ from ggufy.export.vocabulary import pre_tokenizers
 from ggufy.llamacpp.evaluate_gguf import Forward
 from ggufy.model.template import ChatTemplate
 from ggufy.model.tokenizer import folder
-from ggufy.verify.probes import PROBES, after_answer
+from ggufy.verify.probes import PROBES, after_answer, leading
 
 log = logging.getLogger("ggufy")
 
@@ -99,10 +99,7 @@ def compare(model: Forward, base: BaseTokenizer, shown: Sequence[str], texts: Ma
                 "the tokenizer is not one that llama.cpp knows under this name",
             )
     for text in shown:
-        # Only those that a text begins with: some templates write the token before every turn.
-        ids = model.tokenize(text, special=True)
-        count = next((at for at, token in enumerate(ids) if token != model.bos), len(ids))
-        if count > 1:
+        if (count := leading(model.tokenize(text, special=True), model.bos)) > 1:
             raise Unverified(
                 f"{path.as_posix()}: its chat template writes {count} BOS tokens at the start", "it must be one"
             )
