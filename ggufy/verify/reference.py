@@ -63,8 +63,10 @@ def of(
             texts = [*own(), *_probes(tokenizer or base)]
             return run(base, adapter, [text[: _context(base)] for text in texts])
     except Exception as error:  # noqa: BLE001 - a KeyError, too, is what the libraries say of a model they cannot load
-        # This check is one more, and costs nobody the file.
-        lacking = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        # This check is one more, and costs nobody the file; but it should have worked, so it is a warning.
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        log.warning("logits are not compared with the training model, which failed: %s", said)
+        return NOTHING
     log.info("logits are not compared with the training model: %s", lacking)
     return NOTHING
 
