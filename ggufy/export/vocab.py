@@ -283,7 +283,7 @@ def _by_comparison(tokenizer: FolderTokenizer, rows: int, made: Specials, known:
     assert nearest
     raise ExportError(
         f"{tokenizer.path.as_posix()}: llama.cpp has no name for this tokenizer, and would split text differently from "
-        f"training: of its {len(names)} ways to split text {nearest[0]!r} comes nearest, with "
+        f"training: of the {len(names)} ways to split text that were tried {nearest[0]!r} comes nearest, with "
         f"{nearest[1].right} of {len(texts)} texts before one that differs; {nearest[1].described(tokenizer)}",
         _OTHER,
     )
